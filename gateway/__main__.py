@@ -1,0 +1,134 @@
+"""The command line: ``python -m gateway serve|token``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if sys.platform != "win32":
+    import uvloop
+import structlog
+from aiohttp import web
+
+from gateway.app import Gateway, create_app
+from gateway.auth import is_id
+from gateway.errors import ConfigurationError
+from gateway.settings import Settings
+from gateway.telemetry import configure_logs
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_log = structlog.get_logger("gateway")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0 done, 2 wrongly configured.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except ConfigurationError:
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway",
+        description="The server that knows, in real time, who is online.",
+        epilog="Everything else is set by environment variables, or a .env file: see .env.example.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the gateway")
+    serve.add_argument("--host", help="the address to listen on (HOST, 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="the port to listen on (PORT, 3000); 0 takes a free one")
+    serve.add_argument(
+        "--dev",
+        action="store_true",
+        default=None,
+        help="development mode: needs no configuration, and gives tokens to this machine at /dev/token",
+    )
+    serve.set_defaults(command=_serve)
+
+    token = commands.add_parser("token", help="print a token signed with JWT_SECRET")
+    token.add_argument("user", metavar="USER", help="the user id: the token's sub")
+    token.add_argument("--tenant", help="the tenant; the default one where none is named")
+    token.add_argument("--name", help="the name that others see")
+    token.add_argument("--role", help="the role, such as admin")
+    token.add_argument("--ttl", type=float, default=3600.0, help="seconds until it expires (3600)")
+    token.set_defaults(command=_token)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    given = {"host": options.host, "port": options.port, "dev": options.dev}
+    settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
+    configure_logs(settings.log_format, settings.log_level)
+    gateway = Gateway(settings)
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(_run_until_stopped(create_app(gateway), settings))
+    return 0
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":  # which uvloop does not run on
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run_until_stopped(app: web.Application, settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain within the time set."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stopped.set)
+    runner = web.AppRunner(
+        app,
+        access_log=None,  # its request lines would hold tokens
+        keepalive_timeout=settings.keepalive_timeout,
+        shutdown_timeout=settings.shutdown_timeout / 2,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, settings.host, settings.port).start()
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+        host, port = runner.addresses[0][:2]
+        _log.info("listening", address=f"http://{_for_url(host)}:{port}", version=__version__)
+        if settings.dev:
+            _log.info("development mode", page=f"http://127.0.0.1:{port}/test-presence.html")
+        await stopped.wait()
+    finally:
+        try:
+            async with asyncio.timeout(settings.shutdown_timeout):
+                await runner.cleanup()
+        except TimeoutError:
+            _log.warning("clients took too long to leave; cut off", limit=settings.shutdown_timeout)
+    _log.info("stopped")
+
+
+def _for_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _token(options: argparse.Namespace) -> int:
+    settings = Settings.load(dev=True)  # so that a missing key is said in this command's own words
+    if settings.jwt_secret is None:
+        raise ConfigurationError("JWT_SECRET is not set: there is nothing to sign a token with")
+    if not is_id(options.user):
+        raise ConfigurationError("USER takes 1 to 128 characters without control characters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

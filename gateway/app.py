@@ -1,0 +1,203 @@
+"""The wiring: the only file that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from aiohttp import web
+
+from gateway.auth import Authenticator
+from gateway.connections import Connections
+from gateway.delivery.notifications import Delivery, notify
+from gateway.doors.http import HTTPDoor
+from gateway.doors.openapi import document
+from gateway.doors.pages import add_pages, dev_token_handler
+from gateway.doors.socketio import SocketIODoor
+from gateway.doors.websocket import WebSocketDoor
+from gateway.engine.server import Server
+from gateway.hooks import Hook, Hooks
+from gateway.inprocess import Presence
+from gateway.origins import Origins
+from gateway.presence.fanout import FanOut
+from gateway.presence.follower import Follower
+from gateway.presence.model import DEFAULT_TENANT
+from gateway.presence.store_memory import MemoryStore
+from gateway.presence.tracker import Tracker
+from gateway.presence.view import View
+from gateway.requests import Requests
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_HookT = TypeVar("_HookT", bound=Hook)
+
+RETRY_AFTER_DRAIN = 1.0
+"""Seconds that clients of a draining node are asked to wait before they connect again."""
+
+
+def system_clock() -> int:
+    """The time, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class _RunningLoop:
+    """The event loop, looked up when it is needed: a gateway is made before its loop runs."""
+
+    def time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_at(when, callback)
+
+
+class Gateway:
+    """A presence gateway, to be attached to an aiohttp application.
+
+    Args:
+        settings: how it runs.
+        clock: the time, in Unix milliseconds.
+
+    Raises:
+        ConfigurationError: the key to verify tokens with cannot be read.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], int] = system_clock) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._signing_secret = _signing_secret(settings)
+        self._authenticator = Authenticator(settings, self._signing_secret)
+        self._origins = Origins(settings.cors_allowed_origins, dev=settings.dev)
+
+        node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._hooks = Hooks()
+        self._store = MemoryStore(settings.timing())
+        self._view = View()
+        self._fanout = FanOut(_RunningLoop(), settings.presence_flush_interval)
+        self._follower = Follower(self._store, self._view, [self._fanout.publish, self._hooks.publish])
+        self._tracker = Tracker(node, self._store, self._follower, clock)
+        self._connections = Connections(settings, self._tracker, self._view, self._fanout)
+
+        self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
+        self._server = Server(settings, self._origins)
+        self._server.register_namespace(SocketIODoor(self._connections, self._requests, self._authenticator))
+
+        self.presence = Presence(self._tracker, self._view)
+        """Who is online: reads as plain calls, commands awaited."""
+
+    def attach(self, app: web.Application) -> None:
+        """Add the gateway's routes to an application; the gateway starts and stops with it.
+
+        The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
+        ``/presence/…``, ``/health/…``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and ``/static/``.
+        """
+        settings = self.settings
+        websocket = WebSocketDoor(settings, self._origins, self._connections, self._requests, self._authenticator)
+        http = HTTPDoor(
+            settings,
+            self._origins,
+            self._connections,
+            self._tracker,
+            self._view,
+            self._store,
+            self._authenticator,
+        )
+        self._server.attach(app)
+        app.router.add_get("/ws", websocket.handle)
+        app.router.add_routes(http.routes())
+        add_pages(app, document(http.operations, __version__))
+        if settings.dev and self._signing_secret is not None:
+            app.router.add_get(
+                "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)
+            )
+        app.cleanup_ctx.append(self._run)
+        app.on_shutdown.append(self._drain)
+
+    def on(self, event: str) -> Callable[[_HookT], _HookT]:
+        """Register a hook: an async function called with each `Transition` that makes `event`.
+
+        Args:
+            event: ``user-online``, ``user-offline`` or ``user-status-changed``.
+
+        Raises:
+            ValueError: there is no such event.
+        """
+
+        def register(hook: _HookT) -> _HookT:
+            self._hooks.add(event, hook)
+            return hook
+
+        return register
+
+    async def notify(self, user_id: str, event: str, data: object, *, tenant: str = DEFAULT_TENANT) -> Delivery:
+        """Send an event to every connection of a user.
+
+        Args:
+            user_id: to whom.
+            event: any name but the gateway's own.
+            data: anything that JSON can hold.
+            tenant: whose user.
+
+        Raises:
+            InvalidPayloadError: the name or the data is not acceptable.
+        """
+        return notify(self._connections, tenant, user_id, event, data)
+
+    async def disconnect(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> int:
+        """Close a user's connections, and end what else keeps them online.
+
+        Returns:
+            How many connections were closed.
+        """
+        return await self._connections.end_user(tenant, user_id)
+
+    async def _run(self, _app: web.Application) -> AsyncIterator[None]:
+        await self._tracker.tick()
+        await self._follower.start()
+        tasks = [
+            asyncio.create_task(part.run(), name=type(part).__name__)
+            for part in (self._follower, self._tracker, self._hooks)
+        ]
+        yield
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._server.shutdown()
+        await self._store.close()
+
+    async def _drain(self, _app: web.Application) -> None:
+        _log.info("draining", connections=len(self._connections))
+        await self._connections.drain(RETRY_AFTER_DRAIN)
+
+
+def _signing_secret(settings: Settings) -> str | None:
+    """The secret that development tokens are signed with; None where tokens are another's to sign."""
+    if settings.jwt_secret is not None:
+        return settings.jwt_secret.get_secret_value()
+    if settings.jwt_public_key is not None or settings.jwt_jwks_url is not None:
+        return None
+    return secrets.token_urlsafe(32)
+
+
+def create_app(gateway: Gateway) -> web.Application:
+    """An application that is nothing but a gateway."""
+
+    async def home(_request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("/test-presence.html")
+
+    app = web.Application()
+    app.router.add_get("/", home)
+    gateway.attach(app)
+    return app

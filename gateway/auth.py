@@ -1,0 +1,199 @@
+"""A token in, an identity out."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import jwt
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from gateway.errors import ConfigurationError, TokenExpiredError, TokenInvalidError, TokenMissingError
+from gateway.presence.model import DEFAULT_TENANT, Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.settings import Settings
+
+_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
+_MAX_PROFILE_LENGTH = 512
+_MAX_AVATAR_LENGTH = 2048
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is calling."""
+
+    tenant: str
+    user_id: str
+    profile: Profile
+    expires_at: int | None
+    """Unix milliseconds; None for a token that does not expire."""
+
+
+def find_token(
+    headers: Mapping[str, str], query: Mapping[str, str], cookies: Mapping[str, str], auth: object = None
+) -> str | None:
+    """Look for a token in its four places, in the contract's order.
+
+    Args:
+        headers: of the HTTP request, matched without case; ``Authorization: Bearer``.
+        query: ``?token=``.
+        cookies: ``jwt``.
+        auth: what a Socket.IO client sent in its CONNECT packet; ``{"token": …}``.
+
+    Returns:
+        The first that is there; None where there is none.
+    """
+    if isinstance(auth, dict) and auth.get("token"):
+        return str(auth["token"])
+    scheme, _, credentials = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials.strip():
+        return credentials.strip()
+    return query.get("token") or cookies.get("jwt") or None
+
+
+class Authenticator:
+    """Verifies tokens with the one key configured, and service keys.
+
+    Args:
+        settings: the ``JWT_…`` variables and ``SERVICE_API_KEYS``.
+        dev_secret: the secret to use where no key is set.
+
+    Raises:
+        ConfigurationError: the public key cannot be read.
+    """
+
+    def __init__(self, settings: Settings, dev_secret: str | None = None) -> None:
+        self._settings = settings
+        self._jwks = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5) if settings.jwt_jwks_url else None
+        self._key: Any = None
+        self._algorithms: Sequence[str] = settings.jwt_algorithms
+        if settings.jwt_public_key is not None:
+            self._key, by_key = _public_key(settings.jwt_public_key)
+            self._algorithms = self._algorithms or by_key
+        elif self._jwks is not None:
+            self._algorithms = self._algorithms or ("RS256", "ES256", "EdDSA")
+        else:
+            secret = settings.jwt_secret
+            self._key = secret.get_secret_value() if secret is not None else dev_secret
+            self._algorithms = self._algorithms or ("HS256",)
+        self._service_keys = [key.get_secret_value().encode() for key in settings.service_api_keys]
+
+    async def identify(self, token: str | None) -> Identity:
+        """Verify a token.
+
+        Raises:
+            TokenMissingError: there is none.
+            TokenExpiredError: its ``exp`` has passed.
+            TokenInvalidError: anything else is wrong with it; the message says what.
+        """
+        if not token:
+            raise TokenMissingError("no token: send it as auth.token, Authorization: Bearer, ?token= or the cookie jwt")
+        settings = self._settings
+        try:
+            claims = jwt.decode(
+                token,
+                await self._key_for(token),
+                algorithms=list(self._algorithms),
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                options={
+                    "require": ["exp"] if settings.jwt_require_exp else [],
+                    "verify_aud": settings.jwt_audience is not None,
+                    # Ours to check: a number is taken as its decimal string. And a token issued by a clock
+                    # a second ahead of this one's is a good token.
+                    "verify_sub": False,
+                    "verify_iat": False,
+                },
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenExpiredError("the token has expired; get a new one") from None
+        except jwt.PyJWTError as error:
+            raise TokenInvalidError(f"the token is not accepted: {error}") from None
+        return _identity(claims, settings.jwt_tenant_claim)
+
+    def knows_service_key(self, key: str) -> bool:
+        """Whether `key` is one of ``SERVICE_API_KEYS``, in a time that does not tell how nearly."""
+        return any(hmac.compare_digest(known, key.encode()) for known in self._service_keys)
+
+    async def _key_for(self, token: str) -> Any:
+        if self._jwks is None:
+            return self._key
+        return (await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)).key
+
+
+def issue_token(
+    settings: Settings, secret: str, user_id: str, *, now: int, ttl: float, claims: Mapping[str, str | None]
+) -> str:
+    """Sign a token that this gateway's `Authenticator` accepts.
+
+    Args:
+        settings: the issuer, audience and algorithm to write.
+        secret: the key to sign with.
+        user_id: the ``sub``.
+        now: Unix milliseconds.
+        ttl: seconds until it expires.
+        claims: further ones; those that are None are left out.
+    """
+    payload = {"sub": user_id, "iat": now // 1000, "exp": int(now / 1000 + ttl)}
+    optional = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience, **claims}
+    payload |= {name: value for name, value in optional.items() if value is not None}
+    return jwt.encode(payload, secret, algorithm=(*settings.jwt_algorithms, "HS256")[0])
+
+
+def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:
+    """Load a public key, and the algorithm that goes with its kind."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(f"JWT_PUBLIC_KEY: takes a PEM public key, or the path of one: {error}") from None
+    match key:
+        case rsa.RSAPublicKey():
+            return key, ("RS256",)
+        case ec.EllipticCurvePublicKey():
+            return key, ("ES256",)
+        case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
+            return key, ("EdDSA",)
+        case _:
+            raise ConfigurationError("JWT_PUBLIC_KEY: takes an RSA, EC or Ed25519 key")
+
+
+def _identity(claims: Mapping[str, Any], tenant_claim: str) -> Identity:
+    exp = claims.get("exp")
+    role = claims.get("role")
+    roles = claims.get("roles")
+    if role is None and isinstance(roles, list) and roles:
+        role = roles[0]
+    return Identity(
+        tenant=_id("tenant claim", claims.get(tenant_claim, DEFAULT_TENANT)),
+        user_id=_id("sub", claims.get("sub")),
+        profile=Profile(
+            name=_text(claims.get("name"), _MAX_PROFILE_LENGTH),
+            avatar=_text(claims.get("avatar"), _MAX_AVATAR_LENGTH),
+            role=_text(role, _MAX_PROFILE_LENGTH),
+        ),
+        expires_at=None if exp is None else int(exp) * 1000,
+    )
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a value may be a user's or a tenant's id: 1 to 128 characters without control characters."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def _id(name: str, value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not is_id(value):
+        raise TokenInvalidError(f"the token's {name} must be 1 to 128 characters without control characters")
+    return value
+
+
+def _text(value: object, length: int) -> str | None:
+    return value[:length] if isinstance(value, str) and value else None

@@ -1,0 +1,279 @@
+"""The live connections of this node: opened by a door, heard by the fan-out, ended once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from gateway import wire
+from gateway.errors import (
+    CloseCode,
+    ForbiddenError,
+    RateLimitedError,
+    ServerDrainingError,
+    TenantFullError,
+    TooManyConnectionsError,
+)
+from gateway.limits import Rate, TokenBucket
+from gateway.presence.fanout import Member
+from gateway.presence.model import Beat, Connection, Ending
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.auth import Identity
+    from gateway.presence.fanout import FanOut
+    from gateway.presence.tracker import Tracker
+    from gateway.presence.view import View
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+EXPIRY_NOTICE = 10.0
+"""Seconds between ``token-expired`` and the disconnection."""
+
+ACTIVITY_RESOLUTION = 1000
+"""Milliseconds. A request of a user who was active within them is not recorded as activity again."""
+
+FLOOD_PATIENCE = 10
+"""A connection whose requests were refused for so many times its rate in a row is closed."""
+
+_CLOSE_CODES = {
+    Ending.KICKED: CloseCode.KICKED,
+    Ending.TOKEN_EXPIRED: CloseCode.TOKEN_EXPIRED,
+    Ending.TOO_SLOW: CloseCode.TOO_SLOW,
+    Ending.FLOODED: CloseCode.RATE_LIMITED,
+    Ending.DRAINED: CloseCode.GOING_AWAY,
+}
+
+
+class Peer(Member, Protocol):
+    """The client at the other end, as its door can reach it."""
+
+    def close(self, code: CloseCode) -> None:
+        """Close the connection after what was written, without waiting; a second call changes nothing."""
+
+
+class LiveConnection:
+    """One connection of one user to this node."""
+
+    def __init__(self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket) -> None:
+        self.identity = identity
+        self.connection = connection
+        self.peer = peer
+        self.ending: Ending | None = None
+        """Why it ended; None while it lives."""
+        self.resumed = False
+        self.limiter = limiter
+        self.refused_in_a_row = 0
+        self.expiry: asyncio.TimerHandle | None = None
+
+    def emit(self, event: str, data: object) -> None:
+        """Send one event to this connection; `data` is anything that JSON can hold."""
+        self.peer.write([self.peer.codec.encode(event, data)])
+
+
+class Connections:
+    """Opens, keeps and ends connections, by the same rules for every door.
+
+    Args:
+        settings: limits and rates.
+        tracker: where connections are counted.
+        view: what is read before a connection hears of changes.
+        fanout: what it hears them from.
+    """
+
+    def __init__(self, settings: Settings, tracker: Tracker, view: View, fanout: FanOut) -> None:
+        self.draining = False
+        self._settings = settings
+        self._tracker = tracker
+        self._view = view
+        self._fanout = fanout
+        self._by_user: dict[tuple[str, str], dict[str, LiveConnection]] = {}
+        self._per_tenant: dict[str, int] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return sum(self._per_tenant.values())
+
+    def of_user(self, tenant: str, user_id: str) -> Sequence[LiveConnection]:
+        """The user's live connections to this node."""
+        return tuple(self._by_user.get((tenant, user_id), {}).values())
+
+    # A connection's life
+
+    async def open(self, identity: Identity, *, door: str, peer: Peer, user_agent: str | None) -> LiveConnection:
+        """Let a connection in. The user is online, and this node's view says so, when it returns.
+
+        Raises:
+            ServerDrainingError: this node is shutting down.
+            TooManyConnectionsError: the user has as many as allowed.
+            TenantFullError: the tenant has.
+        """
+        self._admit(identity)
+        now = self._tracker.now()
+        connection = Connection(
+            tenant=identity.tenant,
+            user_id=identity.user_id,
+            id=secrets.token_urlsafe(15),
+            node=self._tracker.node,
+            door=door,
+            connected_at=now,
+            profile=identity.profile,
+            user_agent=user_agent[:256] if user_agent else None,
+        )
+        rate = self._settings.rate_limit_events
+        live = LiveConnection(identity, connection, peer, TokenBucket(rate, now / 1000))
+        # Counted before the first await, so that a burst cannot pass the limits together.
+        self._by_user.setdefault((identity.tenant, identity.user_id), {})[connection.id] = live
+        self._per_tenant[identity.tenant] = self._per_tenant.get(identity.tenant, 0) + 1
+        try:
+            live.resumed = (await self._tracker.connect(connection)).resumed
+        except BaseException:
+            self._remove(live)
+            raise
+        _log.info("connected", user=identity.user_id, tenant=identity.tenant, door=door, connection=connection.id)
+        return live
+
+    def greet(self, live: LiveConnection, socket_id: str) -> None:
+        """Begin to talk to a connection whose client knows that it is connected."""
+        if live.ending is not None:
+            return
+        self._fanout.join(live.identity.tenant, live.peer, self._view.position)
+        self._arm_expiry(live)
+        live.emit(
+            "connected",
+            wire.Connected(
+                user_id=live.identity.user_id,
+                socket_id=socket_id,
+                timestamp=wire.timestamp(self._tracker.now()),
+                reconnect=live.resumed,
+            ),
+        )
+
+    async def end(self, live: LiveConnection, ending: Ending) -> None:
+        """End a connection, once: the first reason given is the one that counts."""
+        if live.ending is not None:
+            return
+        live.ending = ending
+        self._remove(live)
+        self._fanout.leave(live.identity.tenant, live.peer)
+        if live.expiry is not None:
+            live.expiry.cancel()
+        _log.info(
+            "disconnected",
+            user=live.identity.user_id,
+            tenant=live.identity.tenant,
+            door=live.connection.door,
+            connection=live.connection.id,
+            reason=ending.value,
+            duration=round((self._tracker.now() - live.connection.connected_at) / 1000, 3),
+        )
+        if (code := _CLOSE_CODES.get(ending)) is not None:
+            live.peer.close(code)
+        await self._tracker.disconnect(live.connection, ending)
+
+    async def end_user(self, tenant: str, user_id: str) -> int:
+        """Kick a user: close every connection, and end what else keeps them online.
+
+        Returns:
+            How many connections were closed.
+        """
+        connections = self.of_user(tenant, user_id)
+        for live in connections:
+            await self.end(live, Ending.KICKED)
+        await self._tracker.release(tenant, user_id)
+        return len(connections)
+
+    async def drain(self, retry_after: float) -> None:
+        """Tell every client that this node shuts down, and close them. New ones are refused from now on."""
+        self.draining = True
+        leaving = [live for by_id in self._by_user.values() for live in by_id.values()]
+        notice = wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now()), retry_after=retry_after)
+        for live in leaving:
+            live.emit("server-draining", notice)
+            await self.end(live, Ending.DRAINED)
+
+    # What a connection does
+
+    def admit_request(self, live: LiveConnection) -> None:
+        """Count one request against the connection's rate.
+
+        Raises:
+            RateLimitedError: it is over its rate. One that goes on all the same is closed.
+        """
+        wait = live.limiter.take(self._tracker.now() / 1000)
+        if not wait:
+            live.refused_in_a_row = 0
+            return
+        live.refused_in_a_row += 1
+        rate: Rate = self._settings.rate_limit_events
+        if live.refused_in_a_row > FLOOD_PATIENCE * rate.count:
+            self._end_soon(live, Ending.FLOODED)
+        raise RateLimitedError(
+            f"more than {rate.count} requests in {rate.seconds:g} s on this connection", round(wait, 3)
+        )
+
+    async def active(self, identity: Identity) -> None:
+        """Record that a user asked for something, where that is news."""
+        status = self._view.status(identity.tenant, identity.user_id)
+        now = self._tracker.now()
+        if status.active_at is None or now - status.active_at >= ACTIVITY_RESOLUTION:
+            await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now))
+
+    def catch_up(self, live: LiveConnection) -> None:
+        """Let a connection hear, before an answer goes to it, whatever the answer already knows."""
+        self._fanout.catch_up(live.identity.tenant, live.peer)
+
+    def renew_token(self, live: LiveConnection, identity: Identity) -> None:
+        """Go on with a newer token of the same user.
+
+        Raises:
+            ForbiddenError: it is another user's, or another tenant's.
+        """
+        if (identity.tenant, identity.user_id) != (live.identity.tenant, live.identity.user_id):
+            raise ForbiddenError("the new token must have the same sub and tenant as the connection's")
+        live.identity = identity
+        self._arm_expiry(live)
+
+    # One step each
+
+    def _admit(self, identity: Identity) -> None:
+        if self.draining:
+            raise ServerDrainingError("this node is shutting down; connect again")
+        per_user = self._settings.max_connections_per_user
+        if per_user is not None and len(self.of_user(identity.tenant, identity.user_id)) >= per_user:
+            raise TooManyConnectionsError(f"a user may have {per_user} connections; close one first")
+        per_tenant = self._settings.max_connections_per_tenant
+        if per_tenant is not None and self._per_tenant.get(identity.tenant, 0) >= per_tenant:
+            raise TenantFullError(f"the tenant may have {per_tenant} connections, and has them; try again later")
+
+    def _remove(self, live: LiveConnection) -> None:
+        key = (live.identity.tenant, live.identity.user_id)
+        connections = self._by_user[key]
+        del connections[live.connection.id]
+        if not connections:
+            del self._by_user[key]
+        self._per_tenant[live.identity.tenant] -= 1
+        if not self._per_tenant[live.identity.tenant]:
+            del self._per_tenant[live.identity.tenant]
+
+    def _arm_expiry(self, live: LiveConnection) -> None:
+        if live.expiry is not None:
+            live.expiry.cancel()
+            live.expiry = None
+        if live.identity.expires_at is not None:
+            left = (live.identity.expires_at - self._tracker.now()) / 1000
+            live.expiry = asyncio.get_running_loop().call_later(max(left, 0), self._expired, live)
+
+    def _expired(self, live: LiveConnection) -> None:
+        live.emit("token-expired", wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now())))
+        live.expiry = asyncio.get_running_loop().call_later(EXPIRY_NOTICE, self._end_soon, live, Ending.TOKEN_EXPIRED)
+
+    def _end_soon(self, live: LiveConnection, ending: Ending) -> None:
+        task = asyncio.create_task(self.end(live, ending))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)

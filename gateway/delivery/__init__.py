@@ -1,0 +1,1 @@
+"""What is sent to users on an application's behalf."""

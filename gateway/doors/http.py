@@ -1,0 +1,404 @@
+"""The HTTP door: section 4 of the contract, as one table of operations.
+
+The table makes the routes, decides who may call and what they send, and is what ``/openapi.json`` is made from.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway import wire
+from gateway.auth import Authenticator, Identity, find_token, is_id
+from gateway.errors import (
+    ForbiddenError,
+    InternalError,
+    InvalidPayloadError,
+    RateLimitedError,
+    RefusedError,
+    RequestError,
+    TokenInvalidError,
+    UnavailableError,
+)
+from gateway.limits import KeyedBuckets
+from gateway.presence.model import DEFAULT_TENANT, Beat
+from gateway.requests import check_meta, page_of_online, validate
+
+if TYPE_CHECKING:
+    from gateway.connections import Connections
+    from gateway.origins import Origins
+    from gateway.presence.store import Store
+    from gateway.presence.tracker import Tracker
+    from gateway.presence.view import View
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
+_MAX_SAFE_INTEGER = 2**53 - 1
+"""The greatest integer that JavaScript's numbers hold exactly."""
+
+
+class Caller(StrEnum):
+    """Who may call an operation."""
+
+    ANYONE = "anyone"
+    USER = "a user's token"
+    SERVICE = "a service key"
+    USER_OR_SERVICE = "a user's token or a service key"
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request, checked."""
+
+    tenant: str
+    identity: Identity | None
+    """The user who calls; None for a service."""
+    path: dict[str, str]
+    query: Any
+    body: Any
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the table."""
+
+    method: str
+    path: str
+    summary: str
+    caller: Caller
+    handler: Callable[[Call], Awaitable[Any]]
+    answers: Any
+    """The type of the answer."""
+    query: type[wire.Body] = wire.NoPayload
+    body: type[wire.Body] | None = None
+
+
+class OnlineStatusQuery(wire.Body):
+    """Which users."""
+
+    ids: Annotated[str, msgspec.Meta(description="User ids, separated by commas.", examples=["1,2,3"])]
+
+
+class HTTPDoor:
+    """Answers HTTP requests about presence.
+
+    Args:
+        settings: sizes and rates.
+        origins: which pages may read the answers.
+        connections: which live connections to close.
+        tracker: where commands go.
+        view: what reads are answered from.
+        store: what explains a user.
+        authenticator: what verifies tokens and service keys.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        origins: Origins,
+        connections: Connections,
+        tracker: Tracker,
+        view: View,
+        store: Store,
+        authenticator: Authenticator,
+    ) -> None:
+        self._settings = settings
+        self._origins = origins
+        self._connections = connections
+        self._tracker = tracker
+        self._view = view
+        self._store = store
+        self._authenticator = authenticator
+        self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
+        self.operations = self._table()
+
+    def routes(self) -> list[web.RouteDef]:
+        """The routes of the table, each with what a browser asks before a request from another origin."""
+        methods: dict[str, list[str]] = {}
+        for operation in self.operations:
+            methods.setdefault(operation.path, []).append(operation.method)
+        routes = [
+            web.route(operation.method, operation.path, self._handler(operation)) for operation in self.operations
+        ]
+        return routes + [web.options(path, self._preflight(allowed)) for path, allowed in methods.items()]
+
+    # The table
+
+    def _table(self) -> tuple[Operation, ...]:
+        return (
+            Operation(
+                method="GET",
+                path="/online-status",
+                summary="Which of these users are online",
+                caller=Caller.USER_OR_SERVICE,
+                query=OnlineStatusQuery,
+                answers=list[wire.IdOnline],
+                handler=self._online_status,
+            ),
+            Operation(
+                method="GET",
+                path="/api/users/online",
+                summary="Who is online, a page at a time, ordered by id",
+                caller=Caller.USER_OR_SERVICE,
+                query=wire.GetOnlineUsers,
+                answers=wire.OnlineUsers,
+                handler=self._online_users,
+            ),
+            Operation(
+                method="GET",
+                path="/api/users/{id}/online-status",
+                summary="One user's presence",
+                caller=Caller.USER_OR_SERVICE,
+                answers=wire.UserOnlineStatus,
+                handler=self._user_status,
+            ),
+            Operation(
+                method="GET",
+                path="/api/users/{id}/explain",
+                summary="Why a user has the status it has",
+                caller=Caller.SERVICE,
+                answers=wire.Explained,
+                handler=self._explain,
+            ),
+            Operation(
+                method="DELETE",
+                path="/api/users/{id}/connections",
+                summary="Close a user's connections",
+                caller=Caller.SERVICE,
+                answers=wire.Closed,
+                handler=self._disconnect,
+            ),
+            Operation(
+                method="POST",
+                path="/presence/heartbeat",
+                summary="Say that the calling user is there, for as long as PRESENCE_TTL",
+                caller=Caller.USER,
+                body=wire.Heartbeat,
+                answers=wire.HeartbeatRecorded,
+                handler=self._heartbeat,
+            ),
+            Operation(
+                method="POST",
+                path="/presence/online",
+                summary="Say that a user has logged in: online for as long as PRESENCE_TTL",
+                caller=Caller.SERVICE,
+                body=wire.ReportPresence,
+                answers=wire.UserStatusAt,
+                handler=self._set_online,
+            ),
+            Operation(
+                method="POST",
+                path="/presence/offline",
+                summary="Say that a user has logged out: offline, unless a live connection says otherwise",
+                caller=Caller.SERVICE,
+                body=wire.ReportPresence,
+                answers=wire.UserStatusAt,
+                handler=self._set_offline,
+            ),
+            Operation(
+                method="GET",
+                path="/health/live",
+                summary="Whether the process runs",
+                caller=Caller.ANYONE,
+                answers=wire.Health,
+                handler=self._live,
+            ),
+            Operation(
+                method="GET",
+                path="/health/ready",
+                summary="Whether this node takes new connections; 503 while it drains",
+                caller=Caller.ANYONE,
+                answers=wire.Health,
+                handler=self._ready,
+            ),
+        )
+
+    async def _online_status(self, call: Call) -> list[wire.IdOnline]:
+        ids = call.query.ids.split(",") if call.query.ids else []
+        if len(ids) > wire.MAX_IDS:
+            raise InvalidPayloadError(f"ids takes at most {wire.MAX_IDS}; there are {len(ids)}")
+        if not all(is_id(user_id) for user_id in ids):
+            raise InvalidPayloadError("ids takes user ids of 1 to 128 characters, separated by commas")
+        return [
+            wire.IdOnline(id=_number_if_one(status.user_id), online=status.online)
+            for status in self._view.statuses(call.tenant, ids)
+        ]
+
+    async def _online_users(self, call: Call) -> wire.OnlineUsers:
+        return page_of_online(self._view, call.tenant, call.query)
+
+    async def _user_status(self, call: Call) -> wire.UserOnlineStatus:
+        return wire.user_online_status(self._view.status(call.tenant, call.path["id"]), self._tracker.now())
+
+    async def _explain(self, call: Call) -> wire.Explained:
+        return wire.explained(await self._store.explain(call.tenant, call.path["id"]))
+
+    async def _disconnect(self, call: Call) -> wire.Closed:
+        return wire.Closed(closed=await self._connections.end_user(call.tenant, call.path["id"]))
+
+    async def _heartbeat(self, call: Call) -> wire.HeartbeatRecorded:
+        assert call.identity is not None  # noqa: S101 - Caller.USER says so
+        user_id = call.identity.user_id
+        now = self._tracker.now()
+        wait = self._heartbeats.take((call.tenant, user_id), now / 1000)
+        if wait:
+            rate = self._settings.rate_limit_heartbeat
+            raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", round(wait, 3))
+        check_meta(call.body.meta)
+        await self._tracker.beat(
+            Beat(
+                tenant=call.tenant,
+                user_id=user_id,
+                at=now,
+                holds=True,
+                meta=call.body.meta,
+                profile=call.identity.profile,
+            )
+        )
+        status = self._view.status(call.tenant, user_id).status
+        return wire.HeartbeatRecorded(status=status, timestamp=wire.timestamp(now))
+
+    async def _set_online(self, call: Call) -> wire.UserStatusAt:
+        check_meta(call.body.meta)
+        now = self._tracker.now()
+        beat = Beat(tenant=call.tenant, user_id=call.body.user_id, at=now, holds=True, meta=call.body.meta)
+        await self._tracker.beat(beat)
+        return wire.user_status_at(self._view.status(call.tenant, beat.user_id), now)
+
+    async def _set_offline(self, call: Call) -> wire.UserStatusAt:
+        user_id = call.body.user_id
+        await self._tracker.release(call.tenant, user_id)
+        return wire.user_status_at(self._view.status(call.tenant, user_id), self._tracker.now())
+
+    async def _live(self, _call: Call) -> wire.Health:
+        return wire.Health(status="ok")
+
+    async def _ready(self, _call: Call) -> wire.Health:
+        if self._connections.draining:
+            raise UnavailableError("this node is draining")
+        return wire.Health(status="ok")
+
+    # Around each operation
+
+    def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                answer = await operation.handler(await self._check(operation, request))
+                response = web.Response(body=wire.encode(answer), content_type="application/json")
+            except (RequestError, RefusedError) as error:
+                response = problem(error)
+            except web.HTTPRequestEntityTooLarge:
+                response = problem(InvalidPayloadError(f"a body may have {self._settings.max_payload} bytes"), 413)
+            except Exception:
+                _log.exception("a request failed", request=f"{operation.method} {operation.path}")
+                response = problem(InternalError("the gateway failed; its log says why"))
+            self._allow_origin(request, response)
+            return response
+
+        return handle
+
+    async def _check(self, operation: Operation, request: web.Request) -> Call:
+        """Find out who calls, and that they may, with what they sent in its type."""
+        if request.method not in {"GET", "HEAD"} and not self._origins.allows(request.headers.get("Origin"), request):
+            # A cookie is a token too, and another site's page could send it along.
+            raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
+        query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
+        tenant, identity = await self._caller(operation.caller, request)
+        if not all(is_id(value) for value in request.match_info.values()):
+            raise InvalidPayloadError("a user id has 1 to 128 characters without control characters")
+        return Call(
+            tenant=tenant,
+            identity=identity,
+            path=dict(request.match_info),
+            query=validate(query, operation.query, f"see {operation.path} in /docs", strict=False),
+            body=await self._body(operation, request),
+        )
+
+    async def _caller(self, caller: Caller, request: web.Request) -> tuple[str, Identity | None]:
+        """Who calls: a tenant, and a user of it or None for a service."""
+        if caller is Caller.ANYONE:
+            return DEFAULT_TENANT, None
+        key = request.headers.get("X-API-Key")
+        if key is None:
+            identity = await self._authenticator.identify(find_token(request.headers, request.query, request.cookies))
+            if caller is Caller.SERVICE:
+                raise ForbiddenError("this call takes a service key: X-API-Key, one of SERVICE_API_KEYS")
+            await self._connections.active(identity)
+            return identity.tenant, identity
+        if not self._authenticator.knows_service_key(key):
+            raise TokenInvalidError("this service key is not one of SERVICE_API_KEYS")
+        if caller is Caller.USER:
+            raise ForbiddenError("this call takes a user's token, not a service key")
+        tenant = request.query.get("tenant", DEFAULT_TENANT)
+        if not is_id(tenant):
+            raise InvalidPayloadError("tenant has 1 to 128 characters without control characters")
+        return tenant, None
+
+    async def _body(self, operation: Operation, request: web.Request) -> Any:
+        if operation.body is None:
+            return None
+        raw = await request.clone(client_max_size=self._settings.max_payload).read()
+        try:
+            payload = msgspec.json.decode(raw) if raw else None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidPayloadError(f"the body must be JSON: {error}") from None
+        return validate(payload, operation.body, f"see {operation.path} in /docs")
+
+    # Browsers
+
+    def _preflight(self, methods: list[str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            response = web.Response(status=HTTPStatus.NO_CONTENT)
+            response.headers["Access-Control-Allow-Methods"] = ", ".join(methods)
+            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-API-Key"
+            response.headers["Access-Control-Max-Age"] = "600"
+            self._allow_origin(request, response)
+            return response
+
+        return handle
+
+    def _allow_origin(self, request: web.Request, response: web.StreamResponse) -> None:
+        origin = request.headers.get("Origin")
+        if origin is not None and self._origins.allows(origin, request):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Allow-Credentials"] = "true"
+            response.headers["Access-Control-Expose-Headers"] = "Retry-After"
+            response.headers["Vary"] = "Origin"
+
+
+def problem(error: RequestError | RefusedError, status: int | None = None) -> web.Response:
+    """An error as RFC 9457 has it.
+
+    Args:
+        error: what went wrong.
+        status: the HTTP status, where it is not the error's own.
+    """
+    status = error.http_status if status is None else status
+    retry_after = error.retry_after if isinstance(error, RequestError) else None
+    body = wire.Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=str(error),
+        code=error.code,
+        retry_after=msgspec.UNSET if retry_after is None else retry_after,
+    )
+    response = web.Response(body=wire.encode(body), status=status, content_type="application/problem+json")
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(retry_after))
+    return response
+
+
+def _number_if_one(user_id: str) -> int | str:
+    if _NUMBER.fullmatch(user_id) and int(user_id) <= _MAX_SAFE_INTEGER:
+        return int(user_id)
+    return user_id

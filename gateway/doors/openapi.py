@@ -1,0 +1,101 @@
+"""``/openapi.json``: the HTTP door's table and the wire's types, as an OpenAPI 3.1 document."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway import wire
+from gateway.doors.http import Caller, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SECURITY: dict[Caller, list[dict[str, list[str]]]] = {
+    Caller.ANYONE: [],
+    Caller.USER: [{"token": []}],
+    Caller.SERVICE: [{"serviceKey": []}],
+    Caller.USER_OR_SERVICE: [{"token": []}, {"serviceKey": []}],
+}
+_TENANT = {
+    "name": "tenant",
+    "in": "query",
+    "description": "With a service key: whose users. A user's token names its own.",
+    "schema": {"type": "string", "default": "default"},
+}
+_USER_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+
+
+def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
+    """Describe the operations.
+
+    Args:
+        operations: the table.
+        version: the gateway's own.
+
+    Returns:
+        A document of plain JSON types.
+    """
+    operations = tuple(operations)
+    types = [part for row in operations for part in (row.answers, row.body, row.query) if part is not None]
+    schemas, components = msgspec.json.schema_components(
+        [*types, wire.Problem], ref_template="#/components/schemas/{name}"
+    )
+    schema_of = dict(zip(map(repr, types), schemas, strict=False))
+    paths: dict[str, dict[str, Any]] = {}
+    for row in operations:
+        query = components[row.query.__name__]
+        described: dict[str, Any] = {
+            "operationId": _operation_id(row),
+            "summary": row.summary,
+            "security": _SECURITY[row.caller],
+            "parameters": [
+                *([_USER_ID] if "{id}" in row.path else []),
+                *_query_parameters(query),
+                *([_TENANT] if row.caller in {Caller.SERVICE, Caller.USER_OR_SERVICE} else []),
+            ],
+            "responses": {
+                "200": _response("Done.", "application/json", schema_of[repr(row.answers)]),
+                "default": _response("What went wrong; code says which.", "application/problem+json", schemas[-1]),
+            },
+        }
+        if row.body is not None:
+            described["requestBody"] = {"content": {"application/json": {"schema": schema_of[repr(row.body)]}}}
+        paths.setdefault(row.path, {})[row.method.lower()] = described
+    queries = {row.query.__name__ for row in operations}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Presence gateway",
+            "version": version,
+            "description": "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {name: schema for name, schema in components.items() if name not in queries},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "serviceKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _query_parameters(query: dict[str, Any]) -> list[dict[str, Any]]:
+    required = set(query.get("required", ()))
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
+        for name, schema in query.get("properties", {}).items()
+    ]
+
+
+def _response(description: str, content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {content_type: {"schema": schema}}}
+
+
+def _operation_id(row: Operation) -> str:
+    words = [word for word in re.split(r"[^a-z]+", row.path) if word and word != "id"]
+    return row.method.lower() + "".join(word.capitalize() for word in words)

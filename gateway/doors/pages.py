@@ -1,0 +1,105 @@
+"""The pages for people: the interactive test page, the API's documentation, and development tokens."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+from swagger_ui import api_doc
+
+from gateway import wire
+from gateway.auth import is_id, issue_token
+from gateway.doors.http import problem
+from gateway.errors import ForbiddenError, InvalidPayloadError
+from gateway.origins import Origins, is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    from gateway.settings import Settings
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_ROOT = _PACKAGE / "pages" if (_PACKAGE / "pages").is_dir() else _PACKAGE.parent
+"""Inside an installed package; otherwise the top of the repository."""
+
+_CLIENT = _ROOT / "node_modules" / "socket.io-client" / "dist"
+"""Where npm installs the real client; a page that does not find it takes it from its CDN."""
+
+_PAGE_HEADERS = {
+    # The page connects to whatever server its user names, and runs nothing but its own script and the client's.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' https://cdn.socket.io; style-src 'self'; img-src 'self' data:;"
+        " connect-src *; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+_DEV_TOKEN_TTL = 3600.0
+"""Seconds."""
+
+
+def add_pages(app: web.Application, openapi: dict[str, Any]) -> None:
+    """Add the test page, its files, the client's script, ``/openapi.json`` and ``/docs``."""
+    document = msgspec.json.encode(openapi)
+
+    async def page(_request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(_ROOT / "test-presence.html", headers=_PAGE_HEADERS)
+
+    async def client(request: web.Request) -> web.StreamResponse:
+        path = _CLIENT / request.match_info["file"]
+        if not path.is_file():
+            raise web.HTTPNotFound(text="socket.io-client is not installed here: npm install socket.io-client")
+        return web.FileResponse(path, headers={"Access-Control-Allow-Origin": "*"})
+
+    async def describe(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=document, content_type="application/json")
+
+    app.router.add_get("/test-presence.html", page)
+    app.router.add_static("/static", _ROOT / "static")
+    # Where Node's Socket.IO servers have it.
+    app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", client)
+    app.router.add_get("/openapi.json", describe)
+    api_doc(app, config=openapi, url_prefix="/docs", title="Presence gateway", host_inject=False)
+
+
+def dev_token_handler(
+    settings: Settings, secret: str, origins: Origins, now: Callable[[], int]
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """``GET /dev/token?user=alice``: a token for whoever asks from this machine. For development mode only."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        host = request.url.host  # a page elsewhere whose name was made to resolve to this machine has another one
+        origin = request.headers.get("Origin")
+        if not _from_loopback(request) or not is_loopback(host) or not origins.allows(origin, request):
+            return problem(ForbiddenError("development tokens are for this machine: ask 127.0.0.1, from it"))
+        user_id = request.query.get("user", "")
+        if not is_id(user_id):
+            return problem(InvalidPayloadError("/dev/token takes ?user= with 1 to 128 characters"))
+        claims = {name: request.query.get(name) for name in ("name", "avatar", "role")}
+        claims[settings.jwt_tenant_claim] = request.query.get("tenant")
+        issued_at = now()
+        body = wire.DevToken(
+            token=issue_token(settings, secret, user_id, now=issued_at, ttl=_DEV_TOKEN_TTL, claims=claims),
+            user_id=user_id,
+            expires_at=wire.timestamp(issued_at + round(_DEV_TOKEN_TTL * 1000)),
+        )
+        response = web.Response(body=wire.encode(body), content_type="application/json")
+        if origin is not None:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+        return response
+
+    return handle
+
+
+def _from_loopback(request: web.Request) -> bool:
+    try:
+        return ip_address(request.remote or "").is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,190 @@
+"""The plain WebSocket door: ``/ws``, section 5 of the contract."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from gateway import wire
+from gateway.auth import Authenticator, find_token
+from gateway.engine.outbound import OutboundQueue
+from gateway.errors import CloseCode, RefusedError
+from gateway.presence.model import Ending
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.connections import Connections, LiveConnection
+    from gateway.origins import Origins
+    from gateway.requests import Requests
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_GOODBYES = frozenset({WSCloseCode.OK, 1005})
+"""Close codes that a client chose: 1000, and 1005 for a close frame without one. A page that is left closes with
+1001, and may be back in a moment."""
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a close frame has to leave, before the connection is cut."""
+
+
+class RequestFrame(msgspec.Struct):
+    """What a client sends: ``{"event", "data"?, "id"?}``."""
+
+    event: str
+    data: Any = None
+    id: int | str | None = None
+    """Comes back with the answer; None asks for none."""
+
+
+_decoder = msgspec.json.Decoder(RequestFrame)
+
+
+class _TextCodec:
+    def encode(self, event: str, data: object) -> str:
+        return wire.encode({"event": event, "data": data}).decode()
+
+
+_CODEC = _TextCodec()
+
+
+class _WebSocketPeer:
+    """One client: a bounded queue, and the task that writes it out."""
+
+    codec = _CODEC
+
+    def __init__(self, request: web.Request, ws: web.WebSocketResponse, max_send_buffer: int) -> None:
+        self._transport = request.transport
+        self._ws = ws
+        self._queue = OutboundQueue(_frame_size, max_send_buffer, lambda: self.close(CloseCode.TOO_SLOW))
+        self._closing: asyncio.Task[None] | None = None
+        self._writer = asyncio.create_task(self._write_out())
+
+    def write(self, frames: Sequence[str]) -> None:
+        if self._closing is None:
+            for frame in frames:
+                self._queue.put_nowait(frame)
+
+    def close(self, code: CloseCode) -> None:
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(code))
+
+    async def finish(self) -> None:
+        """Let go of everything; the connection is closed, or closes now."""
+        if self._closing is not None:
+            await self._closing
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+
+    async def _write_out(self) -> None:
+        try:
+            while (frame := await self._queue.get()) is not None:
+                await self._ws.send_str(frame)
+        except ConnectionError:
+            pass  # the reading side finds out, and ends the connection
+
+    async def _close(self, code: CloseCode) -> None:
+        if code is CloseCode.TOO_SLOW:
+            self._queue.drop_all()
+        self._queue.put_nowait(None)
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                if code is not CloseCode.TOO_SLOW:
+                    await asyncio.shield(self._writer)
+                await self._ws.close(code=code, message=code.name.encode(), drain=False)
+        except TimeoutError:
+            if self._transport is not None:
+                self._transport.abort()
+
+
+def _frame_size(frame: str | None) -> int:
+    return 0 if frame is None else len(frame)
+
+
+class WebSocketDoor:
+    """Lets plain WebSocket clients in.
+
+    Args:
+        settings: sizes and times.
+        origins: which pages may connect: a cookie is a token too, and any page's WebSocket would carry it.
+        connections: where their connections live.
+        requests: what answers them.
+        authenticator: what verifies their tokens.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        origins: Origins,
+        connections: Connections,
+        requests: Requests,
+        authenticator: Authenticator,
+    ) -> None:
+        self._settings = settings
+        self._origins = origins
+        self._connections = connections
+        self._requests = requests
+        self._authenticator = authenticator
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve one connection, from its upgrade to its end."""
+        if not self._origins.allows(request.headers.get("Origin"), request):
+            raise web.HTTPForbidden(text="this origin is not allowed; see CORS_ALLOWED_ORIGINS")
+        ws = web.WebSocketResponse(
+            max_msg_size=self._settings.max_payload, heartbeat=self._settings.ping_interval, timeout=CLOSE_TIMEOUT
+        )
+        if not ws.can_prepare(request):
+            raise web.HTTPUpgradeRequired(
+                text="this is a WebSocket endpoint", headers={"Upgrade": "websocket", "Connection": "Upgrade"}
+            )
+        await ws.prepare(request)
+        peer = _WebSocketPeer(request, ws, self._settings.max_send_buffer)
+        try:
+            live = await self._open(request, peer)
+        except RefusedError as error:
+            _log.info("refused", door="websocket", code=error.code, reason=str(error))
+            await ws.close(code=error.close_code, message=error.code.encode())
+        else:
+            try:
+                self._connections.greet(live, socket_id=live.connection.id)
+                await self._serve(live, ws)
+            finally:
+                goodbye = ws.close_code in _GOODBYES
+                await self._connections.end(live, Ending.GOODBYE if goodbye else Ending.LOST)
+        finally:
+            await peer.finish()
+        return ws
+
+    async def _open(self, request: web.Request, peer: _WebSocketPeer) -> LiveConnection:
+        token = find_token(request.headers, request.query, request.cookies)
+        identity = await self._authenticator.identify(token)
+        return await self._connections.open(
+            identity, door="websocket", peer=peer, user_agent=request.headers.get("User-Agent")
+        )
+
+    async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> None:
+        async for message in ws:
+            if message.type is WSMsgType.TEXT:
+                await self._answer(live, message.data)
+            elif message.type is WSMsgType.BINARY:
+                self._reply(live, self._requests.malformed(live, "a request is a text frame"), None)
+
+    async def _answer(self, live: LiveConnection, text: str) -> None:
+        try:
+            frame = _decoder.decode(text)
+        except (msgspec.DecodeError, RecursionError) as error:
+            malformed = self._requests.malformed(live, f'{error}; a frame is {{"event": "…", "data": {{…}}, "id": 1}}')
+            self._reply(live, malformed, None)
+        else:
+            self._reply(live, await self._requests.answer(live, frame.event, frame.data), frame.id)
+
+    def _reply(self, live: LiveConnection, answer: wire.Answer | wire.Failure, request_id: int | str | None) -> None:
+        body = msgspec.structs.asdict(answer)
+        if request_id is not None:
+            body["id"] = request_id
+        live.peer.write([wire.encode(body).decode()])

@@ -1,0 +1,1 @@
+"""What runs under the doors: python-socketio and python-engineio, and all that touches their internals."""

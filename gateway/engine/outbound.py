@@ -1,0 +1,45 @@
+"""What waits to be sent to one client, bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class OutboundQueue(asyncio.Queue[Any]):
+    """A queue whose items' bytes are counted, and which says so, once, when they are too many.
+
+    It never refuses an item and never blocks a sender: what the sender is told is that the client is too slow.
+
+    Args:
+        size_of: the bytes that an item will take.
+        limit: how many may wait.
+        on_overflow: called once, when more do.
+    """
+
+    def __init__(self, size_of: Callable[[Any], int], limit: int, on_overflow: Callable[[], None]) -> None:
+        super().__init__()
+        self.waiting_bytes = 0
+        self._size_of = size_of
+        self._limit = limit
+        self._on_overflow: Callable[[], None] | None = on_overflow
+
+    def _put(self, item: Any) -> None:
+        super()._put(item)
+        self.waiting_bytes += self._size_of(item)
+        if self.waiting_bytes > self._limit and self._on_overflow is not None:
+            on_overflow, self._on_overflow = self._on_overflow, None
+            on_overflow()
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self.waiting_bytes -= self._size_of(item)
+        return item
+
+    def drop_all(self) -> None:
+        """Forget what waits."""
+        while not self.empty():
+            self.get_nowait()

@@ -1,0 +1,186 @@
+"""The Socket.IO server: python-socketio as it comes, with what it leaves open closed.
+
+What is relied on in it stands here and in this package's other modules, nowhere else: `AsyncServer`'s
+``_handle_eio_connect``, ``_handle_eio_message``, ``_handle_event``, ``_handle_disconnect`` and ``_send_packet``;
+`AsyncManager.connect`; engineio's ``sockets`` and ``_async``; `AsyncSocket`'s ``queue``, ``close``,
+``handle_post_request``, ``_websocket_handler``, ``upgrading`` and ``upgraded``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import socketio
+import structlog
+from socketio import packet
+
+from gateway.engine import json
+from gateway.engine.manager import Manager
+from gateway.engine.namespace import Namespace
+from gateway.engine.outbound import OutboundQueue
+from gateway.engine.socket import Driver, Socket
+from gateway.errors import CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from engineio import packet as eio_packet
+
+    from gateway.origins import Origins
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+_RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconnecting"})
+"""Names that Node's parser refuses from a client: python-socketio would call the handlers of that name."""
+
+
+class _Log:
+    """python-socketio's logger: what a client does wrong is for debugging, what fails inside is an error."""
+
+    level = 0
+
+    def info(self, message: str, *args: object) -> None:
+        """One or more for each packet; nobody reads them."""
+
+    def warning(self, message: str, *args: object) -> None:
+        """A client's mistake."""
+        _log.debug("socket.io", detail=message % args if args else message)
+
+    error = warning
+
+    def exception(self, message: str, *args: object) -> None:
+        """A failure inside."""
+        _log.exception("socket.io", detail=message % args if args else message)
+
+
+class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
+    """A Socket.IO server for namespaces of the kind `Namespace`.
+
+    Args:
+        settings: sizes and times.
+        origins: which pages may connect.
+    """
+
+    def __init__(self, settings: Settings, origins: Origins) -> None:
+        def allowed(origin: str | None, environ: dict[str, Any]) -> bool:
+            return origins.allows(origin, environ["aiohttp.request"])
+
+        log = _Log()
+        super().__init__(
+            client_manager=Manager(),
+            logger=log,
+            engineio_logger=log,
+            json=json,
+            # In order, one at a time for each connection; a flood waits in its own socket.
+            async_handlers=False,
+            async_mode="aiohttp",
+            cors_allowed_origins=allowed,
+            max_http_buffer_size=settings.max_payload,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+        )
+        self.namespaces: list[str] = []  # none but those registered
+        self.eio._async = {**self.eio._async, "websocket": Driver}  # noqa: SLF001
+        self._settings = settings
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # For this package
+
+    def is_open(self, eio_sid: str | None) -> bool:
+        """Whether an Engine.IO connection is there and not closing."""
+        socket = self.eio.sockets.get(eio_sid)
+        return socket is not None and not socket.closing and not socket.closed
+
+    async def forget(self, eio_sid: str, namespace: str) -> None:
+        """Run the disconnection of a client whose connection is gone."""
+        await self._handle_disconnect(eio_sid, namespace, self.reason.TRANSPORT_CLOSE)
+
+    def close_socket(self, eio_sid: str, code: CloseCode) -> None:
+        """Close an Engine.IO connection with a WebSocket close code, without waiting."""
+        socket = self.eio.sockets.get(eio_sid)
+        if socket is None or socket.closed:
+            return
+        socket.close_code = code
+        if code is CloseCode.TOO_SLOW:
+            self._soon(socket.cut(self.reason.TRANSPORT_ERROR))
+        else:
+            abort = code is not CloseCode.GOING_AWAY
+            self._soon(socket.close(abort=abort, reason=self.reason.SERVER_DISCONNECT))
+
+    # In python-socketio's place
+
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        await super()._handle_eio_connect(eio_sid, environ)
+        socket = self.eio.sockets[eio_sid]
+        socket.__class__ = Socket
+        socket.handshake_timeout = self._settings.handshake_timeout
+        opening, socket.queue = socket.queue, self._outbound_queue(eio_sid)
+        while not opening.empty():
+            socket.queue.put_nowait(opening.get_nowait())
+        self._expect_namespace(eio_sid)
+
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        if (namespace or "/") in self.namespace_handlers:
+            await super()._handle_connect(eio_sid, namespace, data)
+        else:
+            refusal = packet.Packet(packet.CONNECT_ERROR, data={"message": "Invalid namespace"}, namespace=namespace)
+            await self._send_packet(eio_sid, refusal)
+
+    async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
+        try:
+            await super()._handle_eio_message(eio_sid, data)
+        except Exception as error:
+            _log.info("malformed packet", error=repr(error))
+            self._binary_packet.pop(eio_sid, None)
+            if self.is_open(eio_sid):
+                await self.eio.sockets[eio_sid].close(reason=self.reason.TRANSPORT_ERROR)
+
+    async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:  # noqa: A002 - python-socketio's name
+        handler = self.namespace_handlers.get(namespace or "/")
+        if not isinstance(handler, Namespace):
+            await super()._handle_event(eio_sid, namespace, id, data)
+            return
+        event, *args = data
+        if not isinstance(event, str) or event in _RESERVED_EVENTS:
+            raise ValueError(f"{event!r} is no name for an event")
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        if not self.manager.is_connected(sid, namespace):
+            return
+        answer = await handler.on_request(sid, event, args, acknowledged=id is not None)
+        if id is not None:
+            await self._send_packet(eio_sid, packet.Packet(packet.ACK, data=[answer], namespace=namespace, id=id))
+
+    async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
+        await super()._handle_disconnect(eio_sid, namespace, reason)
+        if self.is_open(eio_sid):
+            self._expect_namespace(eio_sid)
+
+    # One step each
+
+    def _outbound_queue(self, eio_sid: str) -> OutboundQueue:
+        def too_slow() -> None:
+            _log.info("client too slow; closing", waiting=self.eio.sockets[eio_sid].queue.waiting_bytes)
+            self.close_socket(eio_sid, CloseCode.TOO_SLOW)
+
+        return OutboundQueue(_packet_size, self._settings.max_send_buffer, too_slow)
+
+    def _expect_namespace(self, eio_sid: str) -> None:
+        """Give a connection that is nobody's a time to become somebody's."""
+        asyncio.get_running_loop().call_later(self._settings.handshake_timeout, self._close_if_nobodys, eio_sid)
+
+    def _close_if_nobodys(self, eio_sid: str) -> None:
+        somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
+        if not somebodys and self.is_open(eio_sid):
+            _log.debug("closing a connection that joined no namespace")
+            self.close_socket(eio_sid, CloseCode.TOKEN_REFUSED)
+
+    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _packet_size(item: eio_packet.Packet | None) -> int:
+    return 0 if item is None else len(item.encode())

@@ -1,0 +1,105 @@
+"""One Engine.IO connection, guarded: malformed input, half-open handshakes and slow readers end it, and only it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from engineio.async_drivers import aiohttp as aiohttp_driver
+from engineio.async_socket import AsyncSocket
+from engineio.exceptions import EngineIOError
+
+if TYPE_CHECKING:
+    from gateway.engine.outbound import OutboundQueue
+
+_log = structlog.get_logger(__name__)
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a WebSocket's close frame has to leave, before the connection is cut."""
+
+_PACKET_TYPES = frozenset("0123456")
+
+
+class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
+    """python-engineio's WebSocket on aiohttp, closed with a code and within a time."""
+
+    close_code = 1000
+
+    async def wait(self) -> str | bytes:
+        """Receive one frame.
+
+        Raises:
+            OSError: the connection is closed, or the frame is no Engine.IO packet; the caller closes it.
+        """
+        frame: str | bytes = await super().wait()
+        if isinstance(frame, str) and frame[:1] not in _PACKET_TYPES:
+            raise OSError("not an Engine.IO packet")
+        return frame
+
+    async def close(self) -> None:
+        """Send the close frame past whatever waits, and cut the connection where it does not leave."""
+        transport = self.environ["aiohttp.request"].transport
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._sock.close(code=self.close_code, drain=False)
+        except TimeoutError:
+            if transport is not None:
+                transport.abort()
+
+
+class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
+    """python-engineio's socket, with guards.
+
+    It has no extension point for its socket class, so `Server` makes each new socket one of these by assigning
+    its ``__class__``; there is no state here that ``__init__`` would have to set.
+    """
+
+    close_code = 1000
+    handshake_timeout: float
+    driver: Driver | None = None
+    queue: OutboundQueue
+
+    async def handle_post_request(self, environ: dict[str, Any]) -> None:
+        """Take a polling client's packets.
+
+        Raises:
+            EngineIOError: the body is malformed; python-engineio answers 400 and ends the connection.
+        """
+        try:
+            await super().handle_post_request(environ)
+        except (ValueError, LookupError) as error:
+            _log.info("malformed polling request", error=str(error))
+            raise EngineIOError("malformed") from error
+
+    async def _websocket_handler(self, ws: Driver) -> None:
+        """Serve a WebSocket, from its first frame or from an upgrade; an upgrade has a time to finish."""
+        self.driver = ws
+        late = asyncio.get_running_loop().call_later(self.handshake_timeout, self._give_up_upgrade, ws)
+        try:
+            await super()._websocket_handler(ws)
+        except Exception as error:
+            _log.info("websocket ended by an error", error=repr(error))
+            await self.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
+        finally:
+            late.cancel()
+            self.upgrading = False  # python-engineio leaves it set where a probe's WebSocket just closes
+
+    def _give_up_upgrade(self, ws: Driver) -> None:
+        if not self.upgraded:
+            _log.info("websocket upgrade not finished in time")
+            self.server.start_background_task(ws.close)
+
+    async def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - python-engineio's signature
+        """Close after what was sent before, without waiting for the client to have read it."""
+        await super().close(wait=False, abort=abort, reason=reason)
+        if self.driver is not None:
+            self.driver.close_code = self.close_code
+        self.queue.put_nowait(None)  # lets the writer, or a waiting poll, end
+
+    async def cut(self, reason: str) -> None:
+        """Close at once, past what waits to be sent: for a client that does not read."""
+        self.queue.drop_all()
+        await self.close(abort=True, reason=reason)
+        if self.driver is not None:
+            await self.driver.close()

@@ -1,0 +1,90 @@
+"""Rates, and the token buckets that keep to them. Time comes in as an argument, in seconds."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_RATE = re.compile(r"(?P<count>[1-9]\d{0,8})/(?P<unit>s|min|h)")
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many events in so many seconds."""
+
+    count: int
+    seconds: float
+
+    @classmethod
+    def parse(cls, text: str) -> Rate:
+        """Read ``100/s``, ``60/min`` or ``1000/h``.
+
+        Raises:
+            ValueError: it is neither of these.
+        """
+        match = _RATE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError("a rate reads 100/s, 60/min or 1000/h")
+        return cls(int(match["count"]), _UNITS[match["unit"]])
+
+
+class TokenBucket:
+    """Lets a burst of `rate.count` through, and from then on `rate.count` per `rate.seconds`.
+
+    Args:
+        rate: how many, in what time.
+        now: when it starts, full.
+    """
+
+    __slots__ = ("_at", "_rate", "_tokens")
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self._rate = rate
+        self._tokens = float(rate.count)
+        self._at = now
+
+    def take(self, now: float) -> float:
+        """Take one token.
+
+        Returns:
+            0 where there was one; otherwise nothing is taken, and it is the seconds until there will be.
+        """
+        per_second = self._rate.count / self._rate.seconds
+        self._tokens = min(self._rate.count, self._tokens + max(0.0, now - self._at) * per_second)
+        self._at = max(self._at, now)
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / per_second
+
+
+_Key = TypeVar("_Key", bound="Hashable")
+
+
+class KeyedBuckets(Generic[_Key]):
+    """A token bucket for each key, for as many keys as `capacity`.
+
+    Past it the key unused for longest is forgotten, so that no flood of keys fills the memory.
+    """
+
+    def __init__(self, rate: Rate, *, capacity: int = 100_000) -> None:
+        self._rate = rate
+        self._capacity = capacity
+        self._buckets: OrderedDict[_Key, TokenBucket] = OrderedDict()
+
+    def take(self, key: _Key, now: float) -> float:
+        """As `TokenBucket.take`, from the key's own bucket."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._rate, now)
+            if len(self._buckets) > self._capacity:
+                self._buckets.popitem(last=False)
+        else:
+            self._buckets.move_to_end(key)
+        return bucket.take(now)

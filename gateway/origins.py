@@ -1,0 +1,47 @@
+"""Which web pages may talk to the gateway from a browser."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aiohttp import web
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address, without port, is this machine's own."""
+    return host in _LOOPBACK
+
+
+class Origins:
+    """The same origin, and the ones that are allowed besides.
+
+    Args:
+        allowed: origins such as ``https://app.example``; ``*`` allows any.
+        dev: allow pages of this machine too: other ports on loopback, and files (whose origin is ``null``).
+    """
+
+    def __init__(self, allowed: Iterable[str], *, dev: bool) -> None:
+        self._allowed = frozenset(allowed)
+        self._dev = dev
+
+    def allows(self, origin: str | None, request: web.BaseRequest) -> bool:
+        """Whether a request with this ``Origin`` header may be served; one without comes from no page."""
+        if origin is None or "*" in self._allowed or origin in self._allowed:
+            return True
+        if self._dev and (origin == "null" or is_loopback(urlsplit(origin).hostname)):
+            return True
+        return origin in _own_origins(request)
+
+
+def _own_origins(request: web.BaseRequest) -> set[str]:
+    """The origins that the request's own address has: as seen here, and as a proxy in front says."""
+    headers = request.headers
+    scheme = headers.get("X-Forwarded-Proto", request.scheme).split(",")[0].strip()
+    forwarded = headers.get("X-Forwarded-Host", request.host).split(",")[0].strip()
+    return {f"{request.scheme}://{request.host}", f"{scheme}://{request.host}", f"{scheme}://{forwarded}"}

@@ -1,0 +1,269 @@
+"""The words and rules of presence. Pure: no clock, no I/O; time comes in as an argument.
+
+Every time is an integer of Unix milliseconds, every duration an integer of milliseconds.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+DEFAULT_TENANT = "default"
+"""The tenant of a token that names none, and of a call in process that passes none."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_datetime(ms: int) -> datetime:
+    """Turn Unix milliseconds into an aware datetime in UTC, exact to the millisecond."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+class Status(StrEnum):
+    """What others see of a user."""
+
+    ONLINE = "online"
+    AWAY = "away"
+    BUSY = "busy"
+    DND = "dnd"
+    OFFLINE = "offline"
+
+
+class Ending(StrEnum):
+    """Why a connection ended."""
+
+    GOODBYE = "goodbye"
+    KICKED = "kicked"
+    TOKEN_EXPIRED = "token expired"  # noqa: S105 - a reason, not a password
+    LOST = "connection lost"
+    TOO_SLOW = "too slow"
+    FLOODED = "flooded"
+    DRAINED = "node drained"
+    NODE_DIED = "node died"
+
+
+CONNECTED = "connected"
+ACTIVE = "active"
+INACTIVE = "inactive"
+HEARTBEATS_STOPPED = "heartbeats stopped"
+RELEASED = "released"
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """The durations that presence follows, in milliseconds."""
+
+    away_after: int
+    """Without activity for this long, a user turns away."""
+    ttl: int
+    """How long a heartbeat without a connection keeps a user online."""
+    grace: int
+    """How long a user stays online after the last connection was lost."""
+    drain_grace: int = 30_000
+    """The same after a node was drained, where it is longer than `grace`: clients move to another node."""
+    lease: int
+    """How long a node's connections count after the node was last heard of."""
+
+    def hold_after(self, ending: Ending) -> int:
+        """How long a user stays online after the last connection ended so: section 3's table of endings."""
+        match ending:
+            case Ending.GOODBYE | Ending.KICKED | Ending.TOKEN_EXPIRED:
+                return 0
+            case Ending.LOST | Ending.TOO_SLOW | Ending.FLOODED | Ending.NODE_DIED:
+                return self.grace
+            case Ending.DRAINED:
+                return max(self.grace, self.drain_grace)
+
+
+class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a token tells others about its user; None where it says nothing."""
+
+    name: str | None = None
+    avatar: str | None = None
+    role: str | None = None
+
+
+NOBODY = Profile()
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """One live connection of a user, as the store keeps it."""
+
+    tenant: str
+    user_id: str
+    id: str
+    """Unique over all nodes and doors."""
+    node: str
+    door: str
+    """Which door it came in by: ``socketio`` or ``websocket``."""
+    connected_at: int
+    profile: Profile = NOBODY
+    user_agent: str | None = None
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """A sign of life of a user."""
+
+    tenant: str
+    user_id: str
+    at: int
+    holds: bool = False
+    """True where the beat itself keeps the user online for the TTL (HTTP, a backend's login).
+    False for a beat of a live connection, which changes nothing for a user who is offline."""
+    meta: dict[str, Any] | None = None
+    """Replaces what the user's last heartbeat said of itself; None leaves it."""
+    profile: Profile | None = None
+    """What the token of a heartbeat without a connection says of the user; None leaves it."""
+
+
+class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's presence, as one version of it was committed."""
+
+    tenant: str
+    user_id: str
+    status: Status = Status.OFFLINE
+    status_text: str | None = None
+    active_at: int | None = None
+    """When the user was last active, which survives going offline; None for a user never seen."""
+    online_since: int | None = None
+    """When the user last came online; None when offline."""
+    version: int = 0
+    """Grows by one with each committed change of this user; 0 for a user never seen."""
+    profile: Profile = NOBODY
+    meta: dict[str, Any] | None = None
+    """What the last heartbeat said of itself; None where none did."""
+
+    @property
+    def online(self) -> bool:
+        """True for every status but offline."""
+        return self.status is not Status.OFFLINE
+
+    @property
+    def last_active(self) -> datetime | None:
+        """`active_at` as an aware datetime."""
+        return None if self.active_at is None else to_datetime(self.active_at)
+
+    @property
+    def connected_at(self) -> datetime | None:
+        """`online_since` as an aware datetime."""
+        return None if self.online_since is None else to_datetime(self.online_since)
+
+
+class Event(StrEnum):
+    """The events that tell others of a change."""
+
+    ONLINE = "user-online"
+    OFFLINE = "user-offline"
+    CHANGED = "user-status-changed"
+
+
+def event_between(was: Status, now: Status) -> Event | None:
+    """The one event that tells of a change from one status to another; None where nothing changed."""
+    if was == now:
+        return None
+    if was is Status.OFFLINE:
+        return Event.ONLINE
+    if now is Status.OFFLINE:
+        return Event.OFFLINE
+    return Event.CHANGED
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed change of one user; an entry of the log."""
+
+    position: int
+    """Where it stands on the log; grows along the log."""
+    at: int
+    was: Status
+    """The status before."""
+    now: UserStatus
+    """The user's whole presence after."""
+    reason: str
+    """What made the change, for people to read: an `Ending`, or one of the words below."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the user who changed."""
+        return self.now.tenant
+
+    @property
+    def user_id(self) -> str:
+        """The user who changed."""
+        return self.now.user_id
+
+    @property
+    def event(self) -> Event | None:
+        """The event that tells of it."""
+        return event_between(self.was, self.now.status)
+
+
+class Activity(msgspec.Struct, frozen=True, kw_only=True):
+    """News of a user that is no change of status, and has no version; an entry of the log."""
+
+    position: int
+    tenant: str
+    user_id: str
+    active_at: int | None = None
+    """None leaves it as it was, as for the other two."""
+    meta: dict[str, Any] | None = None
+    profile: Profile | None = None
+
+    def applied_to(self, status: UserStatus) -> UserStatus:
+        """Return `status` with this news in it; applying twice changes nothing more."""
+        return msgspec.structs.replace(
+            status,
+            active_at=latest(status.active_at, self.active_at),
+            meta=status.meta if self.meta is None else self.meta,
+            profile=status.profile if self.profile is None else self.profile,
+        )
+
+
+Entry = Transition | Activity
+"""What the log is made of."""
+
+
+class Held(msgspec.Struct):
+    """What keeps one user online; the store holds one per user, and the rules below read it."""
+
+    connections: dict[str, Connection] = {}
+    grace_until: int | None = None
+    """A grace runs until then. Set when the last connection ends, cleared when a connection comes back."""
+    ending: Ending | None = None
+    """How the last connection ended that began the grace."""
+    ttl_until: int | None = None
+    """The last heartbeat without a connection counts until then."""
+
+    def until(self) -> int | None:
+        """When a user without connections goes offline; None where nothing holds them."""
+        return latest(self.grace_until, self.ttl_until)
+
+
+def status_at(held: Held, active_at: int | None, now: int, timing: Timing) -> Status:
+    """The status a user has at `now`: the rules of presence in one place."""
+    until = held.until()
+    if not held.connections and (until is None or now >= until):
+        return Status.OFFLINE
+    if active_at is not None and now - active_at >= timing.away_after:
+        return Status.AWAY
+    return Status.ONLINE
+
+
+def next_change(held: Held, active_at: int | None, status: Status, timing: Timing) -> int | None:
+    """When `status_at` will next differ from `status` if nothing happens; None if never."""
+    if status is Status.OFFLINE:
+        return None
+    gone = None if held.connections else held.until()
+    away = None if active_at is None or status is Status.AWAY else active_at + timing.away_after
+    return earliest(gone, away)
+
+
+def latest(*times: int | None) -> int | None:
+    """The greatest of the times that are not None; None if all are."""
+    return max((time for time in times if time is not None), default=None)
+
+
+def earliest(*times: int | None) -> int | None:
+    """The least of the times that are not None; None if all are."""
+    return min((time for time in times if time is not None), default=None)

@@ -1,0 +1,153 @@
+"""The store: where every change is committed, once, onto an ordered log.
+
+This is the port. Its adapters are `store_memory` (one process) and, later, Redis (many). What any adapter must do
+is written here and checked by ``tests/test_store_conformance.py`` and the state machine beside it.
+
+**The contract**
+
+- A command is atomic. It returns what it committed, and no other command, of this node or another, sees half of it.
+- A user's status follows `model.status_at`. Whenever a command changes it, exactly one `Transition` is appended to
+  the log, with the user's next version: 1, 2, 3, … without gaps, over all nodes.
+- Status also changes because time passes. That is committed by `sweep`, by any node; however many sweep, each
+  change is committed once. A command about a user first commits what time has already done to that user.
+- Times come from the caller. A user's `active_at` never goes back, even where callers' clocks disagree.
+- The log is complete and ordered: applying it to a snapshot taken at any position rebuilds the state.
+  It may be trimmed by length; a reader who fell behind is told so, and takes a snapshot.
+- A node holds a lease. Its connections count as long as the lease is renewed; when it runs out they end as
+  `Ending.NODE_DIED` did at that moment. A node whose lease is gone commits nothing: its commands raise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway.presence.model import Connection, Entry, Status, Transition, UserStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.presence.model import Beat, Ending
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """What a command did."""
+
+    position: int
+    """The end of the log after the command: a view that has come this far shows the command's effect."""
+    transitions: tuple[Transition, ...] = ()
+    """The changes it committed, in the order of the log; empty where it changed nobody's status."""
+    resumed: bool = False
+    """True for a `connect` that came back within a running grace."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Every user ever seen, as of one position of the log."""
+
+    position: int
+    statuses: tuple[UserStatus, ...]
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a user has the status it has. Times are Unix milliseconds."""
+
+    status: UserStatus
+    connections: tuple[Connection, ...]
+    leases: dict[str, int]
+    """Until when each node that holds one of the connections has its lease."""
+    grace_until: int | None
+    ttl_until: int | None
+    transitions: tuple[Transition, ...]
+    """The most recent ones, oldest first."""
+
+    @property
+    def because(self) -> str:
+        """Why the status is what it is, for people to read."""
+        if self.connections:
+            count = len(self.connections)
+            doors = ", ".join(sorted({connection.door for connection in self.connections}))
+            kept = f"{count} live connection{'s' if count > 1 else ''} ({doors})"
+        elif not self.status.online:
+            return f"the last change was: {self.transitions[-1].reason}" if self.transitions else "never seen"
+        elif self.grace_until is not None:
+            kept = "no connection lives, and the grace after the last one runs"
+        else:
+            kept = "no connection lives, and the last heartbeat is younger than the TTL"
+        return f"{kept}; inactive for longer than PRESENCE_AWAY_AFTER" if self.status.status is Status.AWAY else kept
+
+
+class Store(ABC):
+    """The port; see the module for the contract."""
+
+    @abstractmethod
+    async def renew(self, node: str, now: int) -> bool:
+        """Give `node` a lease from `now` on, or prolong the one it has.
+
+        Returns:
+            True if the store still had the node's lease. False if it is a new one: whatever connections the
+            node had registered have ended, and the node registers them again.
+        """
+
+    @abstractmethod
+    async def connect(self, connection: Connection, now: int) -> Commit:
+        """Count `connection` for its user, who is online from now on. A running grace ends.
+
+        Coming online is activity; a further connection of a user who is already there is none.
+        Registering the same connection again changes nothing.
+
+        Raises:
+            LeaseLostError: the connection's node holds no lease; call `renew`, then again.
+        """
+
+    @abstractmethod
+    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+        """End a connection. The last one to end decides, by `Timing.hold_after`, how long the user stays.
+
+        A goodbye is activity; other endings are none. Ending a connection that the store does not know
+        changes nothing.
+
+        Raises:
+            LeaseLostError: as for `connect`.
+        """
+
+    @abstractmethod
+    async def beat(self, node: str, beats: Sequence[Beat]) -> Commit:
+        """Record activity, many users at once.
+
+        Raises:
+            LeaseLostError: `node` holds no lease.
+        """
+
+    @abstractmethod
+    async def release(self, tenant: str, user_id: str, now: int) -> Commit:
+        """End a user's TTL and grace. Live connections go on counting."""
+
+    @abstractmethod
+    async def sweep(self, now: int) -> Commit:
+        """Commit what time has changed: leases, graces and TTLs that ran out, users who turned away."""
+
+    @abstractmethod
+    async def snapshot(self) -> Snapshot:
+        """Read the whole state and the position it was read at."""
+
+    @abstractmethod
+    async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
+        """Read the log past a position.
+
+        Args:
+            after: the position of the last entry the caller has.
+            wait: return only when there is an entry; otherwise return at once, possibly nothing.
+
+        Raises:
+            LogTrimmedError: the entry after `after` is no longer held.
+        """
+
+    @abstractmethod
+    async def explain(self, tenant: str, user_id: str) -> Explanation:
+        """Read all that the store knows of one user."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of whatever the adapter holds. Readers that wait are cancelled by their own side."""

@@ -1,0 +1,110 @@
+"""This node's picture of everyone, built from the log: what every read is answered from, without I/O."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from sortedcontainers import SortedDict
+
+from gateway.presence.model import Activity, Entry, Transition, UserStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gateway.presence.store import Snapshot
+
+
+class View:
+    """Every user's status, as of `position` of the log.
+
+    Only the follower writes it. Applying an entry twice, or one older than what is known, changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._statuses: dict[tuple[str, str], UserStatus] = {}
+        # Sorted, so that a page of the list is found without sorting everyone.
+        self._online: dict[str, SortedDict[str, UserStatus]] = {}
+
+    # Written by the follower
+
+    def load(self, snapshot: Snapshot) -> list[Transition]:
+        """Take a snapshot for the truth.
+
+        Returns:
+            The net changes between what was known and the snapshot: one transition for each user whose version
+            grew unseen.
+        """
+        missed = []
+        for status in snapshot.statuses:
+            was = self.status(status.tenant, status.user_id)
+            self._put(status)
+            if status.version > was.version:
+                missed.append(
+                    Transition(
+                        position=snapshot.position,
+                        at=status.active_at or 0,
+                        was=was.status,
+                        now=status,
+                        reason="resynchronised",
+                    )
+                )
+        self.position = snapshot.position
+        return missed
+
+    def apply(self, entries: Iterable[Entry]) -> list[Transition]:
+        """Follow the log.
+
+        Returns:
+            The transitions among the entries that were news.
+        """
+        news = []
+        for entry in entries:
+            known = self.status(entry.tenant, entry.user_id)
+            if isinstance(entry, Activity):
+                self._put(entry.applied_to(known))
+            elif entry.now.version > known.version:
+                self._put(entry.now)
+                news.append(entry)
+            self.position = max(self.position, entry.position)
+        return news
+
+    def _put(self, status: UserStatus) -> None:
+        self._statuses[status.tenant, status.user_id] = status
+        online = self._online.get(status.tenant)
+        if status.online:
+            if online is None:
+                online = self._online[status.tenant] = SortedDict()
+            online[status.user_id] = status
+        elif online is not None and online.pop(status.user_id, None) is not None and not online:
+            del self._online[status.tenant]
+
+    # Read by everyone
+
+    def status(self, tenant: str, user_id: str) -> UserStatus:
+        """Return a user's status; offline at version 0 for a user never seen."""
+        known = self._statuses.get((tenant, user_id))
+        return UserStatus(tenant=tenant, user_id=user_id) if known is None else known
+
+    def statuses(self, tenant: str, user_ids: Sequence[str]) -> list[UserStatus]:
+        """Return the statuses of many users, in the order asked."""
+        return [self.status(tenant, user_id) for user_id in user_ids]
+
+    def online_count(self, tenant: str) -> int:
+        """How many users of the tenant are online."""
+        return len(self._online.get(tenant, ()))
+
+    def online(self, tenant: str, *, after: str | None = None, limit: int | None = None) -> list[UserStatus]:
+        """Return the tenant's users who are online, ordered by user id.
+
+        Args:
+            tenant: whose users.
+            after: only ids greater than this one; None begins at the first.
+            limit: at most so many; None for all.
+        """
+        online = self._online.get(tenant)
+        if online is None:
+            return []
+        ids: Iterator[str] = online.irange(minimum=after, inclusive=(False, True))
+        return [online[user_id] for user_id in islice(ids, limit)]

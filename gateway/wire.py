@@ -1,0 +1,442 @@
+"""The wire contract as types: what clients send, and what they are sent.
+
+Requests are validated by these types, answers and events are encoded from them, and ``/openapi.json`` is
+generated from them. Keys are camelCase on the wire; timestamps are ISO-8601 in UTC with milliseconds and ``Z``.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from gateway.presence.model import Event, Status, Transition
+
+if TYPE_CHECKING:
+    from gateway.presence import model
+    from gateway.presence.store import Explanation
+
+MAX_IDS = 1000
+"""How many users one request may ask for."""
+
+MAX_META_BYTES = 2048
+"""How large the ``meta`` of a heartbeat may be, as JSON."""
+
+UserId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        # Python's $ also matches before a final newline, which is a control character like the others.
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]+$(?!\n)",
+        description="1 to 128 characters without control characters.",
+    ),
+]
+UserIds = Annotated[list[UserId], Meta(max_length=MAX_IDS)]
+Timestamp = Annotated[str, Meta(description="ISO-8601, UTC, with milliseconds.", examples=["2026-01-31T12:00:00.000Z"])]
+ClientMeta = Annotated[dict[str, Any], Meta(description=f"Anything; at most {MAX_META_BYTES} bytes as JSON.")]
+
+
+def timestamp(ms: int) -> str:
+    """Write Unix milliseconds as the contract does."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}Z"
+
+
+def optional_timestamp(ms: int | None) -> str | None:
+    """Write Unix milliseconds; None for none."""
+    return None if ms is None else timestamp(ms)
+
+
+class Body(Struct, rename="camel"):
+    """The root of everything on the wire."""
+
+
+# What clients send
+
+
+class NoPayload(Body):
+    """A request that takes nothing."""
+
+
+class CheckUserStatus(Body):
+    """``check-user-status``."""
+
+    user_id: UserId
+
+
+class CheckUsersStatus(Body):
+    """``check-users-status``."""
+
+    user_ids: UserIds
+
+
+class GetOnlineUsers(Body):
+    """``get-online-users``: one page of the tenant's online users, ordered by id."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_IDS)] = MAX_IDS
+    cursor: str | None = None
+    """The ``nextCursor`` of the page before; None for the first page."""
+
+
+class Heartbeat(Body):
+    """``heartbeat``."""
+
+    meta: ClientMeta | None = None
+
+
+class RefreshToken(Body):
+    """``refresh-token``."""
+
+    token: str
+
+
+class ReportPresence(Body):
+    """What a backend says at a user's login and logout."""
+
+    user_id: UserId
+    meta: ClientMeta | None = None
+
+
+# What clients are sent
+
+
+class UserStatus(Body):
+    """A user's presence."""
+
+    user_id: UserId
+    online: bool
+    status: Status
+    status_text: str | None
+    last_active: Timestamp | None
+    """Last seen: survives going offline; null for a user never seen."""
+    connected_at: Timestamp | None
+    version: int
+    """Grows by one with each committed change of this user."""
+
+
+class UserStatusAt(UserStatus):
+    """A user's presence, and when it was read."""
+
+    timestamp: Timestamp
+
+
+class UserStatuses(Body):
+    """Many users' presence, in the order asked."""
+
+    statuses: list[UserStatus]
+    timestamp: Timestamp
+
+
+class OnlineUser(UserStatus, omit_defaults=True):
+    """A user who is online, with what their token says of them."""
+
+    name: str | UnsetType = UNSET
+    avatar: str | UnsetType = UNSET
+    role: str | UnsetType = UNSET
+
+
+class OnlineUsers(Body):
+    """One page of the users who are online."""
+
+    users: list[OnlineUser]
+    count: int
+    """How many users of the tenant are online in all."""
+    next_cursor: str | None
+    """Asks for the next page; null on the last."""
+
+
+class OnlineUsersAt(OnlineUsers):
+    """One page of the users who are online, and when it was read."""
+
+    timestamp: Timestamp
+
+
+class HeartbeatAck(Body):
+    """The answer to a heartbeat."""
+
+    timestamp: Timestamp
+    last_active: Timestamp
+
+
+class TokenRefreshed(Body):
+    """The answer to ``refresh-token``."""
+
+    expires_at: Timestamp | None
+    """Null for a token that does not expire."""
+
+
+class Connected(Body):
+    """``connected``: the first event of a connection."""
+
+    user_id: str
+    socket_id: str
+    timestamp: Timestamp
+    reconnect: bool
+    """True where the user had lost the last connection and came back within the grace."""
+
+
+class UserOnline(Body, omit_defaults=True):
+    """``user-online``."""
+
+    user_id: str
+    online: bool
+    status: Status
+    timestamp: Timestamp
+    version: int
+    name: str | UnsetType = UNSET
+    avatar: str | UnsetType = UNSET
+
+
+class UserOffline(Body):
+    """``user-offline``."""
+
+    user_id: str
+    online: bool
+    status: Status
+    last_active: Timestamp | None
+    timestamp: Timestamp
+    version: int
+
+
+class UserOnlineStatus(UserStatus):
+    """A user's presence, with what a page shows beside it."""
+
+    seconds_ago: float | None
+    """How long ago `last_active` was; null for a user never seen."""
+    meta: dict[str, Any] | None
+    """What the last heartbeat said of itself."""
+
+
+class IdOnline(Body):
+    """One entry of ``/online-status``."""
+
+    id: int | str
+    """A number where it was asked for as one."""
+    online: bool
+
+
+class HeartbeatRecorded(Body):
+    """The answer to a heartbeat over HTTP."""
+
+    status: Status
+    timestamp: Timestamp
+
+
+class Closed(Body):
+    """How many connections were closed."""
+
+    closed: int
+
+
+class Health(Body):
+    """``ok``, or what is wrong."""
+
+    status: str
+
+
+class ExplainedConnection(Body):
+    """One live connection."""
+
+    id: str
+    node: str
+    door: str
+    connected_at: Timestamp
+    user_agent: str | None
+
+
+class ExplainedTransition(Body):
+    """One committed change."""
+
+    version: int
+    was: Status
+    status: Status
+    timestamp: Timestamp
+    reason: str
+
+
+class Explained(Body):
+    """Why a user has the status it has."""
+
+    status: UserStatus
+    because: str
+    connections: list[ExplainedConnection]
+    leases: dict[str, Timestamp]
+    """Until when each node of the connections holds its lease."""
+    grace_until: Timestamp | None
+    ttl_until: Timestamp | None
+    transitions: list[ExplainedTransition]
+    """The most recent, oldest first."""
+
+
+class DevToken(Body):
+    """A token for development."""
+
+    token: str
+    user_id: str
+    expires_at: Timestamp
+
+
+class Problem(Body, omit_defaults=True):
+    """An error, as RFC 9457 has it."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    type: str = "about:blank"
+    retry_after: float | UnsetType = UNSET
+    """Seconds after which the request may be sent again."""
+
+
+class ServerEvent(Body, omit_defaults=True):
+    """``token-expired`` and ``server-draining``."""
+
+    timestamp: Timestamp
+    retry_after: float | UnsetType = UNSET
+    """Seconds to wait before connecting again."""
+
+
+class ErrorBody(Body, omit_defaults=True):
+    """Why a request failed."""
+
+    code: str
+    message: str
+    retry_after: float | UnsetType = UNSET
+    """Seconds after which the request may be sent again."""
+
+
+class Answer(Body):
+    """A request's acknowledgement."""
+
+    event: str
+    data: Any
+
+
+class Failure(Body, kw_only=True):
+    """The acknowledgement of a request that failed."""
+
+    event: str = "error"
+    error: ErrorBody
+
+
+class ExceptionEvent(Body, omit_defaults=True):
+    """``exception``: a failure for a client that asked for no acknowledgement."""
+
+    event: str
+    code: str
+    message: str
+    retry_after: float | UnsetType = UNSET
+
+
+EventBody = tuple[str, Body]
+"""An event's name and its payload."""
+
+
+# From the model to the wire
+
+
+def _fields(status: model.UserStatus) -> dict[str, Any]:
+    return {
+        "user_id": status.user_id,
+        "online": status.online,
+        "status": status.status,
+        "status_text": status.status_text,
+        "last_active": optional_timestamp(status.active_at),
+        "connected_at": optional_timestamp(status.online_since),
+        "version": status.version,
+    }
+
+
+def user_status(status: model.UserStatus) -> UserStatus:
+    """A user's presence as others see it."""
+    return UserStatus(**_fields(status))
+
+
+def user_status_at(status: model.UserStatus, now: int) -> UserStatusAt:
+    """The same with the time it was read."""
+    return UserStatusAt(**_fields(status), timestamp=timestamp(now))
+
+
+def online_user(status: model.UserStatus) -> OnlineUser:
+    """One entry of the list of online users."""
+    profile = status.profile
+    return OnlineUser(
+        **_fields(status),
+        name=_unset_if_none(profile.name),
+        avatar=_unset_if_none(profile.avatar),
+        role=_unset_if_none(profile.role),
+    )
+
+
+def user_online_status(status: model.UserStatus, now: int) -> UserOnlineStatus:
+    """A user's presence with how long ago it was."""
+    ago = None if status.active_at is None else max(0, now - status.active_at) / 1000
+    return UserOnlineStatus(**_fields(status), seconds_ago=ago, meta=status.meta)
+
+
+def explained(explanation: Explanation) -> Explained:
+    """Why a user has the status it has."""
+    return Explained(
+        status=user_status(explanation.status),
+        because=explanation.because,
+        connections=[
+            ExplainedConnection(
+                id=connection.id,
+                node=connection.node,
+                door=connection.door,
+                connected_at=timestamp(connection.connected_at),
+                user_agent=connection.user_agent,
+            )
+            for connection in explanation.connections
+        ],
+        leases={node: timestamp(until) for node, until in explanation.leases.items()},
+        grace_until=optional_timestamp(explanation.grace_until),
+        ttl_until=optional_timestamp(explanation.ttl_until),
+        transitions=[
+            ExplainedTransition(
+                version=transition.now.version,
+                was=transition.was,
+                status=transition.now.status,
+                timestamp=timestamp(transition.at),
+                reason=transition.reason,
+            )
+            for transition in explanation.transitions
+        ],
+    )
+
+
+def event_body(event: Event, transition: Transition) -> EventBody:
+    """The event that tells of a transition."""
+    status, at = transition.now, timestamp(transition.at)
+    match event:
+        case Event.ONLINE:
+            return event, UserOnline(
+                user_id=status.user_id,
+                online=True,
+                status=status.status,
+                timestamp=at,
+                version=status.version,
+                name=_unset_if_none(status.profile.name),
+                avatar=_unset_if_none(status.profile.avatar),
+            )
+        case Event.OFFLINE:
+            return event, UserOffline(
+                user_id=status.user_id,
+                online=False,
+                status=status.status,
+                last_active=optional_timestamp(status.active_at),
+                timestamp=at,
+                version=status.version,
+            )
+        case Event.CHANGED:
+            return event, user_status_at(status, transition.at)
+
+
+def _unset_if_none(value: str | None) -> str | UnsetType:
+    return UNSET if value is None else value
+
+
+encode = msgspec.json.encode
+"""Encode any of these as UTF-8 JSON."""

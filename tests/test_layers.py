@@ -1,0 +1,77 @@
+"""Imports run downwards, and each layer keeps to what it may know."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "gateway"
+MODULES = {
+    ".".join(("gateway", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imports_of(name: str, *, for_types_too: bool = True) -> set[str]:
+    """What a module imports, by full name."""
+    found = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not for_types_too:
+            skipped.update(child for statement in node.body for child in ast.walk(statement))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def test_no_circle() -> None:
+    graph = {name: imports_of(name, for_types_too=False) & set(MODULES) - {name} for name in MODULES}
+    graph["gateway"] = set()  # the public names, which every import of the package passes through
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & set(graph)}
+        assert free, f"a circle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+def test_the_model_is_pure() -> None:
+    allowed = {"__future__", "datetime", "enum", "typing", "msgspec"}
+    assert {name.split(".")[0] for name in imports_of("gateway.presence.model")} <= allowed
+
+
+@pytest.mark.parametrize("door", sorted(name for name in MODULES if name.startswith("gateway.doors.")))
+def test_a_door_knows_no_adapter_and_no_internals(door: str) -> None:
+    imported = imports_of(door)
+    assert not {name for name in imported if name.startswith("gateway.presence.store_")}
+    assert not {name for name in imported if name.split(".")[0] == "engineio"}
+
+
+def test_the_socket_doors_know_neither_each_other_nor_the_store() -> None:
+    for door in ("socketio", "websocket"):
+        imported = imports_of(f"gateway.doors.{door}")
+        assert not {name for name in imported if name.startswith("gateway.doors.")}
+        assert not {name for name in imported if name.startswith("gateway.presence.store")}
+
+
+def test_presence_knows_nothing_above_it() -> None:
+    for name in MODULES:
+        if name.startswith("gateway.presence."):
+            ours = {module for module in imports_of(name) if module in MODULES}
+            assert ours <= {n for n in MODULES if n.startswith("gateway.presence")} | {
+                "gateway",
+                "gateway.errors",
+                "gateway.wire",
+            }, name
+
+
+def test_python_socketio_is_touched_in_one_room() -> None:
+    users = {name for name in MODULES if {"socketio", "engineio"} & {i.split(".")[0] for i in imports_of(name)}}
+    assert {name for name in users if not name.startswith("gateway.engine.")} == {"gateway.doors.socketio"}
+
+
+def test_no_file_wants_to_be_two() -> None:
+    assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 600} == {}
