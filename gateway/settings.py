@@ -50,10 +50,10 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    dev: bool = Field(False, validation_alias="PRESENCE_DEV")
+    dev: bool = Field(default=False, validation_alias="PRESENCE_DEV")
     """Development mode: a random secret where none is set, and ``GET /dev/token`` from loopback."""
     host: str = "127.0.0.1"
-    port: int = Field(3000, ge=0, le=65535)
+    port: int = Field(default=3000, ge=0, le=65535)
     """0 takes a free port, and says which."""
 
     redis_url: str | None = None
@@ -73,12 +73,12 @@ class Settings(BaseSettings):
     cors_allowed_origins: _Commas = ()
     """Origins such as ``https://app.example``; empty allows the same origin only, ``*`` any."""
 
-    presence_away_after: float = Field(90, gt=0)
-    presence_ttl: float = Field(120, gt=0)
-    presence_offline_grace: float = Field(5, ge=0)
+    presence_away_after: float = Field(default=90, gt=0)
+    presence_ttl: float = Field(default=120, gt=0)
+    presence_offline_grace: float = Field(default=5, ge=0)
     presence_audience: Literal["everyone", "watchers"] = "everyone"
-    presence_flush_interval: float = Field(0.02, ge=0, le=5)
-    node_lease: float = Field(10, ge=1)
+    presence_flush_interval: float = Field(default=0.02, ge=0, le=5)
+    node_lease: float = Field(default=10, ge=1)
 
     presence_webhook_url: str | None = None
     presence_webhook_secret: SecretStr | None = None
@@ -87,21 +87,21 @@ class Settings(BaseSettings):
     pusher_app_key: str | None = None
     pusher_app_secret: SecretStr | None = None
 
-    max_connections_per_user: int | None = Field(None, ge=1)
-    max_connections_per_tenant: int | None = Field(None, ge=1)
-    max_payload: int = Field(65536, ge=1024)
-    max_send_buffer: int = Field(1_048_576, ge=65536)
+    max_connections_per_user: int | None = Field(default=None, ge=1)
+    max_connections_per_tenant: int | None = Field(default=None, ge=1)
+    max_payload: int = Field(default=65536, ge=1024)
+    max_send_buffer: int = Field(default=1_048_576, ge=65536)
     """Bytes that wait for a client that does not read; past it the connection is closed with 4008."""
     rate_limit_events: _RateSetting = Rate(100, 1.0)
     rate_limit_heartbeat: _RateSetting = Rate(60, 60.0)
 
-    ping_interval: float = Field(25, gt=0)
-    ping_timeout: float = Field(20, gt=0)
-    handshake_timeout: float = Field(10, gt=0)
+    ping_interval: float = Field(default=25, gt=0)
+    ping_timeout: float = Field(default=20, gt=0)
+    handshake_timeout: float = Field(default=10, gt=0)
     """How long a connection may take from its first byte to being a user's."""
-    keepalive_timeout: float = Field(75, gt=0)
+    keepalive_timeout: float = Field(default=75, gt=0)
     """How long an HTTP connection may stay without a whole request; longer than a proxy in front keeps it."""
-    shutdown_timeout: float = Field(10, gt=0)
+    shutdown_timeout: float = Field(default=10, gt=0)
     """How long clients have to leave after SIGTERM before they are cut off."""
 
     log_format: Literal["console", "json"] = "console"

@@ -14,7 +14,7 @@ MODULES = {
 
 def imports_of(name: str, *, for_types_too: bool = True) -> set[str]:
     """What a module imports, by full name."""
-    found = set()
+    found: set[str] = set()
     skipped: set[ast.AST] = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) and not for_types_too:

@@ -1,0 +1,56 @@
+# make run     sets up and serves on http://127.0.0.1:3000 in development mode
+# make test    sets up and runs the whole suite
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+run: .venv/runtime node_modules/.stamp ## serve in development mode on http://127.0.0.1:3000
+	$(BIN)/python -m gateway serve --dev
+
+test: .venv/development node_modules/.stamp ## run the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/development ## check style, types and lock files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/development ## put the code in its one form
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# Names, versions and hashes for every platform; no addresses.
+UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \
+	--no-annotate --no-header --quiet $(UPGRADE)
+
+lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newer versions)
+	$(UV_COMPILE) --output-file requirements.lock
+	$(UV_COMPILE) --group dev --output-file requirements-dev.lock
+	npm install --package-lock-only --omit-lockfile-registry-resolved
+
+.venv/runtime: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+.venv/development: requirements-dev.lock .venv/runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@
+
+# The gateway runs without Node; the test page then takes the client from its CDN.
+node_modules/.stamp: package-lock.json
+	@if command -v npm >/dev/null; then \
+		npm ci --no-audit --no-fund --loglevel=error && touch $@; \
+	else \
+		echo "npm is not installed: the test page will load socket.io-client from its CDN"; \
+	fi
+
+clean: ## remove what make has set up
+	rm -rf .venv node_modules
