@@ -13,7 +13,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from gateway.errors import ConfigurationError, TokenExpiredError, TokenInvalidError, TokenMissingError
+from gateway.errors import (
+    ConfigurationError,
+    KeysUnavailableError,
+    TokenExpiredError,
+    TokenInvalidError,
+    TokenMissingError,
+)
 from gateway.presence.model import DEFAULT_TENANT, Profile
 
 if TYPE_CHECKING:
@@ -21,7 +27,11 @@ if TYPE_CHECKING:
 
     from gateway.settings import Settings
 
-_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
+# No control characters, and no half of a surrogate pair, which no encoder could send on to anyone.
+_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_JWKS_TIMEOUT = 5.0
+"""Seconds."""
+
 _MAX_PROFILE_LENGTH = 512
 _MAX_AVATAR_LENGTH = 2048
 
@@ -66,12 +76,12 @@ class Authenticator:
         dev_secret: the secret to use where no key is set.
 
     Raises:
-        ConfigurationError: the public key cannot be read.
+        ConfigurationError: the public key cannot be read, or the address of the keys is none.
     """
 
     def __init__(self, settings: Settings, dev_secret: str | None = None) -> None:
         self._settings = settings
-        self._jwks = jwt.PyJWKClient(settings.jwt_jwks_url, timeout=5) if settings.jwt_jwks_url else None
+        self._jwks = None if settings.jwt_jwks_url is None else _jwks_client(settings.jwt_jwks_url)
         self._key: Any = None
         self._algorithms: Sequence[str] = settings.jwt_algorithms
         if settings.jwt_public_key is not None:
@@ -92,6 +102,7 @@ class Authenticator:
             TokenMissingError: there is none.
             TokenExpiredError: its ``exp`` has passed.
             TokenInvalidError: anything else is wrong with it; the message says what.
+            KeysUnavailableError: the keys to verify it with cannot be fetched now.
         """
         if not token:
             raise TokenMissingError("no token: send it as auth.token, Authorization: Bearer, ?token= or the cookie jwt")
@@ -114,6 +125,8 @@ class Authenticator:
             )
         except jwt.ExpiredSignatureError:
             raise TokenExpiredError("the token has expired; get a new one") from None
+        except jwt.PyJWKClientConnectionError:
+            raise KeysUnavailableError("the keys to verify tokens with cannot be fetched; try again later") from None
         except jwt.PyJWTError as error:
             raise TokenInvalidError(f"the token is not accepted: {error}") from None
         return _identity(claims, settings.jwt_tenant_claim)
@@ -145,6 +158,13 @@ def issue_token(
     optional = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience, **claims}
     payload |= {name: value for name, value in optional.items() if value is not None}
     return jwt.encode(payload, secret, algorithm=(*settings.jwt_algorithms, "HS256")[0])
+
+
+def _jwks_client(url: str) -> jwt.PyJWKClient:
+    try:
+        return jwt.PyJWKClient(url, timeout=_JWKS_TIMEOUT)
+    except jwt.PyJWTError as error:
+        raise ConfigurationError(f"JWT_JWKS_URL: {error}") from None
 
 
 def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:
@@ -196,4 +216,10 @@ def _id(name: str, value: object) -> str:
 
 
 def _text(value: object, length: int) -> str | None:
-    return value[:length] if isinstance(value, str) and value else None
+    """A text to show to others, cut to a length, without what cannot be encoded; None for anything else."""
+    return clean_text(value[:length]) if isinstance(value, str) and value else None
+
+
+def clean_text(text: str) -> str:
+    """Replace halves of surrogate pairs: JSON's escapes and headers can smuggle them in, and nothing encodes them."""
+    return text.encode("utf-8", "replace").decode()

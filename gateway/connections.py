@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from gateway import wire
+from gateway.auth import clean_text
 from gateway.errors import (
     CloseCode,
     ForbiddenError,
@@ -123,7 +124,7 @@ class Connections:
             door=door,
             connected_at=now,
             profile=identity.profile,
-            user_agent=user_agent[:256] if user_agent else None,
+            user_agent=clean_text(user_agent[:256]) if user_agent else None,
         )
         rate = self._settings.rate_limit_events
         live = LiveConnection(identity, connection, peer, TokenBucket(rate, now / 1000))

@@ -20,7 +20,8 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
         ├── TokenExpiredError           TOKEN_EXPIRED        401   4002
         ├── TooManyConnectionsError     TOO_MANY_CONNECTIONS 429   4029
         ├── TenantFullError             TENANT_FULL          503   1013
-        └── ServerDrainingError         SERVER_DRAINING      503   1001
+        ├── ServerDrainingError         SERVER_DRAINING      503   1001
+        └── KeysUnavailableError        UNAVAILABLE          503   1013
 
 A message says what to do about it, and never holds a token or a key.
 """
@@ -172,3 +173,11 @@ class ServerDrainingError(RefusedError):
     code = "SERVER_DRAINING"
     http_status = 503
     close_code = CloseCode.GOING_AWAY
+
+
+class KeysUnavailableError(RefusedError):
+    """The keys to verify tokens with cannot be fetched: this says nothing about the token."""
+
+    code = "UNAVAILABLE"
+    http_status = 503
+    close_code = CloseCode.TRY_AGAIN_LATER

@@ -8,10 +8,9 @@
 
   const NAMESPACE = '/ws/messages';
   const DEFAULT_SERVER = 'http://127.0.0.1:3000';
-  const CDN = {
-    src: 'https://cdn.socket.io/4.8.4/socket.io.min.js',
-    integrity: 'sha384-fBrXvbDtHoeKWJ/hcA6M+YGueiDW+h45I7V6F2kD1S8bOkrF9rZYPLVkCR6BLR/1',
-  };
+  const CLIENT_PATH = '/socket.io/socket.io.min.js';
+  const CDN = 'https://cdn.socket.io/4.8.4/socket.io.min.js';
+  const CDN_INTEGRITY = 'sha384-fBrXvbDtHoeKWJ/hcA6M+YGueiDW+h45I7V6F2kD1S8bOkrF9rZYPLVkCR6BLR/1';
   const REQUEST_TIMEOUT = 5000;
   const HEARTBEAT_INTERVAL = 25000;
   const LOG_LIMIT = 500;
@@ -19,9 +18,6 @@
   const MAX_PAGES = 20;
   const PAINT_DELAY = 30; // a timer, not an animation frame: the page must keep up in a background window
 
-  const STATUS_WORDS = {
-    online: 'online', away: 'away', busy: 'busy', dnd: 'do not disturb', invisible: 'invisible', offline: 'offline',
-  };
   const REFUSALS = {
     TOKEN_MISSING: 'Get a development token, or paste one.',
     TOKEN_INVALID: 'It was made for another key, issuer or audience. Get a new one.',
@@ -29,25 +25,16 @@
     TOO_MANY_CONNECTIONS: 'Close another window of this user.',
   };
 
-  const byId = (id) => document.getElementById(id);
+  const page = {}; // every element with an id
+  for (const node of document.querySelectorAll('[id]')) page[node.id] = node;
 
-  let socket = null;
-  let session = null;       // {server, token, devUser}: what the present connection was opened with
-  let me = null;            // our own userId
-  let devTokenUser = null;  // whose development token is in the token field; null when it was pasted
-  let renewed = false;      // one automatic renewal per refusal, so that it cannot loop
-  let drainDelay = null;    // seconds to wait before coming back to a draining server
-  let attempt = 0;          // a newer connection attempt, or Disconnect, makes the older ones give up
-  let retryTimer = 0;
-  let lastHeartbeat = 0;
-  let staleSince = null;    // when the list stopped being live
-  const people = new Map(); // userId -> person
-  const rows = new Map();   // userId -> <li> on the page
+  const webPage = /^https?:$/.test(location.protocol); // otherwise a file
 
   /* ---------- Small helpers ---------- */
 
+  /** Makes an element. Its children are nodes, or strings that become text. */
   function el(tag, props, ...children) {
-    const { data, ...rest } = props || {};
+    const { data, ...rest } = props;
     const node = Object.assign(document.createElement(tag), rest);
     Object.assign(node.dataset, data);
     node.append(...children);
@@ -55,90 +42,106 @@
   }
 
   const bdi = (text) => el('bdi', {}, text); // keeps right-to-left tricks in a name inside that name
-  const pad = (n, width = 2) => String(n).padStart(width, '0');
+  const pad = (number, width = 2) => String(number).padStart(width, '0');
+  const statusWord = (status) => (status === 'dnd' ? 'do not disturb' : String(status));
   const milliseconds = (ms) => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
-  const statusWord = (status) => STATUS_WORDS[status] || String(status);
-  const toJson = (value, indent) =>
-    JSON.stringify(value, (key, v) => (key === 'token' ? '(hidden)' : v), indent) ?? '';
-
   const clock = (date) => [date.getHours(), date.getMinutes(), date.getSeconds()].map((n) => pad(n)).join(':');
-
-  function ago(iso) {
-    const seconds = Math.max(0, Math.round((Date.now() - Date.parse(iso)) / 1000));
-    if (!(seconds >= 1)) return 'now';
-    const [size, unit] = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']].find(([n]) => seconds >= n);
-    return `${Math.floor(seconds / size)} ${unit} ago`;
-  }
-
   const absolute = (iso) => (iso ? `${new Date(iso).toLocaleString()} (${iso})` : '');
 
+  function toJson(value, indent) {
+    return JSON.stringify(value, (key, v) => (key === 'token' ? '(hidden)' : v), indent) ?? '';
+  }
+
+  function ago(iso) {
+    const seconds = Math.round((Date.now() - Date.parse(iso)) / 1000);
+    if (seconds < 1) return 'now';
+    if (seconds < 60) return `${seconds} s ago`;
+    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+    if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+    return `${Math.floor(seconds / 86400)} d ago`;
+  }
+
+  /** Paints soon, once for all the calls until then. */
   function later(paint) {
     let timer = 0;
-    return () => { timer ||= setTimeout(() => { timer = 0; paint(); }, PAINT_DELAY); };
+    return () => {
+      if (timer) return;
+      timer = setTimeout(() => { timer = 0; paint(); }, PAINT_DELAY);
+    };
   }
 
   function notice(tone, ...content) {
-    const box = byId('notice');
-    box.hidden = content.length === 0;
-    box.dataset.tone = tone;
-    box.replaceChildren(...content);
+    page.notice.hidden = content.length === 0;
+    page.notice.dataset.tone = tone;
+    page.notice.replaceChildren(...content);
   }
 
-  /* ---------- Theme ---------- */
-
-  function setTheme(theme) {
-    const root = document.documentElement;
-    if (theme === 'auto') delete root.dataset.theme;
-    else root.dataset.theme = theme;
-  }
-
-  function initTheme() {
-    const select = byId('theme');
-    try { select.value = localStorage.getItem('presence-theme') || 'auto'; } catch { /* storage is switched off */ }
-    setTheme(select.value ||= 'auto');
-    select.addEventListener('change', () => {
-      setTheme(select.value);
-      try { localStorage.setItem('presence-theme', select.value); } catch { /* it lasts as long as the page */ }
-    });
-  }
+  const clearNotice = () => notice('info');
 
   /* ---------- Event log ---------- */
 
-  const log = { entries: [], painted: 0, seq: 0, pausedAt: null };
+  const log = { entries: [], waiting: [], paused: false }; // both oldest first; each painted entry has its row
   const paintLogSoon = later(paintLog);
 
   /** entry: {direction: 'in'|'out', event, payload, re?: request answered, timing?, timingTitle?, failed?} */
   function record(entry) {
-    log.entries.push({ ...entry, seq: ++log.seq, at: new Date() });
-    if (log.entries.length > LOG_LIMIT) log.entries.shift();
+    log.waiting.push({ ...entry, at: new Date() });
+    if (log.waiting.length > LOG_LIMIT) log.waiting.shift();
     paintLogSoon();
   }
 
-  function visibleEntries(after = 0) {
-    const until = log.pausedAt ?? Infinity;
-    const [, minus, text] = /^(-?)(.*)$/.exec(byId('log-filter').value.trim().toLowerCase());
-    const wanted = ({ event, re = '', payload }) =>
-      !text || `${event} ${re} ${toJson(payload)}`.toLowerCase().includes(text) !== Boolean(minus);
-    return log.entries.filter((entry) => entry.seq > after && entry.seq <= until && wanted(entry)).reverse();
+  function paintLog() {
+    if (!log.paused) {
+      for (const entry of log.waiting) {
+        entry.row = logRow(entry);
+        entry.row.hidden = !matchesFilter(entry);
+        page['event-log'].prepend(entry.row);
+        log.entries.push(entry);
+      }
+      log.waiting = [];
+      while (log.entries.length > LOG_LIMIT) log.entries.shift().row.remove();
+    }
+    const news = log.paused && log.waiting.length ? ` (${log.waiting.length} new)` : '';
+    page['log-pause'].textContent = log.paused ? `Resume${news}` : 'Pause';
+    page['log-count'].textContent = log.entries.length;
+    page['log-empty'].hidden = log.entries.some((entry) => !entry.row.hidden);
+    page['log-empty'].textContent = log.entries.length
+      ? 'No row matches the filter.' : 'Everything sent and received appears here, newest first.';
+  }
+
+  function matchesFilter({ event, re = '', payload }) {
+    const filter = page['log-filter'].value.trim().toLowerCase();
+    const excludes = filter.startsWith('-');
+    const text = excludes ? filter.slice(1) : filter;
+    return !text || `${event} ${re} ${toJson(payload)}`.toLowerCase().includes(text) !== excludes;
+  }
+
+  function filterLog() {
+    for (const entry of log.entries) entry.row.hidden = !matchesFilter(entry);
+    paintLog();
+  }
+
+  function clearLog() {
+    log.entries = [];
+    log.waiting = [];
+    page['event-log'].replaceChildren();
+    paintLog();
+  }
+
+  function togglePause() {
+    log.paused = !log.paused;
+    page['log-pause'].setAttribute('aria-pressed', String(log.paused));
+    paintLog();
   }
 
   function brief(payload) {
-    const body = payload?.data ?? payload?.error ?? payload ?? '';
-    if (typeof body !== 'object') return String(body).slice(0, 160);
-    const word = (value) => {
-      if (Array.isArray(value)) return `[${value.length}]`;
-      return typeof value === 'object' ? '{…}' : value;
-    };
-    return Object.entries(body)
-      .filter(([key, value]) => key !== 'timestamp' && value !== null)
-      .map(([key, value]) => `${key}: ${key === 'token' ? '(hidden)' : word(value)}`)
-      .join(', ').slice(0, 160);
+    return toJson(payload?.data ?? payload?.error ?? payload).slice(0, 200);
   }
 
   function logRow(entry) {
-    const pre = el('pre');
     const iso = entry.at.toISOString();
     const time = `${clock(entry.at)}.${pad(entry.at.getMilliseconds(), 3)}`;
+    const json = el('pre', {});
     const details = el('details', {},
       el('summary', {},
         el('time', { dateTime: iso, title: iso }, time),
@@ -146,69 +149,37 @@
         el('span', { className: 'name' }, bdi(entry.event)),
         el('span', { className: 'brief' }, entry.re ? `← ${entry.re} · ` : '', bdi(brief(entry.payload))),
         el('span', { className: 'timing', title: entry.timingTitle || '' }, entry.timing || '')),
-      pre);
+      json);
     details.addEventListener('toggle', () => { // most rows are never opened
-      if (details.open && !pre.textContent) pre.textContent = toJson(entry.payload, 2) || '(no payload)';
+      json.textContent = toJson(entry.payload, 2) || '(no payload)';
     });
-    const data = { event: entry.event, direction: entry.direction, failed: String(Boolean(entry.failed)) };
-    return el('li', { data }, details);
-  }
-
-  function paintLog() {
-    const list = byId('event-log');
-    const fresh = visibleEntries(log.painted);
-    log.painted = log.pausedAt ?? log.seq;
-    list.prepend(...fresh.map(logRow));
-    while (list.children.length > LOG_LIMIT) list.lastElementChild.remove();
-    byId('log-count').textContent = list.children.length;
-    const held = log.pausedAt === null ? 0 : log.entries.filter((entry) => entry.seq > log.pausedAt).length;
-    byId('log-pause').textContent = log.pausedAt === null ? 'Pause' : `Resume${held ? ` (${held} new)` : ''}`;
-    byId('log-empty').textContent = log.entries.length
-      ? 'No row matches the filter.' : 'Everything sent and received appears here, newest first.';
-  }
-
-  function redrawLog() {
-    log.painted = 0;
-    byId('event-log').replaceChildren();
-    paintLog();
-  }
-
-  function togglePause() {
-    log.pausedAt = log.pausedAt === null ? log.seq : null;
-    byId('log-pause').setAttribute('aria-pressed', String(log.pausedAt !== null));
-    paintLog();
-  }
-
-  async function copyLog() {
-    const exported = visibleEntries().map(({ at, direction, event, re, timing, payload }) =>
-      ({ time: at.toISOString(), direction, event, re, timing, payload }));
-    const button = byId('log-copy');
-    const copied = await navigator.clipboard?.writeText(toJson(exported, 2)).then(() => true, () => false);
-    // Browsers offer the clipboard to https, to localhost and to files only.
-    button.textContent = copied ? 'Copied' : copied === false ? 'Not allowed' : 'Needs https';
-    setTimeout(() => { button.textContent = 'Copy as JSON'; }, 1500);
+    return el('li', { data: { event: entry.event, direction: entry.direction, failed: Boolean(entry.failed) } }, details);
   }
 
   /* ---------- People ---------- */
 
+  const people = new Map(); // userId -> person: the newest that the server said of them
+  const rows = new Map(); // userId -> <li> on the page
   const collator = new Intl.Collator();
   const paintPeopleSoon = later(paintPeople);
+  let me = null; // our own userId
+  let staleSince = null; // when the list stopped being live
 
-  /** Merges what the server said. An event must be newer than what is known; an answer may repeat it. */
-  function learn(status, { isEvent = false, addUnknown = true } = {}) {
+  /** Merges what an event or an answer said; they can overtake each other, and the version says which is newer. */
+  function learn(status) {
     const known = people.get(status.userId);
-    if (!known && !addUnknown) return;
-    if (known && (isEvent ? status.version <= known.version : status.version < known.version)) return;
-    const person = known || { userId: status.userId, status: 'offline' };
-    person.arrived ||= isEvent && person.status === 'offline' && status.status !== 'offline';
-    for (const key of ['status', 'statusText', 'lastActive', 'version', 'name']) {
+    if (known && status.version < known.version) return;
+    if (!known && status.status === 'offline') return; // the list is of who is, or was, here
+    const person = known || { userId: status.userId };
+    for (const key of ['status', 'lastActive', 'version', 'name']) {
       if (status[key] !== undefined) person[key] = status[key];
     }
-    person.touched = performance.now();
+    person.learntAt = performance.now();
     people.set(person.userId, person);
     paintPeopleSoon();
   }
 
+  /** Reads everyone online, page by page. */
   async function syncPeople() {
     const started = performance.now();
     const seen = new Set();
@@ -221,92 +192,90 @@
         seen.add(user.userId);
         learn(user);
       }
-      ({ count, nextCursor: cursor } = data);
+      count = data.count;
+      cursor = data.nextCursor;
       pages += 1;
     } while (cursor && pages < MAX_PAGES);
     for (const person of people.values()) {
       // Whoever a complete list does not name is offline, unless an event said otherwise meanwhile.
-      const absent = !cursor && !seen.has(person.userId) && person.touched < started;
-      if (absent && person.userId !== me) person.status = 'offline';
+      if (!cursor && !seen.has(person.userId) && person.learntAt < started) person.status = 'offline';
     }
     paintPeopleSoon();
-    return { count, pages, rtt: performance.now() - started, complete: !cursor };
+    return { count, pages, rtt: performance.now() - started };
   }
 
   const nameOf = (person) => String(person.name || '').trim() || person.userId;
 
+  /** Who is online by name, then who has left, the last first. */
   function byPresence(a, b) {
-    const offline = (person) => person.status === 'offline';
-    if (offline(a) !== offline(b)) return offline(a) ? 1 : -1;
-    if (offline(a) && a.lastActive !== b.lastActive) return a.lastActive < b.lastActive ? 1 : -1;
+    const goneA = a.status === 'offline';
+    const goneB = b.status === 'offline';
+    if (goneA !== goneB) return goneA ? 1 : -1;
+    if (goneA && a.lastActive !== b.lastActive) return a.lastActive < b.lastActive ? 1 : -1;
     return collator.compare(nameOf(a), nameOf(b)) || collator.compare(a.userId, b.userId);
   }
 
   function initials(name) {
-    const words = name.trim().split(/[\s._-]+/u).filter(Boolean);
-    const first = (word) => Array.from(word || '')[0] || '';
-    return (first(words[0]) + (words.length > 1 ? first(words.at(-1)) : '')).toUpperCase() || '?';
+    const words = name.split(/[\s._-]+/u).filter(Boolean);
+    const letters = words.length > 1 ? [words[0], words.at(-1)] : words;
+    return letters.map((word) => Array.from(word)[0]).join('').toUpperCase() || '?';
   }
 
-  const hue = (text) => Array.from(text).reduce((sum, char) => sum + char.codePointAt(0), 0) % 8;
+  function hue(userId) {
+    return Array.from(userId).reduce((sum, char) => sum + char.codePointAt(0), 0) % 8;
+  }
 
+  /** A person's row; one that shows nothing new keeps its nodes, and with them focus and animation. */
   function personRow(person) {
-    const row = rows.get(person.userId) || el('li', { data: { userId: person.userId, hue: hue(person.userId) } });
-    rows.set(person.userId, row);
+    const { userId, status } = person;
+    if (!rows.has(userId)) {
+      const button = el('button', { type: 'button', className: 'person', title: `Check ${userId}` });
+      rows.set(userId, el('li', { data: { userId, hue: hue(userId) } }, button));
+    }
+    const row = rows.get(userId);
     const name = nameOf(person);
-    const picture = [name, person.status, person.statusText, person.userId === me].join('\n');
-    if (row.picture === picture) return row; // unchanged: keep the nodes, and with them focus and animation
-    row.picture = picture;
-    row.dataset.status = person.status;
-    const detail = el('span', { className: 'person-detail' });
-    if (name !== person.userId) detail.append(el('bdi', { className: 'id' }, person.userId));
-    if (person.statusText) detail.append(bdi(person.statusText));
-    const button = row.firstChild || row.appendChild(el('button', { type: 'button', className: 'person' }));
-    button.title = `Check ${person.userId}`;
-    button.replaceChildren(
+    const shows = [name, status, userId === me].join('\n');
+    if (row.shows === shows) return row;
+    row.shows = shows;
+    row.dataset.status = status;
+    row.firstChild.replaceChildren(
       el('span', { className: 'avatar', ariaHidden: 'true' },
         el('span', { className: 'avatar-text' }, initials(name)), el('span', { className: 'dot' })),
       el('span', { className: 'person-main' },
-        el('span', { className: 'person-name' }, bdi(name),
-          ...(person.userId === me ? [el('span', { className: 'you' }, 'you')] : [])),
-        detail),
+        el('span', { className: 'person-name' }, bdi(name), userId === me ? el('span', { className: 'you' }, 'you') : ''),
+        el('span', { className: 'person-id' }, name === userId ? '' : bdi(userId))),
       el('span', { className: 'person-side' },
-        el('span', { className: 'status-word' }, statusWord(person.status)),
+        el('span', { className: 'status-word' }, statusWord(status)),
         el('span', { className: 'seen' })));
     return row;
   }
 
   function paintPeople() {
-    const list = byId('people');
     const sorted = [...people.values()].sort(byPresence);
-    const online = sorted.filter((person) => person.status !== 'offline').length;
-    const focused = list.contains(document.activeElement) ? document.activeElement : null;
-    const shown = sorted.slice(0, SHOWN_PEOPLE);
-    const keep = new Set(shown.map((person) => person.userId));
+    const focused = document.activeElement;
+    const shown = sorted.slice(0, SHOWN_PEOPLE).map(personRow);
     for (const [userId, row] of rows) {
-      if (!keep.has(userId)) { row.remove(); rows.delete(userId); }
+      if (!shown.includes(row)) { row.remove(); rows.delete(userId); }
     }
-    shown.forEach((person, index) => {
-      const row = personRow(person);
-      if (list.children[index] !== row) list.insertBefore(row, list.children[index] || null);
-      if (person.arrived) row.classList.add('arrived');
-      person.arrived = false;
+    shown.forEach((row, index) => {
+      const there = page.people.children[index];
+      if (there !== row) page.people.insertBefore(row, there || null);
     });
-    if (focused?.isConnected) focused.focus({ preventScroll: true }); // moving a row drops its focus
-    byId('online-count').textContent = online;
-    list.dataset.stale = String(Boolean(staleSince));
-    byId('people-note').textContent = peopleNote(sorted.length);
-    tick();
+    if (page.people.contains(focused)) focused.focus({ preventScroll: true }); // moving a row drops its focus
+    page.people.dataset.stale = Boolean(staleSince);
+    page['online-count'].textContent = sorted.filter((person) => person.status !== 'offline').length;
+    page['people-note'].textContent = peopleNote(sorted.length);
+    paintTimes();
   }
 
   function peopleNote(total) {
     if (staleSince) return `Not live: this is how it was at ${clock(staleSince)}.`;
     if (total > SHOWN_PEOPLE) return `Live. The first ${SHOWN_PEOPLE} of ${total} are shown.`;
     if (total) return 'Live. Click someone to check them.';
-    return socket?.connected ? 'Nobody is online yet.' : 'Go online to see who is here.';
+    return 'Go online to see who is here.';
   }
 
-  function tick() {
+  function paintTimes() {
     for (const [userId, row] of rows) {
       const { status, lastActive } = people.get(userId);
       const seen = row.querySelector('.seen');
@@ -315,32 +284,36 @@
     }
   }
 
+  function goStale() {
+    if (people.size) staleSince ??= new Date();
+    paintPeopleSoon();
+  }
+
   function fillCheck(event) {
     const row = event.target.closest('[data-user-id]');
     if (!row) return;
-    byId('check-user-id').value = row.dataset.userId;
-    const button = byId('check-user');
-    (button.disabled ? byId('check-user-id') : button).focus(); // one more Enter checks
+    page['check-user-id'].value = row.dataset.userId;
+    if (socket?.connected) checkUser();
   }
 
   /* ---------- Requests ---------- */
 
-  async function request(event, payload) {
+  async function request(event, ...payload) {
     if (!socket?.connected) throw new Error('Not connected. Go online first.');
-    record({ direction: 'out', event, payload });
+    if (payload[0] === undefined) payload = [];
+    record({ direction: 'out', event, payload: payload[0] });
     const started = performance.now();
-    const asked = socket.timeout(REQUEST_TIMEOUT);
     let answer;
     try {
-      answer = await (payload === undefined ? asked.emitWithAck(event) : asked.emitWithAck(event, payload));
+      answer = await socket.timeout(REQUEST_TIMEOUT).emitWithAck(event, ...payload);
     } catch (error) {
       record({ direction: 'in', event: 'no-answer', re: event, payload: { message: error.message }, failed: true });
       throw new Error(socket?.connected ? `No answer within ${REQUEST_TIMEOUT / 1000} s.` : 'The connection was lost.');
     }
     const rtt = performance.now() - started;
-    const failed = answer?.event === 'error';
+    const failed = answer.event === 'error';
     record({
-      direction: 'in', event: String(answer?.event), re: event, payload: answer, failed,
+      direction: 'in', event: answer.event, re: event, payload: answer, failed,
       timing: milliseconds(rtt), timingTitle: 'Round trip: from sending the request to its answer',
     });
     if (failed) throw Object.assign(new Error(answer.error.message), answer.error);
@@ -348,73 +321,65 @@
     return { data: answer.data, rtt };
   }
 
-  function show(id, tone, ...content) {
-    byId(id).dataset.tone = tone;
-    byId(id).replaceChildren(...content);
+  function show(result, tone, ...content) {
+    result.dataset.tone = tone;
+    result.replaceChildren(...content);
   }
 
   /** Runs one action and shows its error, if any, where its result would be. */
-  function showing(resultId, action) {
+  function showing(result, action) {
     return async () => {
       try {
-        await action();
+        await action(result);
       } catch ({ code, message, retryAfter }) {
         const retry = retryAfter ? ` · retry in ${retryAfter} s` : '';
-        show(resultId, 'error', `${code ? `${code}: ` : ''}${message}${retry}`);
+        show(result, 'error', `${code ? `${code}: ` : ''}${message}${retry}`);
       }
     };
   }
 
   const timing = (rtt) => el('span', { className: 'timing', title: 'Round trip' }, `in ${milliseconds(rtt)}`);
 
-  function statusLine(status, ...extra) {
-    const seen = `${status.online ? 'active' : 'last seen'} ${ago(status.lastActive)}`;
-    return el('span', { className: 'status-line', data: { status: status.status } },
-      el('span', { className: 'dot', ariaHidden: 'true' }), bdi(status.userId), ' ',
-      el('span', { className: 'status-word' }, statusWord(status.status)), ' ',
-      ...(status.statusText ? [bdi(`“${status.statusText}”`), ' '] : []),
-      el('span', { className: 'timing', title: absolute(status.lastActive) }, status.lastActive ? seen : 'never seen'),
-      ' ', ...extra);
+  function statusLine(tag, { userId, online, status, lastActive }, ...extra) {
+    const seen = lastActive ? `${online ? 'active' : 'last seen'} ${ago(lastActive)}` : 'never seen';
+    return el(tag, { className: 'status-line', data: { userId, status } },
+      el('span', { className: 'dot', ariaHidden: 'true' }),
+      bdi(userId), ' ', el('span', { className: 'status-word' }, statusWord(status)), ' ',
+      el('span', { className: 'timing', title: absolute(lastActive) }, seen), ' ', ...extra);
   }
 
-  const checkUser = showing('check-user-result', async () => {
-    const { data, rtt } = await request('check-user-status', { userId: byId('check-user-id').value.trim() });
-    learn(data, { addUnknown: data.online });
-    show('check-user-result', 'ok', statusLine(data, timing(rtt)));
+  const checkUser = showing(page['check-user-result'], async (result) => {
+    const { data, rtt } = await request('check-user-status', { userId: page['check-user-id'].value.trim() });
+    learn(data);
+    show(result, 'ok', statusLine('div', data, timing(rtt)));
   });
 
-  const checkUsers = showing('check-users-result', async () => {
-    const userIds = byId('check-users-ids').value.split(/[\s,]+/).filter(Boolean);
+  const checkUsers = showing(page['check-users-result'], async (result) => {
+    const userIds = page['check-users-ids'].value.split(/[\s,]+/).filter(Boolean);
     const { data, rtt } = await request('check-users-status', { userIds });
-    for (const status of data.statuses) learn(status, { addUnknown: status.online });
+    data.statuses.forEach(learn);
     const online = data.statuses.filter((status) => status.online).length;
-    show('check-users-result', 'ok', `${online} of ${data.statuses.length} online `, timing(rtt),
-      el('ul', {}, ...data.statuses.map((status) =>
-        el('li', { data: { userId: status.userId, status: status.status } }, statusLine(status)))));
+    show(result, 'ok', `${online} of ${data.statuses.length} online `, timing(rtt),
+      el('ul', {}, ...data.statuses.map((status) => statusLine('li', status))));
   });
 
-  const getOnline = showing('get-online-result', async () => {
-    const { count, pages, rtt, complete } = await syncPeople();
-    const paged = pages > 1 ? ` in ${pages} pages${complete ? '' : ', the rest left out'}` : '';
-    show('get-online-result', 'ok', `${count} online${paged} `, timing(rtt));
+  const getOnline = showing(page['get-online-result'], async (result) => {
+    const { count, pages, rtt } = await syncPeople();
+    show(result, 'ok', `${count} online${pages > 1 ? `, ${pages} pages read` : ''} `, timing(rtt));
   });
 
-  const heartbeat = showing('heartbeat-result', async () => {
+  const heartbeat = showing(page['heartbeat-result'], async (result) => {
     lastHeartbeat = Date.now();
     const { rtt } = await request('heartbeat');
-    show('heartbeat-result', 'ok', `answered at ${clock(new Date())} `, timing(rtt));
+    show(result, 'ok', `answered at ${clock(new Date())} `, timing(rtt));
   });
 
-  const setStatus = showing('set-status-result', async () => {
-    const { data, rtt } = await request('set-status', { status: byId('status-choice').value });
-    learn(data);
-    show('set-status-result', 'ok', statusLine(data, timing(rtt)));
-  });
+  let lastHeartbeat = 0;
 
   /** A hidden page stops its heartbeats, so that its user turns away, as in a real application. */
   async function beatWhenDue() {
     const due = Date.now() - lastHeartbeat >= HEARTBEAT_INTERVAL;
-    const wanted = byId('auto-heartbeat').checked && document.visibilityState === 'visible';
+    const wanted = page['auto-heartbeat'].checked && document.visibilityState === 'visible';
     if (!due || !wanted || !socket?.connected) return;
     await heartbeat();
     // Others' activity is not pushed: read it again now and then, unless the list is long.
@@ -423,41 +388,39 @@
 
   /* ---------- Tokens ---------- */
 
+  let devTokenUser = null; // whose development token is in the field; null where it was pasted
+
   function serverUrl() {
-    let url = null;
-    try { url = new URL(byId('server-url').value.trim()); } catch { /* told below */ }
-    if (!url || !/^https?:$/.test(url.protocol)) {
-      byId('server-url').focus();
-      throw new Error(`The server URL must look like ${DEFAULT_SERVER}.`);
-    }
-    byId('server-url').value = url.origin;
-    return url.origin;
+    const text = page['server-url'].value.trim();
+    if (!/^https?:/.test(text) || !URL.canParse(text)) throw new Error(`The server URL must look like ${DEFAULT_SERVER}.`);
+    return new URL(text).origin;
   }
 
   function setDevToken({ token, userId, expiresAt }) {
-    byId('token').value = token;
+    page.token.value = token;
     devTokenUser = userId;
-    byId('token-hint').replaceChildren('Development token of ', bdi(userId),
+    page['token-hint'].replaceChildren('Development token of ', bdi(userId),
       `, until ${new Date(expiresAt).toLocaleTimeString()}.`);
   }
 
   function tokenEdited() {
     devTokenUser = null;
-    byId('token-hint').textContent = byId('token').value ? 'A token of your own.' : 'No token yet.';
+    page['token-hint'].textContent = page.token.value ? 'A token of your own.' : 'No token yet.';
   }
 
   async function fetchDevToken(server, user) {
-    const { origin } = window; // "null" for a file
     let response;
     try {
       response = await fetch(`${server}/dev/token?user=${encodeURIComponent(user)}`,
         { cache: 'no-store', signal: AbortSignal.timeout(REQUEST_TIMEOUT) });
     } catch {
+      const { origin } = window; // "null" for a file
       const cors = server === origin ? '' : `, and does CORS_ALLOWED_ORIGINS allow the origin “${origin}”`;
       throw new Error(`Cannot reach ${server}. Is the server running there${cors}?`);
     }
-    const answer = response.ok ? await response.json().catch(() => null) : null;
-    if (typeof answer?.token !== 'string') {
+    const answer = await response.json().catch(() => ({}));
+    if (response.status === 400) throw new Error(answer.detail);
+    if (!response.ok || !answer.token) {
       throw new Error(`No development token from ${server} (HTTP ${response.status}): it was not started with --dev.`);
     }
     record({ direction: 'in', event: 'dev-token', payload: answer });
@@ -471,11 +434,11 @@
   }
 
   async function getToken() {
-    const user = byId('user-name').value.trim();
-    notice('info');
+    const user = page['user-name'].value.trim();
+    clearNotice();
     if (!user) {
       notice('warn', 'Type a user name first.');
-      byId('user-name').focus();
+      page['user-name'].focus();
       return false;
     }
     try {
@@ -487,33 +450,32 @@
     }
   }
 
-  function toggleToken() {
-    const show = byId('token').type === 'password';
-    byId('token').type = show ? 'text' : 'password';
-    byId('toggle-token').textContent = show ? 'Hide' : 'Show';
-    byId('toggle-token').setAttribute('aria-label', `${show ? 'Hide' : 'Show'} the token`);
-  }
-
   /* ---------- Connection ---------- */
+
+  let socket = null;
+  let session = null; // {server, token, devUser}: what the present connection was opened with
+  let attempt = 0; // a newer connection, or Disconnect, makes the older attempts give up
+  let renewed = false; // one automatic renewal per refusal, so that it cannot loop
+  let retryTimer = 0;
 
   function loadScript(src, props) {
     return new Promise((resolve, reject) => {
       const script = el('script', { ...props, src });
-      const failed = () => { script.remove(); reject(new Error(src)); };
-      script.onload = () => (window.io ? resolve() : failed());
-      script.onerror = failed;
+      const fail = () => { script.remove(); reject(new Error(src)); };
+      script.onload = () => (window.io ? resolve() : fail());
+      script.onerror = fail;
+      setTimeout(fail, 8000);
       document.head.append(script);
-      setTimeout(failed, 8000);
     });
   }
 
-  /** The server's own client first: it works without the Internet. */
+  /** The gateway's own client first: it works without the Internet. */
   async function loadClient(server) {
     if (window.io) return;
     try {
-      await loadScript(`${server}/socket.io/socket.io.min.js`);
+      await loadScript((webPage ? location.origin : server) + CLIENT_PATH);
     } catch {
-      await loadScript(CDN.src, { integrity: CDN.integrity, crossOrigin: 'anonymous' }).catch(() => {
+      await loadScript(CDN, { integrity: CDN_INTEGRITY, crossOrigin: 'anonymous' }).catch(() => {
         throw new Error(`The Socket.IO client loads neither from ${server} nor from cdn.socket.io. ` +
           'Start the server, or correct the server URL, then press Connect again.');
       });
@@ -521,23 +483,34 @@
   }
 
   function setState(state, ...detail) {
-    byId('connection-state').dataset.state = state;
-    byId('connection-state').replaceChildren(el('span', {}, state, ...detail));
-    byId('connect').disabled = state !== 'disconnected';
-    byId('disconnect').disabled = state === 'disconnected';
+    page['connection-state'].dataset.state = state;
+    page['connection-state'].replaceChildren(el('span', {}, state, ...detail));
+    page.connect.disabled = state !== 'disconnected';
+    page.disconnect.disabled = state === 'disconnected';
     for (const button of document.querySelectorAll('[data-needs-connection]')) button.disabled = state !== 'connected';
     document.title = `${state === 'connected' && me ? `${me}, online · ` : ''}Presence test page`;
   }
 
   function showConnected() {
-    const transport = socket.io.engine?.transport.name;
-    setState('connected', ...(me ? [' as ', bdi(me)] : []), ` · ${transport}`);
+    setState('connected', ...(me ? [' as ', bdi(me)] : []), ` · ${socket.io.engine.transport.name}`);
+  }
+
+  async function goOnline() {
+    if (!await getToken()) return;
+    rememberInAddress(devTokenUser);
+    await connect();
+  }
+
+  /** A reload goes online again; after Disconnect it does not. */
+  function rememberInAddress(user) {
+    const query = user ? `?user=${encodeURIComponent(user)}&autoconnect=1` : '';
+    if (webPage) history.replaceState(null, '', location.pathname + query);
   }
 
   async function connect() {
     close();
-    const mine = ++attempt;
-    notice('info');
+    const mine = attempt;
+    clearNotice();
     try {
       const server = serverUrl();
       setState('connecting', '…');
@@ -551,56 +524,47 @@
   }
 
   function openSocket(server) {
-    const choice = byId('transport').value;
-    session = { server, token: byId('token').value.trim(), devUser: devTokenUser };
-    me = session.devUser;
+    const transport = page.transport.value;
+    session = { server, token: page.token.value.trim(), devUser: devTokenUser };
+    me = devTokenUser;
     renewed = false;
     staleSince = null;
     people.clear();
     paintPeople();
     socket = window.io(server + NAMESPACE, {
       forceNew: true,
-      auth: (send) => send({ token: session.token }), // asked at each reconnection
-      ...(choice === 'auto' ? {} : { transports: [choice] }),
+      auth: (send) => send({ token: session.token }), // asked again at each reconnection
+      transports: transport === 'auto' ? ['polling', 'websocket'] : [transport],
     });
     socket.on('connect', onConnect);
     socket.on('connect_error', onConnectError);
     socket.on('disconnect', onDisconnect);
     socket.onAny(onEvent);
-    socket.io.on('reconnect_attempt', (n) => setState('reconnecting', ` · attempt ${n}`));
   }
 
   function close() {
     attempt += 1;
     clearTimeout(retryTimer);
-    drainDelay = null;
     if (!socket) return;
-    const old = socket;
+    socket.off();
+    socket.disconnect();
     socket = null;
-    old.off();
-    old.io.off();
-    old.disconnect();
     goStale();
   }
 
   function disconnect() {
     close();
+    rememberInAddress(null);
     record({ direction: 'out', event: 'disconnect', payload: { reason: 'by you' } });
     setState('disconnected', ' · by you');
-    notice('info');
-  }
-
-  function goStale() {
-    if (people.size) staleSince ??= new Date();
-    paintPeopleSoon();
+    clearNotice();
   }
 
   function onConnect() {
     renewed = false;
-    drainDelay = null;
     staleSince = null;
     lastHeartbeat = Date.now();
-    notice('info');
+    clearNotice();
     const { engine } = socket.io;
     record({ direction: 'in', event: 'connect', payload: { id: socket.id, transport: engine.transport.name } });
     engine.on('upgrade', () => { if (socket?.connected) showConnected(); });
@@ -609,36 +573,38 @@
     getOnline();
   }
 
-  async function onConnectError(error) {
-    const { code } = error.data || {};
-    const payload = { message: error.message, ...error.data };
-    record({ direction: 'in', event: 'connect_error', payload, failed: true });
+  function onConnectError(error) {
+    const { code, retryAfter = 2 } = error.data || {};
+    record({ direction: 'in', event: 'connect_error', payload: { message: error.message, ...error.data }, failed: true });
     if (socket.active) { // the network's fault: socket.io-client tries again by itself
-      if (byId('connection-state').dataset.state === 'connecting') setState('reconnecting', '…');
+      setState('reconnecting', ` · ${error.message}`);
       notice('warn', `Cannot reach the server (${error.message}). Trying again.`);
-      return;
+    } else if (code === 'SERVER_DRAINING') {
+      setState('reconnecting', ` · in ${retryAfter} s`);
+      retryTimer = setTimeout(() => socket.connect(), retryAfter * 1000);
+    } else if ((code === 'TOKEN_EXPIRED' || code === 'TOKEN_INVALID') && session.devUser && !renewed) {
+      // A development server makes a new secret with each start, so an old token may just need replacing.
+      reconnectRenewed();
+    } else {
+      setState('disconnected', ` · ${code || 'refused'}`);
+      notice('error', `Refused: ${code ? `${code}, ` : ''}${error.message}. ${REFUSALS[code] || ''}`);
+      goStale();
     }
-    if (code === 'SERVER_DRAINING') return reconnectIn(error.data.retryAfter ?? 2);
-    // A development server makes a new secret with each start, so an old token may just need replacing.
-    const renewable = code === 'TOKEN_EXPIRED' || code === 'TOKEN_INVALID';
-    if (renewable && session.devUser && !renewed) return reconnectRenewed();
-    setState('disconnected', ` · ${code || 'refused'}`);
-    notice('error', `Refused: ${code ? `${code}, ` : ''}${error.message}. ${REFUSALS[code] || ''}`);
-    goStale();
   }
 
-  /** A new development token for the present connection; null when there is none to be had, or a newer attempt. */
+  /** Gets a new development token for the present connection; false where there is none to be had. */
   async function renewToken() {
     const mine = attempt;
     try {
       const answer = await fetchDevToken(session.server, session.devUser);
-      if (mine !== attempt) return null;
-      if (byId('token').value === session.token) setDevToken(answer);
+      if (mine !== attempt) return false;
+      if (page.token.value === session.token) setDevToken(answer);
       session.token = answer.token;
-      return answer.token;
+      return true;
     } catch (error) {
-      if (mine === attempt) explainToken(error);
-      return null;
+      if (mine !== attempt) return false;
+      explainToken(error);
+      return false;
     }
   }
 
@@ -646,22 +612,18 @@
     const mine = attempt;
     renewed = true;
     setState('reconnecting', ' · new token');
-    if (await renewToken()) socket.connect();
-    else if (mine === attempt) setState('disconnected', ' · no token');
-  }
-
-  function reconnectIn(seconds) {
-    setState('reconnecting', ` · in ${seconds} s`);
-    clearTimeout(retryTimer);
-    retryTimer = setTimeout(() => socket?.connect(), seconds * 1000);
+    const got = await renewToken();
+    if (mine !== attempt) return;
+    if (got) socket.connect();
+    else setState('disconnected', ' · no token');
   }
 
   function onDisconnect(reason) {
     record({ direction: 'in', event: 'disconnect', payload: { reason }, failed: true });
     goStale();
-    if (socket.active) setState('reconnecting', ` · ${reason}`);
-    else if (drainDelay !== null) reconnectIn(drainDelay);
-    else {
+    if (socket.active) {
+      setState('reconnecting', ` · ${reason}`);
+    } else {
       setState('disconnected', ` · ${reason}`);
       notice('warn', 'The server ended this connection: the user was disconnected by a backend, or the token ran out.');
     }
@@ -670,23 +632,23 @@
   async function onTokenExpired() {
     if (!session.devUser) {
       notice('warn', 'The token has expired: the server disconnects in 10 s. Paste a new one and connect again.');
-      return;
+    } else if (await renewToken()) {
+      await request('refresh-token', { token: session.token })
+        .catch((error) => notice('error', `refresh-token: ${error.message}`));
     }
-    const token = await renewToken();
-    if (!token) return;
-    await request('refresh-token', { token }).catch((error) => notice('error', `refresh-token: ${error.message}`));
   }
 
   const HANDLERS = {
     connected: (data) => { me = data.userId; showConnected(); paintPeopleSoon(); },
-    'user-online': (data) => learn({ lastActive: data.timestamp, ...data }, { isEvent: true }),
-    'user-offline': (data) => learn({ ...data, statusText: null }, { isEvent: true }),
-    'user-status-changed': (data) => learn(data, { isEvent: true }),
-    'token-expired': onTokenExpired,
-    'server-draining': (data) => {
-      drainDelay = data.retryAfter ?? 2;
-      notice('warn', 'The server is draining: it is about to stop. This page reconnects by itself.');
+    'user-online': (data) => {
+      learn({ ...data, lastActive: data.timestamp });
+      paintPeople();
+      rows.get(data.userId)?.classList.add('arrived');
     },
+    'user-offline': learn,
+    'user-status-changed': learn,
+    'token-expired': onTokenExpired,
+    'server-draining': () => notice('warn', 'The server is about to stop. This page reconnects by itself.'),
     exception: (data) => notice('error', `${data.event}: ${data.code}, ${data.message}`),
   };
 
@@ -700,64 +662,42 @@
     if (Object.hasOwn(HANDLERS, event) && data && typeof data === 'object') HANDLERS[event](data);
   }
 
-  async function goOnline() {
-    if (await getToken()) await connect();
-  }
-
-  function linkSecondWindow() {
-    const other = byId('user-name').value.trim() === 'bob' ? 'alice' : 'bob';
-    byId('second-window').href = `?user=${other}&autoconnect=1`;
-  }
-
-  /* ---------- Keyboard shortcuts ---------- */
-
-  const SHORTCUTS = {
-    '/': () => byId('check-user-id').focus(),
-    h: () => byId('heartbeat').click(),
-    o: () => byId('get-online').click(),
-    p: togglePause,
-    '?': () => {
-      byId('shortcut-help').open = true;
-      byId('shortcut-help').firstElementChild.focus();
-    },
-  };
-
-  function onKey(event) {
-    const typing = event.target.closest?.('input, select, textarea');
-    if (typing && typing.type !== 'checkbox') return;
-    if (event.repeat || event.ctrlKey || event.metaKey || event.altKey || !byId('shortcuts').checked) return;
-    if (!Object.hasOwn(SHORTCUTS, event.key)) return;
-    event.preventDefault();
-    SHORTCUTS[event.key]();
-  }
-
   /* ---------- Start ---------- */
 
-  const WIRING = [
-    ['identity-form', 'submit', goOnline], ['connection-form', 'submit', connect], ['disconnect', 'click', disconnect],
-    ['get-token', 'click', getToken], ['toggle-token', 'click', toggleToken], ['token', 'input', tokenEdited],
-    ['user-name', 'input', linkSecondWindow], ['people', 'click', fillCheck],
-    ['people', 'animationend', (event) => event.target.closest('li').classList.remove('arrived')],
-    ['check-user-form', 'submit', checkUser], ['check-users-form', 'submit', checkUsers],
-    ['status-form', 'submit', setStatus], ['get-online', 'click', getOnline],
-    ['heartbeat', 'click', heartbeat], ['auto-heartbeat', 'change', beatWhenDue],
-    ['log-filter', 'input', redrawLog], ['log-pause', 'click', togglePause],
-    ['log-clear', 'click', () => { log.entries = []; redrawLog(); }], ['log-copy', 'click', copyLog],
-  ];
-  for (const [id, type, handler] of WIRING) {
-    byId(id).addEventListener(type, (event) => {
+  function linkSecondWindow() {
+    const other = page['user-name'].value.trim() === 'bob' ? 'alice' : 'bob';
+    page['second-window'].href = `?user=${other}&autoconnect=1`;
+  }
+
+  function on(id, type, handler) {
+    page[id].addEventListener(type, (event) => {
       if (type === 'submit') event.preventDefault();
       handler(event);
     });
   }
-  document.addEventListener('keydown', onKey);
+
+  on('identity-form', 'submit', goOnline);
+  on('user-name', 'input', linkSecondWindow);
+  on('connection-form', 'submit', connect);
+  on('disconnect', 'click', disconnect);
+  on('get-token', 'click', getToken);
+  on('token', 'input', tokenEdited);
+  on('people', 'click', fillCheck);
+  on('people', 'animationend', (event) => event.target.closest('li').classList.remove('arrived'));
+  on('check-user-form', 'submit', checkUser);
+  on('check-users-form', 'submit', checkUsers);
+  on('get-online', 'click', getOnline);
+  on('heartbeat', 'click', heartbeat);
+  on('auto-heartbeat', 'change', beatWhenDue);
+  on('log-filter', 'input', filterLog);
+  on('log-pause', 'click', togglePause);
+  on('log-clear', 'click', clearLog);
   document.addEventListener('visibilitychange', beatWhenDue);
-  setInterval(() => { tick(); beatWhenDue(); }, 1000);
-  initTheme();
+  setInterval(() => { paintTimes(); beatWhenDue(); }, 1000);
 
   const query = new URLSearchParams(location.search);
-  byId('server-url').value = /^https?:$/.test(location.protocol) ? location.origin : DEFAULT_SERVER;
-  byId('user-name').value = query.get('user') || byId('user-name').value;
+  page['server-url'].value = webPage ? location.origin : DEFAULT_SERVER;
+  page['user-name'].value = query.get('user') || page['user-name'].value;
   linkSecondWindow();
   if (query.get('autoconnect') === '1') goOnline();
 })();

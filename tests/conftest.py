@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,13 @@ async def eventually(condition: Callable[[], Any], *, within: float = STEP) -> A
             raise AssertionError(f"not true within {within} s: {condition}")
         await asyncio.sleep(0.01)
     return result
+
+
+@pytest.fixture
+async def closing() -> AsyncIterator[AsyncExitStack]:
+    """Closes what a test opened, in the opposite order. Ask for it after `serve`, to be done before that stops."""
+    async with AsyncExitStack() as stack:
+        yield stack
 
 
 @dataclass
