@@ -90,7 +90,9 @@ class Gateway:
 
         self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
         self._server = Server(settings, self._origins)
-        self._server.register_namespace(SocketIODoor(self._connections, self._requests, self._authenticator))
+        self._server.register_namespace(
+            SocketIODoor(self._connections, self._requests, self._authenticator, self._origins)
+        )
 
         self.presence = Presence(self._tracker, self._view)
         """Who is online: reads as plain calls, commands awaited."""

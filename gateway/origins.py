@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from aiohttp import web
 
@@ -32,11 +32,28 @@ class Origins:
 
     def allows(self, origin: str | None, request: web.BaseRequest) -> bool:
         """Whether a request with this ``Origin`` header may be served; one without comes from no page."""
-        if origin is None or "*" in self._allowed or origin in self._allowed:
+        return "*" in self._allowed or (self._dev and origin == "null") or self.trusts(origin, request)
+
+    def cookies(self, request: web.BaseRequest) -> Mapping[str, str]:
+        """The cookies that a token may be taken from.
+
+        None where the page is one of the any that ``*`` lets in: its request carries its visitor's cookies
+        without their knowing. Such a page sends a token that it was given.
+        """
+        return request.cookies if self.trusts(request.headers.get("Origin"), request) else {}
+
+    def trusts(self, origin: str | None, request: web.BaseRequest) -> bool:
+        """Whether a page is of the same origin, or of one that is allowed by name."""
+        if origin is None or origin in self._allowed or origin in _own_origins(request):
             return True
-        if self._dev and (origin == "null" or is_loopback(urlsplit(origin).hostname)):
-            return True
-        return origin in _own_origins(request)
+        return self._dev and is_loopback(_host(origin))
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:  # such as an unfinished IPv6 address
+        return None
 
 
 def _own_origins(request: web.BaseRequest) -> set[str]:

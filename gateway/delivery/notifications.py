@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from gateway import wire
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import Event
 
@@ -32,10 +33,11 @@ def notify(connections: Connections, tenant: str, user_id: str, event: str, data
     """
     if not event or event in _RESERVED:
         raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
-    recipients = connections.of_user(tenant, user_id)
     try:
-        for live in recipients:
-            live.emit(event, data)
+        wire.encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidPayloadError(f"data must be JSON: {error}") from None
+    recipients = connections.of_user(tenant, user_id)
+    for live in recipients:
+        live.emit(event, data)
     return Delivery(sent=bool(recipients), method="realtime" if recipients else None)

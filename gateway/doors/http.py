@@ -328,7 +328,9 @@ class HTTPDoor:
             return DEFAULT_TENANT, None
         key = request.headers.get("X-API-Key")
         if key is None:
-            identity = await self._authenticator.identify(find_token(request.headers, request.query, request.cookies))
+            identity = await self._authenticator.identify(
+                find_token(request.headers, request.query, self._origins.cookies(request))
+            )
             if caller is Caller.SERVICE:
                 raise ForbiddenError("this call takes a service key: X-API-Key, one of SERVICE_API_KEYS")
             await self._connections.active(identity)
@@ -369,7 +371,8 @@ class HTTPDoor:
         origin = request.headers.get("Origin")
         if origin is not None and self._origins.allows(origin, request):
             response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Allow-Credentials"] = "true"
+            if self._origins.trusts(origin, request):
+                response.headers["Access-Control-Allow-Credentials"] = "true"
             response.headers["Access-Control-Expose-Headers"] = "Retry-After"
             response.headers["Vary"] = "Origin"
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.connections import Connections, LiveConnection
+    from gateway.origins import Origins
     from gateway.requests import Requests
 
 _log = structlog.get_logger(__name__)
@@ -31,10 +32,14 @@ class SocketIODoor(Namespace):
         connections: where their connections live.
         requests: what answers them.
         authenticator: what verifies their tokens.
+        origins: whose cookies may be tokens.
     """
 
-    def __init__(self, connections: Connections, requests: Requests, authenticator: Authenticator) -> None:
+    def __init__(
+        self, connections: Connections, requests: Requests, authenticator: Authenticator, origins: Origins
+    ) -> None:
         super().__init__(NAMESPACE)
+        self._origins = origins
         self._connections = connections
         self._requests = requests
         self._authenticator = authenticator
@@ -42,7 +47,7 @@ class SocketIODoor(Namespace):
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
         """Open a connection for a token; see the port."""
-        token = find_token(request.headers, request.query, request.cookies, auth)
+        token = find_token(request.headers, request.query, self._origins.cookies(request), auth)
         try:
             identity = await self._authenticator.identify(token)
             self._live[sid] = await self._connections.open(

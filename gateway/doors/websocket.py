@@ -161,7 +161,7 @@ class WebSocketDoor:
         return ws
 
     async def _open(self, request: web.Request, peer: _WebSocketPeer) -> LiveConnection:
-        token = find_token(request.headers, request.query, request.cookies)
+        token = find_token(request.headers, request.query, self._origins.cookies(request))
         identity = await self._authenticator.identify(token)
         return await self._connections.open(
             identity, door="websocket", peer=peer, user_agent=request.headers.get("User-Agent")

@@ -77,6 +77,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             async_handlers=False,
             async_mode="aiohttp",
             cors_allowed_origins=allowed,
+            cors_credentials="*" not in settings.cors_allowed_origins,
             max_http_buffer_size=settings.max_payload,
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+RETRY = 1.0
+"""Seconds to wait after the store failed, before it is asked again."""
+
 
 class Follower:
     """Keeps one view at the end of one store's log.
@@ -47,14 +50,10 @@ class Follower:
         """Follow the log until cancelled."""
         while True:
             try:
-                news = self._view.apply(await self._store.read(self._view.position, wait=True))
-            except LogTrimmedError as gap:
-                _log.warning("fell behind the log; taking a snapshot", position=self._view.position, gap=str(gap))
-                news = self._view.load(await self._store.snapshot())
-            if news:
-                for listener in self._listeners:
-                    listener(news)
-            self._wake()
+                await self._follow()
+            except Exception:
+                _log.exception("following the log failed; trying again")
+                await asyncio.sleep(RETRY)
 
     async def reach(self, position: int) -> None:
         """Wait until the view holds the log up to `position`."""
@@ -64,6 +63,18 @@ class Follower:
         self._turn += 1  # tells two waiters for one position apart
         insort(self._waiting, (position, self._turn, reached))
         await reached
+
+    async def _follow(self) -> None:
+        """Read once: what is there, or as soon as there is something."""
+        try:
+            news = self._view.apply(await self._store.read(self._view.position, wait=True))
+        except LogTrimmedError as gap:
+            _log.warning("fell behind the log; taking a snapshot", position=self._view.position, gap=str(gap))
+            news = self._view.load(await self._store.snapshot())
+        if news:
+            for listener in self._listeners:
+                listener(news)
+        self._wake()
 
     def _wake(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._view.position:
