@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import socketio
 import structlog
+from engineio.payload import Payload
 from socketio import packet
 
 from gateway.engine import json
@@ -34,6 +35,11 @@ _log = structlog.get_logger(__name__)
 
 _RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconnecting"})
 """Names that Node's parser refuses from a client: python-socketio would call the handlers of that name."""
+
+
+# A page that emits some dozens of events in one turn sends them in one polling request; python-engineio's 16 would
+# end its connection. What bounds a request is its bytes.
+Payload.max_decode_packets = 1024
 
 
 class _Log:

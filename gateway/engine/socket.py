@@ -59,6 +59,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     handshake_timeout: float
     driver: Driver | None = None
     queue: OutboundQueue
+    upgrading: bool
 
     async def handle_post_request(self, environ: dict[str, Any]) -> None:
         """Take a polling client's packets.
@@ -74,6 +75,9 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
 
     async def _websocket_handler(self, ws: Driver) -> None:
         """Serve a WebSocket, from its first frame or from an upgrade; an upgrade has a time to finish."""
+        if self.upgrading:  # a second probe beside the first: one connection, one WebSocket
+            await ws.close()
+            return
         self.driver = ws
         late = asyncio.get_running_loop().call_later(self.handshake_timeout, self._give_up_upgrade, ws)
         try:
