@@ -1,7 +1,7 @@
 # make run     sets up and serves on http://127.0.0.1:3000 in development mode
 # make test    sets up and runs the whole suite
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean
+.PHONY: help run test lint format bench lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,6 +24,9 @@ format: .venv/development ## put the code in its one form
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+bench: .venv/development benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio
+	$(BIN)/python -m benchmarks $(ARGS)
+
 # Names, versions and hashes for every platform; no addresses.
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header --quiet $(UPGRADE)
@@ -32,6 +35,7 @@ lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newe
 	$(UV_COMPILE) --output-file requirements.lock
 	$(UV_COMPILE) --group dev --output-file requirements-dev.lock
 	npm install --package-lock-only --omit-lockfile-registry-resolved
+	npm install --prefix benchmarks/node --package-lock-only --omit-lockfile-registry-resolved
 
 .venv/runtime: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,5 +56,9 @@ node_modules/.stamp: package-lock.json
 		echo "npm is not installed: the test page will load socket.io-client from its CDN"; \
 	fi
 
+benchmarks/node/node_modules/.stamp: benchmarks/node/package-lock.json
+	npm ci --prefix benchmarks/node --no-audit --no-fund --loglevel=error
+	touch $@
+
 clean: ## remove what make has set up
-	rm -rf .venv node_modules
+	rm -rf .venv node_modules benchmarks/node/node_modules

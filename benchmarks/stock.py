@@ -60,18 +60,25 @@ async def connect(sid: str, _environ: object, auth: dict[str, str]) -> None:
         refusal = {"code": "TOKEN_INVALID", "message": str(error)}
         raise socketio.exceptions.ConnectionRefusedError(str(error), refusal) from None
     user_of[sid] = user_id
+    # A task, because python-socketio sends its CONNECT packet after this handler.
+    sio.start_background_task(announce, sid, user_id)
+
+
+async def announce(sid: str, user_id: str) -> None:
+    """Greet a connection, and tell all others where it is its user's first."""
     mine = sockets.setdefault(user_id, set())
     mine.add(sid)
     timestamp = now()
+    first = len(mine) == 1
+    if first:
+        user = status(user_id)
+        user |= {"online": True, "status": "online", "version": user["version"] + 1}
+        users[user_id] = user | {"lastActive": timestamp, "connectedAt": timestamp}
     greeting = {"userId": user_id, "socketId": sid, "timestamp": timestamp, "reconnect": False}
-    # A task, because python-socketio sends its CONNECT packet after this handler.
-    sio.start_background_task(sio.emit, "connected", greeting, to=sid, namespace=NAMESPACE)
-    if len(mine) == 1:
-        before = status(user_id)
-        known = {"online": True, "status": "online", "version": before["version"] + 1}
-        users[user_id] = {**before, **known, "lastActive": timestamp, "connectedAt": timestamp}
-        change = {"userId": user_id, **known, "timestamp": timestamp}
-        await sio.emit("user-online", change, namespace=NAMESPACE, skip_sid=sid)
+    await sio.emit("connected", greeting, to=sid, namespace=NAMESPACE)
+    if first:
+        change = {name: users[user_id][name] for name in ("userId", "online", "status", "version")}
+        await sio.emit("user-online", {**change, "timestamp": timestamp}, namespace=NAMESPACE, skip_sid=sid)
 
 
 async def disconnect(sid: str, _reason: str) -> None:

@@ -13,8 +13,8 @@ if sys.platform != "win32":
 import structlog
 from aiohttp import web
 
-from gateway.app import Gateway, create_app
-from gateway.auth import is_id
+from gateway.app import Gateway, create_app, system_clock
+from gateway.auth import is_id, issue_token
 from gateway.errors import ConfigurationError
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except ConfigurationError:
+    except ConfigurationError as error:
+        print(f"gateway: {error}", file=sys.stderr)
         return 2
 
 
@@ -127,6 +128,9 @@ def _token(options: argparse.Namespace) -> int:
         raise ConfigurationError("JWT_SECRET is not set: there is nothing to sign a token with")
     if not is_id(options.user):
         raise ConfigurationError("USER takes 1 to 128 characters without control characters")
+    claims = {"name": options.name, "role": options.role, settings.jwt_tenant_claim: options.tenant}
+    secret = settings.jwt_secret.get_secret_value()
+    print(issue_token(settings, secret, options.user, now=system_clock(), ttl=options.ttl, claims=claims))
     return 0
 
 
