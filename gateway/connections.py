@@ -36,11 +36,14 @@ _log = structlog.get_logger(__name__)
 EXPIRY_NOTICE = 10.0
 """Seconds between ``token-expired`` and the disconnection."""
 
+DRAIN_NOTICE = 0.25
+"""Seconds between ``server-draining`` and the close: in one answer to a poll, a client hears the close first."""
+
 ACTIVITY_RESOLUTION = 1000
 """Milliseconds. A request of a user who was active within them is not recorded as activity again."""
 
 FLOOD_PATIENCE = 10
-"""A connection whose requests were refused for so many times its rate in a row is closed."""
+"""A connection is closed whose requests are refused at more than so many times its rate."""
 
 _CLOSE_CODES = {
     Ending.KICKED: CloseCode.KICKED,
@@ -61,7 +64,9 @@ class Peer(Member, Protocol):
 class LiveConnection:
     """One connection of one user to this node."""
 
-    def __init__(self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket) -> None:
+    def __init__(
+        self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket, patience: TokenBucket
+    ) -> None:
         self.identity = identity
         self.connection = connection
         self.peer = peer
@@ -69,7 +74,7 @@ class LiveConnection:
         """Why it ended; None while it lives."""
         self.resumed = False
         self.limiter = limiter
-        self.refused_in_a_row = 0
+        self.patience = patience
         self.expiry: asyncio.TimerHandle | None = None
 
     def emit(self, event: str, data: object) -> None:
@@ -127,7 +132,8 @@ class Connections:
             user_agent=clean_text(user_agent[:256]) if user_agent else None,
         )
         rate = self._settings.rate_limit_events
-        live = LiveConnection(identity, connection, peer, TokenBucket(rate, now / 1000))
+        patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), now / 1000)
+        live = LiveConnection(identity, connection, peer, TokenBucket(rate, now / 1000), patience)
         # Counted before the first await, so that a burst cannot pass the limits together.
         self._by_user.setdefault((identity.tenant, identity.user_id), {})[connection.id] = live
         self._per_tenant[identity.tenant] = self._per_tenant.get(identity.tenant, 0) + 1
@@ -196,6 +202,9 @@ class Connections:
         notice = wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now()), retry_after=retry_after)
         for live in leaving:
             live.emit("server-draining", notice)
+        if leaving:
+            await asyncio.sleep(DRAIN_NOTICE)
+        for live in leaving:
             await self.end(live, Ending.DRAINED)
 
     # What a connection does
@@ -208,11 +217,9 @@ class Connections:
         """
         wait = live.limiter.take(self._tracker.now() / 1000)
         if not wait:
-            live.refused_in_a_row = 0
             return
-        live.refused_in_a_row += 1
         rate: Rate = self._settings.rate_limit_events
-        if live.refused_in_a_row > FLOOD_PATIENCE * rate.count:
+        if live.patience.take(self._tracker.now() / 1000):
             self._end_soon(live, Ending.FLOODED)
         raise RateLimitedError(
             f"more than {rate.count} requests in {rate.seconds:g} s on this connection", round(wait, 3)

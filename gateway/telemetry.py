@@ -7,6 +7,7 @@ import sys
 from typing import Literal
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 
 def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
@@ -43,3 +44,9 @@ def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
     root.setLevel(level.upper())
     # aiohttp's access log writes the request line, and with it a token in ?token=.
     logging.getLogger("aiohttp.access").disabled = True
+    logging.getLogger("aiohttp.server").addFilter(_is_no_clients_mistake)
+
+
+def _is_no_clients_mistake(record: logging.LogRecord) -> bool:
+    """Whether to keep a line: aiohttp logs what was no HTTP as a failure, with a traceback."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)

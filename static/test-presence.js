@@ -135,7 +135,8 @@
   }
 
   function brief(payload) {
-    return toJson(payload?.data ?? payload?.error ?? payload).slice(0, 200);
+    const json = toJson(payload?.data ?? payload?.error ?? payload);
+    return json.replaceAll('":', ': ').replaceAll(',"', ', ').replace(/["{}]/g, '').slice(0, 200);
   }
 
   function logRow(entry) {
@@ -497,14 +498,14 @@
 
   async function goOnline() {
     if (!await getToken()) return;
-    rememberInAddress(devTokenUser);
+    rememberInAddress(true);
     await connect();
   }
 
-  /** A reload goes online again; after Disconnect it does not. */
-  function rememberInAddress(user) {
-    const query = user ? `?user=${encodeURIComponent(user)}&autoconnect=1` : '';
-    if (webPage) history.replaceState(null, '', location.pathname + query);
+  /** A reload goes online again; after Disconnect it only keeps the name. */
+  function rememberInAddress(autoconnect) {
+    const user = encodeURIComponent(page['user-name'].value.trim());
+    if (webPage) history.replaceState(null, '', `?user=${user}${autoconnect ? '&autoconnect=1' : ''}`);
   }
 
   async function connect() {
@@ -554,7 +555,7 @@
 
   function disconnect() {
     close();
-    rememberInAddress(null);
+    rememberInAddress(false);
     record({ direction: 'out', event: 'disconnect', payload: { reason: 'by you' } });
     setState('disconnected', ' · by you');
     clearNotice();

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,34 +149,39 @@ class Process:
         return await asyncio.wait_for(self.process.wait(), within)
 
 
-@pytest.fixture
-async def spawn() -> AsyncIterator[Callable[..., Awaitable[Process]]]:
-    """Start ``python -m gateway serve`` in processes of their own; a call takes arguments, and variables by name."""
-    processes: list[Process] = []
-    readers: list[asyncio.Task[None]] = []
-
-    async def start(*arguments: str, **variables: str) -> Process:
-        inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
-        process = Process(
-            await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "gateway", "serve", "--port", "0", *arguments),
-                cwd=ROOT,
-                env=inherited | {"JWT_SECRET": SECRET, "SERVICE_API_KEYS": SERVICE_KEY} | variables,
-                stderr=asyncio.subprocess.PIPE,
-            )
+@asynccontextmanager
+async def gateway_process(*arguments: str, **variables: str) -> AsyncIterator[Process]:
+    """``python -m gateway serve`` in a process of its own, with arguments, and variables by name."""
+    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    process = Process(
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "gateway", "serve", "--port", "0", *arguments),
+            cwd=ROOT,
+            env=inherited | {"JWT_SECRET": SECRET, "SERVICE_API_KEYS": SERVICE_KEY} | variables,
+            stderr=asyncio.subprocess.PIPE,
         )
-        processes.append(process)
-        readers.append(asyncio.create_task(_collect(process)))
+    )
+    reader = asyncio.create_task(_collect(process))
+    try:
         process.url = (await process.logged(r"(http://[\d.]+:\d+)"))[1]
-        return process
-
-    yield start
-    for process in processes:
+        yield process
+    finally:
         if process.process.returncode is None:
             process.process.kill()
             await process.process.wait()
-    await asyncio.gather(*readers)
+        await reader
+
+
+@pytest.fixture
+async def spawn() -> AsyncIterator[Callable[..., Awaitable[Process]]]:
+    """Start gateways in processes of their own, as `gateway_process` does; they end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*arguments: str, **variables: str) -> Process:
+            return await stack.enter_async_context(gateway_process(*arguments, **variables))
+
+        yield start
 
 
 async def _collect(process: Process) -> None:

@@ -350,7 +350,7 @@ class HTTPDoor:
         raw = await request.clone(client_max_size=self._settings.max_payload).read()
         try:
             payload = msgspec.json.decode(raw) if raw else None
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidPayloadError(f"the body must be JSON: {error}") from None
         return validate(payload, operation.body, f"see {operation.path} in /docs")
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_GOODBYES = frozenset({WSCloseCode.OK, 1005})
-"""Close codes that a client chose: 1000, and 1005 for a close frame without one. A page that is left closes with
-1001, and may be back in a moment."""
+_GOODBYES = frozenset({WSCloseCode.OK, 1005, 0})
+"""Close codes that a client chose: 1000, and 1005, or 0 as aiohttp has it, for a close frame without one. A page
+that is left closes with 1001, and may be back in a moment."""
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that a close frame has to leave, before the connection is cut."""
@@ -100,6 +100,9 @@ class _WebSocketPeer:
         except TimeoutError:
             if self._transport is not None:
                 self._transport.abort()
+        else:
+            if self._transport is not None and self._transport.get_write_buffer_size():  # a client that does not read
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.abort)
 
 
 def _frame_size(frame: str | None) -> int:
@@ -150,11 +153,11 @@ class WebSocketDoor:
             _log.info("refused", door="websocket", code=error.code, reason=str(error))
             await ws.close(code=error.close_code, message=error.code.encode())
         else:
+            goodbye = False
             try:
                 self._connections.greet(live, socket_id=live.connection.id)
-                await self._serve(live, ws)
+                goodbye = await self._serve(live, ws)
             finally:
-                goodbye = ws.close_code in _GOODBYES
                 await self._connections.end(live, Ending.GOODBYE if goodbye else Ending.LOST)
         finally:
             await peer.finish()
@@ -167,12 +170,19 @@ class WebSocketDoor:
             identity, door="websocket", peer=peer, user_agent=request.headers.get("User-Agent")
         )
 
-    async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> None:
-        async for message in ws:
+    async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> bool:
+        """Answer until the end; whether that was the client's goodbye.
+
+        The close frame itself says so: aiohttp's own `close_code` is 1000 for other endings too.
+        """
+        while True:
+            message = await ws.receive()
             if message.type is WSMsgType.TEXT:
                 await self._answer(live, message.data)
             elif message.type is WSMsgType.BINARY:
                 self._reply(live, self._requests.malformed(live, "a request is a text frame"), None)
+            else:
+                return message.type is WSMsgType.CLOSE and message.data in _GOODBYES
 
     async def _answer(self, live: LiveConnection, text: str) -> None:
         try:

@@ -91,6 +91,8 @@ class SocketPeer:
         socket = self._server.eio.sockets.get(self._eio_sid)
         if socket is not None and not socket.closed:
             for frame in frames:
+                if socket.close_code is CloseCode.TOO_SLOW:  # which closes in a moment: nothing more may pile up
+                    break
                 socket.queue.put_nowait(frame)
 
     def close(self, code: CloseCode) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import engineio
 import socketio
 import structlog
 from engineio.payload import Payload
@@ -26,6 +27,7 @@ from gateway.errors import CloseCode
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from aiohttp import web
     from engineio import packet as eio_packet
 
     from gateway.origins import Origins
@@ -40,6 +42,10 @@ _RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconn
 # A page that emits some dozens of events in one turn sends them in one polling request; python-engineio's 16 would
 # end its connection. What bounds a request is its bytes.
 Payload.max_decode_packets = 1024
+
+
+_ATTACHMENTS = range(1, 11)
+"""How many a packet may announce: none of our requests takes any, and Node's parser takes ten."""
 
 
 class _Log:
@@ -59,6 +65,18 @@ class _Log:
     def exception(self, message: str, *args: object) -> None:
         """A failure inside."""
         _log.exception("socket.io", detail=message % args if args else message)
+
+
+class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
+    """python-engineio's server, which fails on a POST to a session that has just ended."""
+
+    async def handle_request(self, request: web.Request) -> web.StreamResponse:
+        """Serve one request; such a POST is answered as one to a session that never was."""
+        session = self.sockets.get(request.query.get("sid"))
+        if request.method == "POST" and session is not None and session.closed:
+            del self.sockets[session.sid]
+        response: web.StreamResponse = await super().handle_request(request)
+        return response
 
 
 class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
@@ -118,6 +136,9 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
     # In python-socketio's place
 
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
+
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
         await super()._handle_eio_connect(eio_sid, environ)
         socket = self.eio.sockets[eio_sid]
@@ -137,7 +158,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
     async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
         try:
+            # python-socketio collects as many attachments as are announced, of any size, and text among them.
+            if eio_sid in self._binary_packet and not isinstance(data, bytes):
+                raise ValueError("text where an attachment was due")
             await super()._handle_eio_message(eio_sid, data)
+            awaiting = self._binary_packet.get(eio_sid)
+            if awaiting is not None and awaiting.attachment_count not in _ATTACHMENTS:
+                raise ValueError("no or too many attachments")
         except Exception as error:
             _log.info("malformed packet", error=repr(error))
             self._binary_packet.pop(eio_sid, None)

@@ -6,17 +6,24 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from aiohttp import WSCloseCode, WSMsgType
+from engineio import packet
 from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import EngineIOError
 
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from gateway.engine.outbound import OutboundQueue
 
 _log = structlog.get_logger(__name__)
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that a WebSocket's close frame has to leave, before the connection is cut."""
+
+POLL_WATCH = 1.0
+"""Seconds between looks whether the client of a poll is still there."""
 
 _PACKET_TYPES = frozenset("0123456")
 
@@ -25,6 +32,8 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
     """python-engineio's WebSocket on aiohttp, closed with a code and within a time."""
 
     close_code = 1000
+    said_goodbye = False
+    """True once the client closed with 1000: Python's client does, often before its own packets for it left."""
 
     async def wait(self) -> str | bytes:
         """Receive one frame.
@@ -32,7 +41,11 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
         Raises:
             OSError: the connection is closed, or the frame is no Engine.IO packet; the caller closes it.
         """
-        frame: str | bytes = await super().wait()
+        message = await self._sock.receive()
+        if message.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
+            self.said_goodbye = message.type is WSMsgType.CLOSE and message.data == WSCloseCode.OK
+            raise OSError("closed")
+        frame: str | bytes = message.data
         if isinstance(frame, str) and frame[:1] not in _PACKET_TYPES:
             raise OSError("not an Engine.IO packet")
         return frame
@@ -46,6 +59,9 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
         except TimeoutError:
             if transport is not None:
                 transport.abort()
+        else:
+            if transport is not None and transport.get_write_buffer_size():  # a client that does not read
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
 
 
 class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
@@ -61,6 +77,32 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     queue: OutboundQueue
     upgrading: bool
 
+    async def receive(self, pkt: packet.Packet) -> None:
+        """Take one packet. An Engine.IO close is no goodbye: socket.io-client sends it when a poll failed, too."""
+        if pkt.packet_type == packet.CLOSE:
+            await self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
+        else:
+            await super().receive(pkt)
+
+    async def handle_get_request(self, environ: dict[str, Any]) -> Any:
+        """Serve a poll, or an upgrade. A client that vanishes from its poll is lost then, not at its ping's time-out.
+
+        Raises:
+            EngineIOError: the poll is over without packets; python-engineio ends the connection.
+        """
+        if "HTTP_UPGRADE" in environ:
+            return await super().handle_get_request(environ)
+        request: web.Request = environ["aiohttp.request"]
+        poll = asyncio.ensure_future(super().handle_get_request(environ))
+        try:
+            # aiohttp tells a handler that its client has gone only where the whole application asked for it.
+            while not (await asyncio.wait({poll}, timeout=POLL_WATCH))[0]:
+                if request.transport is None or request.transport.is_closing():
+                    poll.cancel()
+            return await poll
+        finally:
+            poll.cancel()
+
     async def handle_post_request(self, environ: dict[str, Any]) -> None:
         """Take a polling client's packets.
 
@@ -69,8 +111,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         """
         try:
             await super().handle_post_request(environ)
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, EngineIOError) as error:
             _log.info("malformed polling request", error=str(error))
+            # One that has just ended is no longer there, and python-engineio would not know what to answer.
+            self.server.sockets.setdefault(self.sid, self)
             raise EngineIOError("malformed") from error
 
     async def _websocket_handler(self, ws: Driver) -> None:
@@ -96,6 +140,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
 
     async def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - python-engineio's signature
         """Close after what was sent before, without waiting for the client to have read it."""
+        if self.driver is not None and self.driver.said_goodbye and reason == self.server.reason.TRANSPORT_CLOSE:
+            reason = self.server.reason.CLIENT_DISCONNECT
         await super().close(wait=False, abort=abort, reason=reason)
         if self.driver is not None:
             self.driver.close_code = self.close_code

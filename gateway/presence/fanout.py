@@ -82,8 +82,8 @@ class Audience:
 
     def catch_up(self, member: Member) -> None:
         """Write what is pending to one member."""
-        heard = self.members[member]
-        if not self.pending or heard >= self.pending[-1].position:
+        heard = self.members.get(member)  # None where it left while another was written to
+        if heard is None or not self.pending or heard >= self.pending[-1].position:
             return
         # All who have heard of nothing pending share one encoding; the others joined or asked within the
         # interval, and are few.

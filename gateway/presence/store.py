@@ -71,7 +71,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             kept = f"{count} live connection{'s' if count > 1 else ''} ({doors})"
         elif not self.status.online:
             return f"the last change was: {self.transitions[-1].reason}" if self.transitions else "never seen"
-        elif self.grace_until is not None:
+        elif self.grace_until is not None and self.grace_until >= (self.ttl_until or 0):
             kept = "no connection lives, and the grace after the last one runs"
         else:
             kept = "no connection lives, and the last heartbeat is younger than the TTL"

@@ -74,6 +74,8 @@ class MemoryStore(Store):
         self._due: list[tuple[int, tuple[str, str]]] = []
         self._log: deque[Entry] = deque(maxlen=log_length)
         self._position = 0
+        # By the command that runs, which may commit more than the log keeps.
+        self._committed: list[Transition] = []
         self._grown = asyncio.Event()
 
     # Commands
@@ -87,9 +89,8 @@ class MemoryStore(Store):
     async def connect(self, connection: Connection, now: int) -> Commit:
         """Count a connection; see the port."""
         self._require_lease(connection.node)
-        before = self._position
         record = self._record_at(connection.tenant, connection.user_id, now)
-        resumed = record.held.grace_until is not None
+        resumed = record.held.grace_until is not None and now < record.held.grace_until
         if connection.id not in record.held.connections:
             record.held.connections[connection.id] = connection
             self._by_node.setdefault(connection.node, {})[connection.id] = connection
@@ -97,24 +98,22 @@ class MemoryStore(Store):
             active_at = record.status.active_at if record.status.online else now
             self._note(record, active_at=active_at, profile=connection.profile)
             self._settle(record, now, CONNECTED)
-        return self._commit_since(before, resumed=resumed)
+        return self._commit(resumed=resumed)
 
     async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
         """End a connection; see the port."""
         self._require_lease(connection.node)
-        before = self._position
         record = self._record_at(connection.tenant, connection.user_id, now)
         if connection.id in record.held.connections:
             if ending is Ending.GOODBYE:
                 self._note(record, active_at=now)
             self._forget(record, connection, ending, now)
             self._settle(record, now, ending)
-        return self._commit_since(before)
+        return self._commit()
 
     async def beat(self, node: str, beats: Sequence[Beat]) -> Commit:
         """Record activity; see the port."""
         self._require_lease(node)
-        before = self._position
         for beat in beats:
             record = self._record_at(beat.tenant, beat.user_id, beat.at)
             if beat.holds:
@@ -123,20 +122,21 @@ class MemoryStore(Store):
                 continue
             self._note(record, active_at=beat.at, meta=beat.meta, profile=beat.profile)
             self._settle(record, beat.at, ACTIVE)
-        return self._commit_since(before)
+        return self._commit()
 
     async def release(self, tenant: str, user_id: str, now: int) -> Commit:
         """End a TTL and a grace; see the port."""
-        before = self._position
         record = self._record_at(tenant, user_id, now)
         record.held.ttl_until = record.held.grace_until = record.held.ending = None
         self._settle(record, now, RELEASED)
-        return self._commit_since(before)
+        return self._commit()
 
     async def sweep(self, now: int) -> Commit:
         """Commit what time has changed; see the port."""
-        before = self._position
-        for node in [node for node, until in self._leases.items() if now >= until]:
+        # The lease that ran out last comes last: it decides how long a user with connections on several stays.
+        for node in sorted(
+            (node for node, until in self._leases.items() if now >= until), key=self._leases.__getitem__
+        ):
             ran_out = self._leases.pop(node)
             for connection in list(self._by_node.get(node, {}).values()):
                 record = self._records[connection.tenant, connection.user_id]
@@ -148,7 +148,7 @@ class MemoryStore(Store):
             if record.due == when:
                 record.due = None
                 self._settle_by_time(record, now)
-        return self._commit_since(before)
+        return self._commit()
 
     # Reads
 
@@ -192,8 +192,8 @@ class MemoryStore(Store):
         """The user's record, with what time has already done to it committed."""
         record = self._records.get((tenant, user_id))
         if record is None:
-            record = self._records[tenant, user_id] = _Record(UserStatus(tenant=tenant, user_id=user_id))
-        elif record.due is not None and record.due <= now:
+            return _Record(UserStatus(tenant=tenant, user_id=user_id))  # kept once there is something to keep
+        if record.due is not None and record.due <= now:
             self._settle_by_time(record, now)
         return record
 
@@ -239,13 +239,15 @@ class MemoryStore(Store):
         if record.held.connections or until is None or now < until:
             self._settle(record, now, INACTIVE)
         else:
-            self._settle(record, now, record.held.ending or HEARTBEATS_STOPPED)
+            ending = record.held.ending if until == record.held.grace_until else None
+            self._settle(record, now, ending or HEARTBEATS_STOPPED)
 
     def _settle(self, record: _Record, now: int, reason: str) -> None:
         """Commit the status that the rules give, if it is not the one the user has."""
         was = record.status
         status = status_at(record.held, was.active_at, now, self._timing)
         if status != was.status:
+            self._records[was.tenant, was.user_id] = record
             online = status is not Status.OFFLINE
             if not online:
                 record.held = Held()
@@ -256,9 +258,14 @@ class MemoryStore(Store):
                 online_since=(was.online_since if was.online else now) if online else None,
             )
             transition = Transition(
-                position=self._position + 1, at=now, was=was.status, now=record.status, reason=reason
+                position=self._position + 1,
+                at=now,
+                was=was.status,
+                now=record.status,
+                reason=INACTIVE if status is Status.AWAY else reason,
             )
             record.recent.append(transition)
+            self._committed.append(transition)
             self._append(transition)
         due = next_change(record.held, record.status.active_at, record.status.status, self._timing)
         # A later time than the one queued is left to be found when that one comes up, so that a heartbeat,
@@ -272,7 +279,6 @@ class MemoryStore(Store):
         self._log.append(entry)
         self._grown.set()
 
-    def _commit_since(self, before: int, *, resumed: bool = False) -> Commit:
-        appended = list(islice(reversed(self._log), self._position - before))
-        transitions = tuple(entry for entry in reversed(appended) if isinstance(entry, Transition))
+    def _commit(self, *, resumed: bool = False) -> Commit:
+        transitions, self._committed = tuple(self._committed), []
         return Commit(self._position, transitions, resumed)

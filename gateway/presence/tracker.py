@@ -88,7 +88,8 @@ class Tracker:
         if not await self._store.renew(self.node, self.now()) and self._connections:
             _log.warning("the node's lease ran out; registering again", connections=len(self._connections))
             for connection in list(self._connections.values()):
-                await self._store.connect(connection, self.now())
+                if connection.id in self._connections:  # it may have ended while another was registered
+                    await self._store.connect(connection, self.now())
 
     async def _fenced(self, command: Callable[[], Awaitable[_Result]]) -> _Result:
         """Run a command; where the lease turns out to be gone, get it back first."""

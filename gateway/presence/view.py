@@ -63,7 +63,8 @@ class View:
         for entry in entries:
             known = self.status(entry.tenant, entry.user_id)
             if isinstance(entry, Activity):
-                self._put(entry.applied_to(known))
+                if entry.position > self.position:
+                    self._put(entry.applied_to(known))
             elif entry.now.version > known.version:
                 self._put(entry.now)
                 news.append(entry)
