@@ -133,6 +133,7 @@ class Gateway:
 
         Raises:
             ValueError: there is no such event.
+            RuntimeError: the application has started already.
         """
 
         def register(hook: _HookT) -> _HookT:

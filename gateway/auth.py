@@ -32,6 +32,11 @@ _ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
 _JWKS_TIMEOUT = 5.0
 """Seconds."""
 
+_LAST_EXPIRY = 253_402_300_799_000
+"""Unix milliseconds of the last second of the year 9999, past which no timestamp can be written."""
+
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
 _MAX_PROFILE_LENGTH = 512
 _MAX_AVATAR_LENGTH = 2048
 
@@ -76,7 +81,8 @@ class Authenticator:
         dev_secret: the secret to use where no key is set.
 
     Raises:
-        ConfigurationError: the public key cannot be read, or the address of the keys is none.
+        ConfigurationError: the public key cannot be read or is not for the algorithms named, or ``JWT_JWKS_URL`` is
+            no address.
     """
 
     def __init__(self, settings: Settings, dev_secret: str | None = None) -> None:
@@ -86,7 +92,9 @@ class Authenticator:
         self._algorithms: Sequence[str] = settings.jwt_algorithms
         if settings.jwt_public_key is not None:
             self._key, by_key = _public_key(settings.jwt_public_key)
-            self._algorithms = self._algorithms or by_key
+            if strangers := set(self._algorithms) - set(by_key):
+                raise ConfigurationError(f"JWT_ALGORITHMS: this key is for {', '.join(by_key)}, not {strangers.pop()}")
+            self._algorithms = self._algorithms or by_key[:1]
         elif self._jwks is not None:
             self._algorithms = self._algorithms or ("RS256", "ES256", "EdDSA")
         else:
@@ -127,13 +135,13 @@ class Authenticator:
             raise TokenExpiredError("the token has expired; get a new one") from None
         except jwt.PyJWKClientConnectionError:
             raise KeysUnavailableError("the keys to verify tokens with cannot be fetched; try again later") from None
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, TypeError, ValueError) as error:  # the last two: a key of another kind, no UTF-8
             raise TokenInvalidError(f"the token is not accepted: {error}") from None
         return _identity(claims, settings.jwt_tenant_claim)
 
     def knows_service_key(self, key: str) -> bool:
         """Whether `key` is one of ``SERVICE_API_KEYS``, in a time that does not tell how nearly."""
-        return any(hmac.compare_digest(known, key.encode()) for known in self._service_keys)
+        return any(hmac.compare_digest(known, key.encode(errors="surrogatepass")) for known in self._service_keys)
 
     async def _key_for(self, token: str) -> Any:
         if self._jwks is None:
@@ -168,16 +176,16 @@ def _jwks_client(url: str) -> jwt.PyJWKClient:
 
 
 def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:
-    """Load a public key, and the algorithm that goes with its kind."""
+    """Load a public key, and the algorithms that go with its kind, the usual one first."""
     try:
         key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(f"JWT_PUBLIC_KEY: takes a PEM public key, or the path of one: {error}") from None
     match key:
         case rsa.RSAPublicKey():
-            return key, ("RS256",)
+            return key, ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
         case ec.EllipticCurvePublicKey():
-            return key, ("ES256",)
+            return key, (_CURVES.get(key.curve.name, "ES256"),)
         case ed25519.Ed25519PublicKey() | ed448.Ed448PublicKey():
             return key, ("EdDSA",)
         case _:
@@ -198,7 +206,7 @@ def _identity(claims: Mapping[str, Any], tenant_claim: str) -> Identity:
             avatar=_text(claims.get("avatar"), _MAX_AVATAR_LENGTH),
             role=_text(role, _MAX_PROFILE_LENGTH),
         ),
-        expires_at=None if exp is None else int(exp) * 1000,
+        expires_at=None if exp is None else min(int(exp) * 1000, _LAST_EXPIRY),
     )
 
 

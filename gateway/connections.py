@@ -140,7 +140,7 @@ class Connections:
         try:
             live.resumed = (await self._tracker.connect(connection)).resumed
         except BaseException:
-            self._remove(live)
+            self._end_soon(live, Ending.LOST)  # whatever the store has of it by now
             raise
         _log.info("connected", user=identity.user_id, tenant=identity.tenant, door=door, connection=connection.id)
         return live
@@ -221,9 +221,7 @@ class Connections:
         rate: Rate = self._settings.rate_limit_events
         if live.patience.take(self._tracker.now() / 1000):
             self._end_soon(live, Ending.FLOODED)
-        raise RateLimitedError(
-            f"more than {rate.count} requests in {rate.seconds:g} s on this connection", round(wait, 3)
-        )
+        raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
     async def active(self, identity: Identity) -> None:
         """Record that a user asked for something, where that is news."""

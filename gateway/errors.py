@@ -28,6 +28,7 @@ A message says what to do about it, and never holds a token or a key.
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import ClassVar
 
@@ -112,7 +113,7 @@ class RateLimitedError(RequestError):
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after = math.ceil(retry_after * 1000) / 1000
 
 
 class InternalError(RequestError):

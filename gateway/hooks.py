@@ -26,15 +26,19 @@ class Hooks:
 
     def __init__(self) -> None:
         self._hooks: list[tuple[Event, Hook, asyncio.Queue[Transition]]] = []
+        self._running = False
 
     def add(self, event: str, hook: Hook) -> None:
         """Call `hook` with each transition that makes `event`.
 
         Raises:
             ValueError: there is no such event.
+            RuntimeError: the hooks run already.
         """
         if event not in set(Event):
             raise ValueError(f"no event {event!r}; there are {', '.join(Event)}")
+        if self._running:
+            raise RuntimeError("register hooks before the application starts")
         self._hooks.append((Event(event), hook, asyncio.Queue(BACKLOG)))
 
     def publish(self, transitions: Sequence[Transition]) -> None:
@@ -49,6 +53,7 @@ class Hooks:
 
     async def run(self) -> None:
         """Run every hook until cancelled."""
+        self._running = True
         async with asyncio.TaskGroup() as tasks:
             for _event, hook, queue in self._hooks:
                 tasks.create_task(self._run(hook, queue))

@@ -18,6 +18,8 @@ KEY_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
 _NOT_YET = {
     "redis_url": "one node on the memory store is what this version runs",
     "redis_host": "one node on the memory store is what this version runs",
+    "redis_port": "one node on the memory store is what this version runs",
+    "redis_prefix": "one node on the memory store is what this version runs",
     "presence_webhook_url": "webhooks are not in this version",
     "presence_webhook_secret": "webhooks are not in this version",
     "channel_auth_url": "channels are not in this version",
@@ -44,6 +46,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_file=".env",
         env_ignore_empty=True,
+        allow_inf_nan=False,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -58,6 +61,8 @@ class Settings(BaseSettings):
 
     redis_url: str | None = None
     redis_host: str | None = None
+    redis_port: str | None = None
+    redis_prefix: str | None = None
 
     jwt_secret: SecretStr | None = None
     jwt_public_key: str | None = None

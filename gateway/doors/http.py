@@ -5,6 +5,7 @@ The table makes the routes, decides who may call and what they send, and is what
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -251,7 +252,7 @@ class HTTPDoor:
         wait = self._heartbeats.take((call.tenant, user_id), now / 1000)
         if wait:
             rate = self._settings.rate_limit_heartbeat
-            raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", round(wait, 3))
+            raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", wait)
         check_meta(call.body.meta)
         await self._tracker.beat(
             Beat(
@@ -295,6 +296,8 @@ class HTTPDoor:
                 response = web.Response(body=wire.encode(answer), content_type="application/json")
             except (RequestError, RefusedError) as error:
                 response = problem(error)
+            except web.HTTPRequestTimeout:
+                response = problem(InvalidPayloadError("the body did not come, or not in time"), 408)
             except web.HTTPRequestEntityTooLarge:
                 response = problem(InvalidPayloadError(f"a body may have {self._settings.max_payload} bytes"), 413)
             except Exception:
@@ -347,7 +350,11 @@ class HTTPDoor:
     async def _body(self, operation: Operation, request: web.Request) -> Any:
         if operation.body is None:
             return None
-        raw = await request.clone(client_max_size=self._settings.max_payload).read()
+        try:
+            async with asyncio.timeout(self._settings.keepalive_timeout):
+                raw = await request.clone(client_max_size=self._settings.max_payload).read()
+        except OSError:  # among them TimeoutError
+            raise web.HTTPRequestTimeout from None
         try:
             payload = msgspec.json.decode(raw) if raw else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -64,6 +64,16 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
 
 
+class _Whole:
+    """A polling request's body, all of it: python-engineio reads what has arrived so far, and no further."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def read(self, _length: int) -> bytes:
+        return self._body
+
+
 class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     """python-engineio's socket, with guards.
 
@@ -110,8 +120,12 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             EngineIOError: the body is malformed; python-engineio answers 400 and ends the connection.
         """
         try:
+            length = int(environ.get("CONTENT_LENGTH", "0"))
+            if length <= self.server.max_http_buffer_size:  # otherwise python-engineio refuses it unread
+                async with asyncio.timeout(self.handshake_timeout):
+                    environ["wsgi.input"] = _Whole(await environ["wsgi.input"].readexactly(length))
             await super().handle_post_request(environ)
-        except (ValueError, LookupError, EngineIOError) as error:
+        except (ValueError, LookupError, EOFError, OSError, EngineIOError) as error:
             _log.info("malformed polling request", error=str(error))
             # One that has just ended is no longer there, and python-engineio would not know what to answer.
             self.server.sockets.setdefault(self.sid, self)

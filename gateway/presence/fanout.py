@@ -75,10 +75,12 @@ class Audience:
 
     def flush(self) -> None:
         """Write what is pending to every member, each from its own position on."""
-        for member in tuple(self.members):
-            self.catch_up(member)
-        self.pending.clear()
-        self._encoded.clear()
+        try:
+            for member in tuple(self.members):
+                self.catch_up(member)
+        finally:
+            self.pending.clear()
+            self._encoded.clear()
 
     def catch_up(self, member: Member) -> None:
         """Write what is pending to one member."""

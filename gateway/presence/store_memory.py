@@ -16,6 +16,7 @@ from gateway.presence.model import (
     CONNECTED,
     HEARTBEATS_STOPPED,
     INACTIVE,
+    NOBODY,
     RELEASED,
     Activity,
     Beat,
@@ -96,7 +97,8 @@ class MemoryStore(Store):
             self._by_node.setdefault(connection.node, {})[connection.id] = connection
             record.held.grace_until = record.held.ending = None
             active_at = record.status.active_at if record.status.online else now
-            self._note(record, active_at=active_at, profile=connection.profile)
+            profile = None if connection.profile == NOBODY else connection.profile
+            self._note(record, active_at=active_at, profile=profile)
             self._settle(record, now, CONNECTED)
         return self._commit(resumed=resumed)
 

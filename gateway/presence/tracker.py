@@ -49,8 +49,9 @@ class Tracker:
 
     async def connect(self, connection: Connection) -> Commit:
         """Count a connection of this node for its user."""
+        commit = await self._fenced(lambda: self._store.connect(connection, self.now()))
         self._connections[connection.id] = connection
-        return await self._seen(await self._fenced(lambda: self._store.connect(connection, self.now())))
+        return await self._seen(commit)
 
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""

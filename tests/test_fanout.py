@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway import wire
+from gateway.presence.fanout import FanOut, net_changes
+from gateway.presence.model import Profile, Status, Transition, UserStatus
+
+OFFLINE, ONLINE, AWAY = Status.OFFLINE, Status.ONLINE, Status.AWAY
+
+
+class Timer(asyncio.TimerHandle):
+    """What the fan-out asked to be called back by."""
+
+
+class Loop:
+    """An event loop whose time a test jumps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[Timer] = []
+        self._loop = asyncio.new_event_loop()
+        self._loop.close()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        timer = Timer(when, callback, (), self._loop)
+        self.timers.append(timer)
+        return timer
+
+    def waiting(self) -> list[float]:
+        return [timer.when() for timer in self.timers if not timer.cancelled()]
+
+    def run_until(self, now: float) -> None:
+        self.now = now
+        due = [timer for timer in self.timers if timer.when() <= now]
+        self.timers = [timer for timer in self.timers if timer.when() > now]
+        for timer in due:
+            timer._run()
+
+
+class Words:
+    """A codec that counts what it encodes."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, event: str, data: object) -> str:
+        assert isinstance(data, wire.UserOnline | wire.UserOffline | wire.UserStatusAt)
+        self.encoded += 1
+        return f"{event} {data.user_id} v{data.version}"
+
+
+WORDS = Words()
+
+
+class Member:
+    def __init__(self, codec: Words = WORDS) -> None:
+        self.codec = codec
+        self.writes: list[list[str]] = []
+        self.on_write: Callable[[], None] = lambda: None
+
+    def write(self, frames: Sequence[Any]) -> None:
+        self.writes.append(list(frames))
+        self.on_write()
+
+
+class Log:
+    """Makes the transitions that a log would hold."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.users: dict[tuple[str, str], UserStatus] = {}
+
+    def __call__(self, user: str, status: Status, tenant: str = "acme") -> Transition:
+        known = self.users.get((tenant, user), UserStatus(tenant=tenant, user_id=user))
+        self.position += 1
+        now = UserStatus(tenant=tenant, user_id=user, status=status, version=known.version + 1)
+        self.users[tenant, user] = now
+        return Transition(position=self.position, at=self.position, was=known.status, now=now, reason="test")
+
+
+def test_the_net_effect_of_a_time_is_one_event_for_each_user_with_the_last_version() -> None:
+    log = Log()
+    transitions = [
+        log("came", ONLINE),
+        log("came and went", ONLINE),
+        log("turned", ONLINE),
+        log("came", AWAY),
+        log("came and went", OFFLINE),
+        log("turned", OFFLINE),
+        log("turned", ONLINE),
+    ]
+    assert [(event, body.user_id, body.version) for event, body in net_changes(transitions)] == [  # type: ignore[attr-defined]  # each event's body has both
+        ("user-online", "came", 2),
+        ("user-online", "turned", 3),
+    ]
+
+
+def test_who_left_and_came_back_is_not_told_of() -> None:
+    log = Log()
+    log("alice", ONLINE)
+    assert net_changes([log("alice", OFFLINE), log("alice", ONLINE)]) == []
+    assert net_changes([]) == []
+
+
+def test_the_net_effect_carries_the_last_profile() -> None:
+    first, last = Log()("alice", ONLINE), Log()("alice", ONLINE)
+    now = UserStatus(tenant="acme", user_id="alice", status=AWAY, version=2, profile=Profile(name="Alice"))
+    last = Transition(position=2, at=1_500, was=ONLINE, now=now, reason="test")
+    assert net_changes([first, last]) == [
+        (
+            "user-online",
+            wire.UserOnline(
+                user_id="alice",
+                online=True,
+                status=AWAY,
+                timestamp="1970-01-01T00:00:01.500Z",
+                version=2,
+                name="Alice",
+            ),
+        )
+    ]
+
+
+def test_a_lone_change_on_a_quiet_server_is_not_delayed() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", member, 0)
+    fanout.publish([log("alice", ONLINE)])
+    assert loop.waiting() == [100.0]
+    loop.run_until(100.0)
+    assert member.writes == [["user-online alice v1"]]
+    loop.now = 100.5
+    fanout.publish([log("alice", OFFLINE)])
+    assert loop.waiting() == [100.5]
+
+
+def test_what_follows_within_the_interval_goes_out_together_at_its_end_in_one_write() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", member, 0)
+    fanout.publish([log("alice", ONLINE)])
+    loop.run_until(100.0)
+    loop.now = 100.1
+    fanout.publish([log("bob", ONLINE), log("carol", ONLINE)])
+    fanout.publish([log("bob", OFFLINE), log("dave", ONLINE)])
+    assert loop.waiting() == [100.5]
+    loop.run_until(100.4)
+    assert member.writes == [["user-online alice v1"]]
+    loop.run_until(100.5)
+    assert member.writes == [["user-online alice v1"], ["user-online carol v1", "user-online dave v1"]]
+    assert loop.waiting() == []
+
+
+def test_changes_that_cancel_out_are_no_write_at_all() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", member, 0)
+    fanout.publish([log("alice", ONLINE), log("alice", OFFLINE)])
+    loop.run_until(100.0)
+    assert member.writes == []
+
+
+def test_each_change_is_encoded_once_for_all_members_of_a_codec() -> None:
+    loop, log, one, other = Loop(), Log(), Words(), Words()
+    members = [Member(one) for _ in range(50)] + [Member(other) for _ in range(50)]
+    fanout = FanOut(loop, 0.5)
+    for member in members:
+        fanout.join("acme", member, 0)
+    fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
+    loop.run_until(100.0)
+    assert (one.encoded, other.encoded) == (2, 2)
+    assert [member.writes for member in members] == [[["user-online alice v1", "user-online bob v1"]]] * 100
+
+
+def test_a_member_who_joined_within_an_interval_hears_only_of_later_changes() -> None:
+    loop, log, early, late = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", early, 0)
+    fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
+    fanout.join("acme", late, log.position)
+    fanout.publish([log("alice", AWAY), log("carol", ONLINE)])
+    loop.run_until(100.0)
+    assert early.writes == [["user-online alice v2", "user-online bob v1", "user-online carol v1"]]
+    assert late.writes == [["user-status-changed alice v2", "user-online carol v1"]]
+
+
+def test_a_member_who_joined_after_all_that_is_pending_hears_nothing() -> None:
+    loop, log, early, late = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", early, 0)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.join("acme", late, log.position)
+    loop.run_until(100.0)
+    assert (len(early.writes), late.writes) == (1, [])
+
+
+def test_catching_up_tells_one_member_now_and_everyone_else_when_it_is_time() -> None:
+    loop, log, asker, other = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", asker, 0)
+    fanout.join("acme", other, 0)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.catch_up("acme", asker)
+    fanout.catch_up("acme", asker)
+    assert (asker.writes, other.writes) == ([["user-online alice v1"]], [])
+    fanout.publish([log("alice", OFFLINE), log("bob", ONLINE)])
+    loop.run_until(100.0)
+    assert asker.writes == [["user-online alice v1"], ["user-offline alice v2", "user-online bob v1"]]
+    assert other.writes == [["user-online bob v1"]]
+
+
+def test_catching_up_a_stranger_changes_nothing() -> None:
+    loop, log, member, stranger = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.catch_up("acme", stranger)
+    fanout.join("acme", member, 0)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.catch_up("acme", stranger)
+    assert stranger.writes == []
+
+
+def test_who_left_hears_no_more_and_the_last_to_leave_takes_the_timer_along() -> None:
+    loop, log, one, two = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", one, 0)
+    fanout.join("acme", two, 0)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.leave("acme", one)
+    assert loop.waiting() == [100.0]
+    fanout.leave("acme", two)
+    assert loop.waiting() == []
+    loop.run_until(101.0)
+    assert (one.writes, two.writes) == ([], [])
+
+
+def test_leaving_without_having_joined_is_ignored() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.leave("acme", Member())
+    fanout.join("acme", member, 0)
+    fanout.leave("acme", Member())
+    fanout.publish([log("alice", ONLINE)])
+    loop.run_until(100.0)
+    assert member.writes == [["user-online alice v1"]]
+
+
+def test_tenants_hear_nothing_of_each_other() -> None:
+    loop, log, acme, other = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", acme, 0)
+    fanout.join("other", other, 0)
+    fanout.publish([log("alice", ONLINE, "acme"), log("bob", ONLINE, "other"), log("eve", ONLINE, "third")])
+    loop.run_until(100.0)
+    assert (acme.writes, other.writes) == ([["user-online alice v1"]], [["user-online bob v1"]])
+
+
+def test_changes_that_nobody_hears_need_no_timer() -> None:
+    loop, log = Loop(), Log()
+    FanOut(loop, 0.5).publish([log("alice", ONLINE)])
+    assert loop.waiting() == []
+
+
+def test_a_member_who_leaves_while_another_is_written_to_harms_nobody() -> None:
+    loop, log = Loop(), Log()
+    first, second, third = Member(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    for member in (first, second, third):
+        fanout.join("acme", member, 0)
+    first.on_write = lambda: fanout.leave("acme", second)
+    fanout.publish([log("alice", ONLINE)])
+    loop.run_until(100.0)
+    assert (first.writes, second.writes, third.writes) == ([["user-online alice v1"]], [], [["user-online alice v1"]])

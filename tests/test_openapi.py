@@ -1,0 +1,105 @@
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+from conftest import make_settings
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from gateway import Gateway
+from gateway.app import create_app
+from gateway.version import __version__
+
+# What is no part of the HTTP door: pages, and the doors that speak in events.
+ELSEWHERE = re.compile(r"/|/ws|/(socket\.io|docs|static|dev)(/.*)?|/openapi\.json|/test-presence\.html")
+
+
+@pytest.fixture
+async def document(serve: Any) -> dict[str, Any]:
+    """The document as a client gets it."""
+    running = await serve()
+    async with ClientSession() as session, session.get(f"{running.url}/openapi.json") as response:
+        assert response.headers["Content-Type"].split(";")[0] == "application/json"
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method, path): row for path, rows in document["paths"].items() for method, row in rows.items()}
+
+
+async def test_it_is_a_valid_openapi_document(document: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(document).validate()
+    assert (document["openapi"], document["info"]["version"]) == ("3.1.0", __version__)
+
+
+async def test_every_route_of_the_http_door_is_described_and_nothing_else(document: dict[str, Any]) -> None:
+    app = create_app(Gateway(make_settings()))
+    routes = {
+        (route.method.lower(), route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None
+        and route.method not in {"OPTIONS", "HEAD"}
+        and not ELSEWHERE.fullmatch(route.resource.canonical)
+    }
+    assert set(operations(document)) == routes
+    assert ("get", "/online-status") in routes
+
+
+async def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) -> None:
+    ids = [row["operationId"] for row in operations(document).values()]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z]+[A-Za-z]*", one) for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "security"),
+    [
+        ("get", "/health/live", []),
+        ("get", "/online-status", [{"token": []}, {"serviceKey": []}]),
+        ("post", "/presence/heartbeat", [{"token": []}]),
+        ("get", "/api/users/{id}/explain", [{"serviceKey": []}]),
+    ],
+)
+async def test_who_may_call_is_said(
+    document: dict[str, Any], method: str, path: str, security: list[dict[str, list[str]]]
+) -> None:
+    assert operations(document)[method, path]["security"] == security
+    assert set(document["components"]["securitySchemes"]) == {"token", "serviceKey"}
+
+
+async def test_parameters_are_those_of_the_path_the_query_and_the_tenant(document: dict[str, Any]) -> None:
+    named = {
+        where: {(p["in"], p["name"], p.get("required", False)) for p in row["parameters"]}
+        for where, row in operations(document).items()
+    }
+    assert named["get", "/online-status"] == {("query", "ids", True), ("query", "tenant", False)}
+    assert named["get", "/api/users/online"] == {
+        ("query", "limit", False),
+        ("query", "cursor", False),
+        ("query", "tenant", False),
+    }
+    assert named["get", "/api/users/{id}/online-status"] == {("path", "id", True), ("query", "tenant", False)}
+    assert named["post", "/presence/heartbeat"] == set()
+    assert named["get", "/health/live"] == set()
+
+
+async def test_bodies_answers_and_problems_name_the_wire_s_types(document: dict[str, Any]) -> None:
+    row = operations(document)["post", "/presence/online"]
+    body = row["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ReportPresence"}
+    answer = row["responses"]["200"]["content"]["application/json"]["schema"]
+    assert answer == {"$ref": "#/components/schemas/UserStatusAt"}
+    for described in operations(document).values():
+        problem = described["responses"]["default"]["content"]["application/problem+json"]["schema"]
+        assert problem == {"$ref": "#/components/schemas/Problem"}
+    listed = operations(document)["get", "/online-status"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert listed == {"type": "array", "items": {"$ref": "#/components/schemas/IdOnline"}}
+
+
+async def test_every_type_that_is_named_is_described(document: dict[str, Any]) -> None:
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', msgspec.json.encode(document).decode()))
+    assert named - set(document["components"]["schemas"]) == set()
+    user_status = document["components"]["schemas"]["UserStatusAt"]["properties"]
+    assert {"userId", "lastActive", "connectedAt", "timestamp"} <= set(user_status)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SECRET
+
+from gateway.errors import ConfigurationError
+from gateway.limits import Rate
+from gateway.presence.model import Timing
+from gateway.settings import Settings
+
+PEM = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the machine's own, and no .env but the test's."""
+    for name, field in Settings.model_fields.items():
+        monkeypatch.delenv(str(field.validation_alias or name).upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load()
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(monkeypatch, **variables)
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, JWT_SECRET=SECRET)
+    assert settings.model_dump(exclude={"jwt_secret"}, exclude_none=True) == {
+        "dev": False,
+        "host": "127.0.0.1",
+        "port": 3000,
+        "jwt_algorithms": (),
+        "jwt_require_exp": True,
+        "jwt_tenant_claim": "tenant",
+        "service_api_keys": (),
+        "cors_allowed_origins": (),
+        "presence_away_after": 90,
+        "presence_ttl": 120,
+        "presence_offline_grace": 5,
+        "presence_audience": "everyone",
+        "presence_flush_interval": 0.02,
+        "node_lease": 10,
+        "max_payload": 65536,
+        "max_send_buffer": 1_048_576,
+        "rate_limit_events": Rate(100, 1),
+        "rate_limit_heartbeat": Rate(60, 60),
+        "ping_interval": 25,
+        "ping_timeout": 20,
+        "handshake_timeout": 10,
+        "keepalive_timeout": 75,
+        "shutdown_timeout": 10,
+        "log_format": "console",
+        "log_level": "info",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("HOST", "0.0.0.0", "0.0.0.0"),
+        ("PORT", "0", 0),
+        ("JWT_ALGORITHMS", "HS256, HS512", ("HS256", "HS512")),
+        ("JWT_ISSUER", "https://issuer.example", "https://issuer.example"),
+        ("JWT_AUDIENCE", "gateway", "gateway"),
+        ("JWT_REQUIRE_EXP", "false", False),
+        ("JWT_TENANT_CLAIM", "org", "org"),
+        (
+            "CORS_ALLOWED_ORIGINS",
+            "https://a.example, http://b.example:81/",
+            ("https://a.example", "http://b.example:81"),
+        ),
+        ("CORS_ALLOWED_ORIGINS", "*", ("*",)),
+        ("PRESENCE_AWAY_AFTER", "0.5", 0.5),
+        ("PRESENCE_TTL", "60", 60),
+        ("PRESENCE_OFFLINE_GRACE", "0", 0),
+        ("PRESENCE_AUDIENCE", "Everyone", "everyone"),
+        ("PRESENCE_FLUSH_INTERVAL", "0", 0),
+        ("NODE_LEASE", "1", 1),
+        ("MAX_CONNECTIONS_PER_USER", "3", 3),
+        ("MAX_CONNECTIONS_PER_TENANT", "1000", 1000),
+        ("MAX_PAYLOAD", "1024", 1024),
+        ("MAX_SEND_BUFFER", "65536", 65536),
+        ("RATE_LIMIT_EVENTS", "10/min", Rate(10, 60)),
+        ("RATE_LIMIT_HEARTBEAT", "1000/h", Rate(1000, 3600)),
+        ("PING_INTERVAL", "1.5", 1.5),
+        ("PING_TIMEOUT", "1.5", 1.5),
+        ("HANDSHAKE_TIMEOUT", "1.5", 1.5),
+        ("KEEPALIVE_TIMEOUT", "1.5", 1.5),
+        ("SHUTDOWN_TIMEOUT", "1.5", 1.5),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("LOG_LEVEL", "Debug", "debug"),
+    ],
+)
+def test_each_variable_is_read(monkeypatch: pytest.MonkeyPatch, variable: str, text: str, value: Any) -> None:
+    settings = load(monkeypatch, JWT_SECRET=SECRET, **{variable: text})
+    assert getattr(settings, variable.lower()) == value
+
+
+BAD = [
+    ("PORT", "65536"),
+    ("PORT", "-1"),
+    ("PORT", "http"),
+    ("JWT_ALGORITHMS", "none"),
+    ("JWT_ALGORITHMS", "RS256"),
+    ("JWT_REQUIRE_EXP", "perhaps"),
+    ("CORS_ALLOWED_ORIGINS", "app.example"),
+    ("CORS_ALLOWED_ORIGINS", "https://app.example/path"),
+    ("PRESENCE_AWAY_AFTER", "0"),
+    ("PRESENCE_AWAY_AFTER", "90s"),
+    ("PRESENCE_AWAY_AFTER", "inf"),
+    ("PRESENCE_TTL", "-1"),
+    ("PRESENCE_TTL", "nan"),
+    ("PRESENCE_OFFLINE_GRACE", "-0.1"),
+    ("PRESENCE_OFFLINE_GRACE", "inf"),
+    ("PRESENCE_AUDIENCE", "nobody"),
+    ("PRESENCE_AUDIENCE", "watchers"),
+    ("PRESENCE_FLUSH_INTERVAL", "6"),
+    ("NODE_LEASE", "0.5"),
+    ("NODE_LEASE", "inf"),
+    ("MAX_CONNECTIONS_PER_USER", "0"),
+    ("MAX_CONNECTIONS_PER_TENANT", "0"),
+    ("MAX_PAYLOAD", "64k"),
+    ("MAX_PAYLOAD", "1023"),
+    ("MAX_SEND_BUFFER", "1"),
+    ("RATE_LIMIT_EVENTS", "100"),
+    ("RATE_LIMIT_HEARTBEAT", "0/min"),
+    ("PING_INTERVAL", "0"),
+    ("PING_TIMEOUT", "0"),
+    ("HANDSHAKE_TIMEOUT", "0"),
+    ("KEEPALIVE_TIMEOUT", "0"),
+    ("SHUTDOWN_TIMEOUT", "0"),
+    ("LOG_FORMAT", "xml"),
+    ("LOG_LEVEL", "loud"),
+    ("PRESENCE_DEV", "perhaps"),
+]
+
+
+@pytest.mark.parametrize(("variable", "text"), BAD)
+def test_a_bad_value_stops_the_start_and_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    assert variable in refusal(monkeypatch, JWT_SECRET=SECRET, **{variable: text})
+
+
+def test_every_wrong_variable_is_named_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, PORT="70000", RATE_LIMIT_EVENTS="fast", LOG_FORMAT="xml")
+    assert message.splitlines() == [
+        "PORT: Input should be less than or equal to 65535",
+        "RATE_LIMIT_EVENTS: a rate reads 100/s, 60/min or 1000/h",
+        "LOG_FORMAT: Input should be 'console' or 'json'",
+    ]
+
+
+# Keys
+
+
+def test_without_a_key_it_refuses_to_start_and_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch) == (
+        "no key to verify tokens with: set JWT_SECRET (or JWT_PUBLIC_KEY, or JWT_JWKS_URL),"
+        " or start with --dev to try it out"
+    )
+    assert refusal(monkeypatch, JWT_SECRET="").startswith("no key to verify tokens with: set JWT_SECRET")
+
+
+def test_development_mode_needs_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load(dev=True).dev
+    assert load(monkeypatch, PRESENCE_DEV="true").dev
+
+
+def test_a_public_key_is_a_pem_or_the_path_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert load(monkeypatch, JWT_PUBLIC_KEY=PEM).jwt_public_key == PEM
+    path = tmp_path / "key.pem"
+    path.write_text(PEM)
+    assert load(monkeypatch, JWT_PUBLIC_KEY=str(path)).jwt_public_key == PEM
+    missing = refusal(monkeypatch, JWT_PUBLIC_KEY=str(tmp_path / "missing.pem"))
+    assert missing == "JWT_PUBLIC_KEY: takes a PEM, or the path of one: No such file or directory"
+
+
+@pytest.mark.parametrize("algorithms", ["HS256", "RS256,HS256", "none", "rs256"])
+@pytest.mark.parametrize("key", [{"JWT_PUBLIC_KEY": PEM}, {"JWT_JWKS_URL": "https://issuer.example/jwks"}])
+def test_a_public_key_takes_no_algorithm_of_a_secret(
+    monkeypatch: pytest.MonkeyPatch, key: dict[str, str], algorithms: str
+) -> None:
+    assert refusal(monkeypatch, **key, JWT_ALGORITHMS=algorithms).startswith("JWT_ALGORITHMS takes ES256, ES384,")
+
+
+def test_a_public_key_takes_the_algorithms_of_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, JWT_PUBLIC_KEY=PEM, JWT_ALGORITHMS="RS256,ES256,EdDSA")
+    assert settings.jwt_algorithms == ("RS256", "ES256", "EdDSA")
+
+
+def test_of_several_keys_none_is_chosen_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, JWT_PUBLIC_KEY=PEM)
+    assert message == "set one of JWT_SECRET, JWT_PUBLIC_KEY, not several"
+
+
+# Secrets
+
+
+def test_secrets_are_in_no_text_of_the_settings_and_of_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, JWT_SECRET="hush-jwt", SERVICE_API_KEYS="hush-one,hush-two")
+    assert [key.get_secret_value() for key in settings.service_api_keys] == ["hush-one", "hush-two"]
+    for text in (repr(settings), str(settings), str(settings.model_dump())):
+        assert "hush" not in text
+    message = refusal(
+        monkeypatch, PORT="x", PUSHER_APP_SECRET="hush", PRESENCE_WEBHOOK_SECRET="hush", REDIS_URL="redis://:hush@h"
+    )
+    assert "hush" not in message
+
+
+# What this version cannot do
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("REDIS_URL", "redis://127.0.0.1"),
+        ("REDIS_HOST", "127.0.0.1"),
+        ("PRESENCE_WEBHOOK_URL", "https://app.example/hook"),
+        ("PRESENCE_WEBHOOK_SECRET", "secret"),
+        ("CHANNEL_AUTH_URL", "https://app.example/auth"),
+        ("PUSHER_APP_ID", "1"),
+        ("PUSHER_APP_KEY", "key"),
+        ("PUSHER_APP_SECRET", "secret"),
+    ],
+)
+def test_a_variable_whose_part_is_not_built_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, **{variable: text})
+    assert message.startswith(f"{variable} is set, and ")
+    assert message.endswith("; unset it to start")
+
+
+# Where values come from
+
+
+def test_arguments_come_before_the_environment_and_that_before_the_env_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"JWT_SECRET={SECRET}\nPORT=1001\nHOST=file\nLOG_LEVEL=error\nUNKNOWN=1\n")
+    monkeypatch.setenv("PORT", "1002")
+    monkeypatch.setenv("HOST", "environment")
+    settings = Settings.load(host="argument")
+    assert (settings.host, settings.port, settings.log_level) == ("argument", 1002, "error")
+
+
+def test_a_variable_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, JWT_SECRET=SECRET, PORT="", REDIS_URL="", MAX_CONNECTIONS_PER_USER="")
+    assert (settings.port, settings.redis_url, settings.max_connections_per_user) == (3000, None, None)
+
+
+def test_durations_are_milliseconds_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        JWT_SECRET=SECRET,
+        PRESENCE_AWAY_AFTER="0.0015",
+        PRESENCE_TTL="1.2",
+        PRESENCE_OFFLINE_GRACE="0.3",
+        NODE_LEASE="2",
+    )
+    assert settings.timing() == Timing(away_after=2, ttl=1_200, grace=300, drain_grace=30_000, lease=2_000)

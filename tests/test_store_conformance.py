@@ -1,0 +1,773 @@
+"""What every adapter of the store's port does, by the port alone. The adapters are in ``stores.py``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import TIMING
+from stores import STORES
+
+from gateway.errors import LeaseLostError, LogTrimmedError
+from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Profile, Timing, UserStatus
+from gateway.presence.store import Commit, Store
+from gateway.presence.view import View
+
+T = 1_000_000
+"""When each test begins, in milliseconds: both nodes have just got their lease."""
+GRACE = 5_000
+DRAIN_GRACE = 30_000
+TTL = 120_000
+AWAY_AFTER = 90_000
+LEASE = 10_000
+
+NODES = ("n1", "n2")
+MakeStore = Callable[..., Awaitable[Store]]
+
+
+@pytest.fixture(params=STORES)
+async def make_store(request: pytest.FixtureRequest) -> AsyncIterator[MakeStore]:
+    """Makes new stores of one adapter, in which both nodes hold a lease."""
+    async with AsyncExitStack() as stack:
+
+        async def make(timing: Timing = TIMING, log_length: int = 10_000) -> Store:
+            store = await stack.enter_async_context(STORES[request.param](timing, log_length))
+            for node in NODES:
+                await store.renew(node, T)
+            return store
+
+        yield make
+
+
+@pytest.fixture
+async def store(make_store: MakeStore) -> Store:
+    return await make_store()
+
+
+def tab(
+    name: str = "tab", *, user: str = "alice", node: str = "n1", tenant: str = "acme", profile: Profile = NOBODY
+) -> Connection:
+    return Connection(
+        tenant=tenant,
+        user_id=user,
+        id=f"{tenant}/{user}/{name}",
+        node=node,
+        door="socketio",
+        connected_at=T,
+        profile=profile,
+    )
+
+
+def pulse(at: int, user: str = "alice", *, tenant: str = "acme", **values: Any) -> Beat:
+    """A beat of a live connection."""
+    return Beat(tenant=tenant, user_id=user, at=at, **values)
+
+
+def hold(at: int, user: str = "alice", **values: Any) -> Beat:
+    """A beat that keeps its user online by itself."""
+    return pulse(at, user, holds=True, **values)
+
+
+def changes(commit: Commit) -> list[str]:
+    return [f"{c.user_id} v{c.now.version}: {c.was} -> {c.now.status} ({c.reason})" for c in commit.transitions]
+
+
+async def sweep(store: Store, now: int) -> list[str]:
+    """Sweep as a cluster does in which both nodes live."""
+    for node in NODES:
+        await store.renew(node, now)
+    return changes(await store.sweep(now))
+
+
+async def status(store: Store, user: str = "alice", tenant: str = "acme") -> UserStatus:
+    found = [s for s in (await store.snapshot()).statuses if (s.tenant, s.user_id) == (tenant, user)]
+    assert len(found) == 1
+    return found[0]
+
+
+# Connecting
+
+
+async def test_the_first_connection_of_a_user_makes_one_transition_and_is_activity(store: Store) -> None:
+    commit = await store.connect(tab(), T + 7)
+    (transition,) = commit.transitions
+    assert changes(commit) == ["alice v1: offline -> online (connected)"]
+    assert transition.at == T + 7
+    assert transition.now == UserStatus(
+        tenant="acme", user_id="alice", status=transition.now.status, active_at=T + 7, online_since=T + 7, version=1
+    )
+    assert await status(store) == transition.now
+
+
+async def test_a_commit_tells_the_end_of_the_log(store: Store) -> None:
+    commit = await store.connect(tab(), T)
+    assert commit.position == commit.transitions[-1].position == (await store.snapshot()).position
+
+
+async def test_several_tabs_on_several_nodes_are_one_user(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    assert changes(await store.connect(tab("two", node="n2"), T + 1)) == []
+    assert changes(await store.disconnect(tab("one", node="n1"), Ending.GOODBYE, T + 2)) == []
+    assert changes(await store.disconnect(tab("two", node="n2"), Ending.GOODBYE, T + 3)) == [
+        "alice v2: online -> offline (goodbye)"
+    ]
+
+
+async def test_a_further_connection_of_a_user_who_is_there_is_no_activity(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.connect(tab("two"), T + 1_000)
+    assert (await status(store)).active_at == T
+    assert (await status(store)).online_since == T
+
+
+async def test_registering_the_same_connection_again_changes_nothing(store: Store) -> None:
+    await store.connect(tab(), T)
+    before = await store.snapshot()
+    again = await store.connect(tab(), T + 1_000)
+    assert (changes(again), again.resumed) == ([], False)
+    assert await store.snapshot() == before
+    assert changes(await store.disconnect(tab(), Ending.KICKED, T + 2_000)) == ["alice v2: online -> offline (kicked)"]
+
+
+async def test_the_last_of_several_to_end_decides_how_long_the_user_stays(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.connect(tab("two"), T)
+    await store.disconnect(tab("one"), Ending.LOST, T)
+    assert changes(await store.disconnect(tab("two"), Ending.KICKED, T)) == ["alice v2: online -> offline (kicked)"]
+
+
+# Disconnecting
+
+
+@pytest.mark.parametrize("ending", [Ending.GOODBYE, Ending.KICKED, Ending.TOKEN_EXPIRED])
+async def test_an_ending_that_was_meant_takes_the_user_offline_at_once(store: Store, ending: Ending) -> None:
+    await store.connect(tab(), T)
+    commit = await store.disconnect(tab(), ending, T + 1)
+    assert changes(commit) == [f"alice v2: online -> offline ({ending})"]
+    assert commit.transitions[0].now.online_since is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "held_for"),
+    [
+        (Ending.LOST, GRACE),
+        (Ending.TOO_SLOW, GRACE),
+        (Ending.FLOODED, GRACE),
+        (Ending.NODE_DIED, GRACE),
+        (Ending.DRAINED, DRAIN_GRACE),
+    ],
+)
+async def test_after_any_other_ending_the_user_stays_for_a_while(store: Store, ending: Ending, held_for: int) -> None:
+    await store.connect(tab(), T)
+    assert changes(await store.disconnect(tab(), ending, T + 1)) == []
+    assert await sweep(store, T + held_for) == []
+    assert await sweep(store, T + 1 + held_for) == [f"alice v2: online -> offline ({ending})"]
+
+
+async def test_a_drained_node_holds_its_users_for_the_grace_where_that_is_longer(make_store: MakeStore) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, grace=40_000))
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.DRAINED, T)
+    assert await sweep(store, T + 39_999) == []
+    assert await sweep(store, T + 40_000) == ["alice v2: online -> offline (node drained)"]
+
+
+async def test_without_a_grace_a_lost_connection_takes_the_user_offline_at_once(make_store: MakeStore) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, grace=0))
+    await store.connect(tab(), T)
+    assert changes(await store.disconnect(tab(), Ending.LOST, T)) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_a_goodbye_is_activity_and_other_endings_are_none(store: Store) -> None:
+    for number, ending in enumerate(Ending):
+        user = f"user-{number}"
+        await store.connect(tab(user=user), T)
+        await store.disconnect(tab(user=user), ending, T + 1_000)
+        assert (await status(store, user)).active_at == (T + 1_000 if ending is Ending.GOODBYE else T), ending
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+async def test_ending_a_connection_that_the_store_does_not_know_changes_nothing(store: Store, ending: Ending) -> None:
+    await store.connect(tab("known"), T)
+    before = await store.snapshot()
+    assert changes(await store.disconnect(tab("unknown"), ending, T + 1)) == []
+    assert changes(await store.disconnect(tab(user="nobody"), ending, T + 1)) == []
+    assert await store.snapshot() == before
+
+
+async def test_ending_a_connection_twice_changes_nothing_more(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T)
+    assert changes(await store.disconnect(tab(), Ending.GOODBYE, T + 1)) == []
+    assert await sweep(store, T + GRACE - 1) == []
+    assert (await status(store)).active_at == T
+
+
+# Coming back
+
+
+async def test_coming_back_within_the_grace_emits_nothing_and_says_so(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.disconnect(tab("one"), Ending.LOST, T + 100)
+    back = await store.connect(tab("two", node="n2"), T + 100 + GRACE - 1)
+    assert (changes(back), back.resumed) == ([], True)
+    assert (await status(store)).active_at == T
+    assert (await status(store)).online_since == T
+    assert await sweep(store, T + 100 + 2 * GRACE) == []
+
+
+async def test_a_grace_is_resumed_from_once(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.disconnect(tab("one"), Ending.LOST, T)
+    assert (await store.connect(tab("two"), T + 1)).resumed
+    assert not (await store.connect(tab("three"), T + 2)).resumed
+
+
+async def test_a_grace_that_ran_out_unswept_is_committed_by_whoever_comes_back(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.disconnect(tab("one"), Ending.LOST, T)
+    back = await store.connect(tab("two"), T + GRACE)
+    assert changes(back) == ["alice v2: online -> offline (connection lost)", "alice v3: offline -> online (connected)"]
+    assert not back.resumed
+    assert await sweep(store, T + GRACE) == []
+
+
+async def test_a_connection_after_the_grace_does_not_resume_though_a_ttl_kept_the_user_online(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.beat("n1", [hold(T)])
+    await store.disconnect(tab("one"), Ending.LOST, T)
+    back = await store.connect(tab("two"), T + GRACE)
+    assert (changes(back), back.resumed) == ([], False)
+
+
+async def test_the_first_connection_of_a_user_resumes_nothing(store: Store) -> None:
+    assert not (await store.connect(tab(), T)).resumed
+
+
+# Beats
+
+
+async def test_a_beat_of_a_live_connection_moves_activity_without_a_version(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert changes(await store.beat("n1", [pulse(T + 1_000)])) == []
+    assert (await status(store)).active_at == T + 1_000
+    assert (await status(store)).version == 1
+
+
+async def test_a_beat_of_a_live_connection_changes_nothing_for_a_user_who_is_offline(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.KICKED, T)
+    before = await store.snapshot()
+    assert changes(await store.beat("n1", [pulse(T + 1, meta={"a": 1}), pulse(T + 1, "nobody")])) == []
+    assert await store.snapshot() == before
+
+
+async def test_a_holding_beat_keeps_a_user_online_for_the_ttl(store: Store) -> None:
+    assert changes(await store.beat("n1", [hold(T)])) == ["alice v1: offline -> online (active)"]
+    await store.beat("n2", [hold(T + 60_000)])
+    assert await sweep(store, T + 60_000 + AWAY_AFTER) == ["alice v2: online -> away (inactive)"]
+    assert await sweep(store, T + 60_000 + TTL - 1) == []
+    assert await sweep(store, T + 60_000 + TTL) == ["alice v3: away -> offline (heartbeats stopped)"]
+
+
+async def test_a_user_goes_offline_when_neither_a_connection_nor_a_ttl_holds_them(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    await store.connect(tab(), T)
+    assert changes(await store.disconnect(tab(), Ending.GOODBYE, T + 60_000)) == []
+    assert await sweep(store, T + TTL - 1) == []
+    assert await sweep(store, T + TTL) == ["alice v2: online -> offline (heartbeats stopped)"]
+
+
+async def test_a_ttl_that_ends_leaves_a_live_connection_counting(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    await store.connect(tab(), T)
+    await store.beat("n1", [pulse(T + TTL)])
+    assert await sweep(store, T + TTL + 1) == []
+
+
+async def test_a_grace_that_outlasts_the_ttl_holds_the_user(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    await store.connect(tab(), T)
+    await store.beat("n1", [pulse(T + TTL - 1)])
+    await store.disconnect(tab(), Ending.LOST, T + TTL - 1)
+    assert await sweep(store, T + TTL + GRACE - 2) == []
+    assert await sweep(store, T + TTL + GRACE - 1) == ["alice v4: online -> offline (connection lost)"]
+
+
+async def test_a_user_whom_the_ttl_outlived_the_grace_went_because_heartbeats_stopped(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T + 60_000)
+    assert await sweep(store, T + TTL) == ["alice v2: online -> offline (heartbeats stopped)"]
+
+
+async def test_many_beats_are_one_command(store: Store) -> None:
+    beats = [hold(T + 1, "alice"), pulse(T + 1, "nobody"), hold(T + 2, "bob"), hold(T + 3, "alice")]
+    assert changes(await store.beat("n1", beats)) == [
+        "alice v1: offline -> online (active)",
+        "bob v1: offline -> online (active)",
+    ]
+    assert (await status(store, "alice")).active_at == T + 3
+    assert changes(await store.beat("n1", [])) == []
+
+
+async def test_a_command_that_changes_more_users_than_the_log_holds_tells_every_change(make_store: MakeStore) -> None:
+    store = await make_store(log_length=2)
+    commit = await store.beat("n1", [hold(T, f"user-{n}") for n in range(5)])
+    assert changes(commit) == [f"user-{n} v1: offline -> online (active)" for n in range(5)]
+
+
+# Away
+
+
+async def test_an_inactive_user_turns_away_and_the_next_activity_turns_them_back(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert await sweep(store, T + AWAY_AFTER - 1) == []
+    assert await sweep(store, T + AWAY_AFTER) == ["alice v2: online -> away (inactive)"]
+    assert await sweep(store, T + AWAY_AFTER + 1) == []
+    assert changes(await store.beat("n1", [pulse(T + AWAY_AFTER + 2)])) == ["alice v3: away -> online (active)"]
+    assert (await status(store)).online_since == T
+    assert await sweep(store, T + 2 * AWAY_AFTER + 1) == []
+    assert await sweep(store, T + 2 * AWAY_AFTER + 2) == ["alice v4: online -> away (inactive)"]
+
+
+async def test_a_further_connection_leaves_an_away_user_away(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await sweep(store, T + AWAY_AFTER)
+    assert changes(await store.connect(tab("two"), T + AWAY_AFTER + 1)) == []
+
+
+async def test_an_away_user_who_says_goodbye_goes_offline(store: Store) -> None:
+    await store.connect(tab(), T)
+    await sweep(store, T + AWAY_AFTER)
+    commit = await store.disconnect(tab(), Ending.GOODBYE, T + AWAY_AFTER + 1)
+    assert changes(commit) == ["alice v3: away -> offline (goodbye)"]
+
+
+async def test_an_away_user_who_lost_and_regained_the_connection_was_never_offline(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await sweep(store, T + AWAY_AFTER)
+    await store.disconnect(tab("one"), Ending.LOST, T + AWAY_AFTER)
+    assert changes(await store.connect(tab("two"), T + AWAY_AFTER + 1)) == []
+    assert changes(await store.beat("n1", [pulse(T + AWAY_AFTER + 2)])) == ["alice v3: away -> online (active)"]
+
+
+async def test_activity_before_a_sweep_commits_what_time_had_done_first(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert changes(await store.beat("n1", [pulse(T + AWAY_AFTER)])) == [
+        "alice v2: online -> away (inactive)",
+        "alice v3: away -> online (active)",
+    ]
+
+
+# Last seen
+
+
+async def test_last_active_survives_going_offline_and_a_later_connection_moves_it(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.beat("n1", [pulse(T + 10)])
+    await store.disconnect(tab("one"), Ending.KICKED, T + 20)
+    assert (await status(store)).active_at == T + 10
+    await store.connect(tab("two"), T + 30)
+    assert (await status(store)).active_at == T + 30
+
+
+async def test_last_active_never_goes_back_under_clocks_that_disagree(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T + 3_000)
+    await store.beat("n2", [pulse(T)])
+    assert (await status(store)).active_at == T + 3_000
+    await store.beat("n2", [hold(T)])
+    assert (await status(store)).active_at == T + 3_000
+    await store.disconnect(tab("one", node="n1"), Ending.GOODBYE, T + 1_000)
+    assert (await status(store)).active_at == T + 3_000
+    await store.release("acme", "alice", T)
+    await store.connect(tab("two", node="n2"), T)
+    assert (await status(store)).active_at == T + 3_000
+
+
+async def test_an_older_holding_beat_does_not_shorten_the_ttl(store: Store) -> None:
+    await store.beat("n1", [hold(T + 3_000)])
+    await store.beat("n2", [hold(T)])
+    await store.beat("n2", [pulse(T + 60_000)])
+    assert await sweep(store, T + TTL) == []
+    assert await sweep(store, T + TTL + 3_000) == ["alice v2: online -> offline (heartbeats stopped)"]
+
+
+# Releasing
+
+
+async def test_a_release_ends_a_ttl_at_once(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    assert changes(await store.release("acme", "alice", T + 1)) == ["alice v2: online -> offline (released)"]
+    assert (await status(store)).active_at == T
+
+
+async def test_a_release_ends_a_grace_at_once(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T)
+    assert changes(await store.release("acme", "alice", T + 1)) == ["alice v2: online -> offline (released)"]
+    assert not (await store.connect(tab("two"), T + 2)).resumed
+
+
+async def test_a_release_leaves_live_connections_counting(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.beat("n1", [hold(T)])
+    assert changes(await store.release("acme", "alice", T + 1)) == []
+    assert changes(await store.disconnect(tab(), Ending.GOODBYE, T + 2)) == ["alice v2: online -> offline (goodbye)"]
+
+
+async def test_a_release_of_a_user_never_seen_changes_nothing(store: Store) -> None:
+    before = await store.snapshot()
+    assert changes(await store.release("acme", "nobody", T)) == []
+    assert await store.snapshot() == before
+    assert before.statuses == ()
+
+
+# Nodes
+
+
+async def test_a_lease_is_new_the_first_time_and_prolonged_from_then_on(make_store: MakeStore) -> None:
+    store = await make_store()
+    assert not await store.renew("n3", T)
+    assert await store.renew("n3", T + 1)
+
+
+@pytest.mark.parametrize("node", ["n1", "never heard of"])
+async def test_a_node_without_a_lease_commits_nothing(store: Store, node: str) -> None:
+    await store.connect(tab("one"), T)
+    await store.sweep(T + LEASE)  # n1's lease ran out, and n2's
+    before = await store.snapshot()
+    with pytest.raises(LeaseLostError):
+        await store.connect(tab("two", node=node), T + LEASE)
+    with pytest.raises(LeaseLostError):
+        await store.disconnect(tab("one", node=node), Ending.GOODBYE, T + LEASE)
+    with pytest.raises(LeaseLostError):
+        await store.beat(node, [hold(T + LEASE)])
+    assert await store.snapshot() == before
+
+
+async def test_the_connections_of_a_dead_node_end_when_its_lease_does(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.sweep(T + LEASE - 1)
+    assert (await store.explain("acme", "alice")).connections == (tab(),)
+    assert changes(await store.sweep(T + LEASE)) == []
+    assert (await store.explain("acme", "alice")).connections == ()
+    assert changes(await store.sweep(T + LEASE + GRACE - 1)) == []
+    assert changes(await store.sweep(T + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
+async def test_a_late_sweep_counts_the_grace_from_the_end_of_the_lease(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n2", T + LEASE + GRACE)
+    assert changes(await store.sweep(T + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
+async def test_a_late_sweep_within_the_grace_leaves_the_rest_of_it(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert changes(await store.sweep(T + LEASE + GRACE - 1)) == []
+    assert changes(await store.sweep(T + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
+async def test_without_a_grace_a_dead_node_takes_its_users_along(make_store: MakeStore) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, grace=0))
+    await store.connect(tab(), T)
+    assert changes(await store.sweep(T + LEASE)) == ["alice v2: online -> offline (node died)"]
+
+
+@pytest.mark.parametrize(("first", "second"), [("n1", "n2"), ("n2", "n1")])
+async def test_of_two_dead_nodes_the_one_that_died_last_decides(store: Store, first: str, second: str) -> None:
+    await store.connect(tab("one", node=first), T)
+    await store.connect(tab("two", node=second), T)
+    await store.renew(second, T + 4_000)
+    assert changes(await store.sweep(T + LEASE + GRACE)) == []
+    assert changes(await store.sweep(T + 4_000 + LEASE + GRACE - 1)) == []
+    assert changes(await store.sweep(T + 4_000 + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
+async def test_a_user_with_a_connection_on_a_living_node_outlives_a_dead_one(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.renew("n2", T + LEASE + GRACE)
+    assert changes(await store.sweep(T + LEASE + GRACE)) == []
+    assert (await store.explain("acme", "alice")).connections == (tab("two", node="n2"),)
+
+
+async def test_a_user_who_was_inactive_when_a_node_died_is_away_because_inactive(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.renew("n2", T + AWAY_AFTER)
+    assert changes(await store.sweep(T + AWAY_AFTER)) == ["alice v2: online -> away (inactive)"]
+
+
+async def test_a_node_that_lost_its_lease_gets_a_new_one_and_registers_again(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.sweep(T + LEASE)
+    assert not await store.renew("n1", T + LEASE + 1)
+    back = await store.connect(tab(), T + LEASE + 2)
+    assert (changes(back), back.resumed) == ([], True)
+    assert (await store.explain("acme", "alice")).connections == (tab(),)
+
+
+async def test_a_lease_is_never_shortened_by_a_clock_behind(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n1", T - 3_000)
+    await store.sweep(T + LEASE - 1)
+    assert (await store.explain("acme", "alice")).connections == (tab(),)
+
+
+async def test_two_sweepers_commit_each_change_once(store: Store) -> None:
+    for number in range(20):
+        user = f"user-{number:02}"
+        await store.connect(tab(user=user), T)
+        await store.disconnect(tab(user=user), Ending.LOST, T)
+    commits = await asyncio.gather(*(store.sweep(T + GRACE + late) for late in (0, 0, 1)))
+    assert sorted(line for commit in commits for line in changes(commit)) == [
+        f"user-{number:02} v2: online -> offline (connection lost)" for number in range(20)
+    ]
+
+
+async def test_a_sweeper_whose_clock_is_behind_undoes_nothing(store: Store) -> None:
+    await store.connect(tab("one"), T)
+    await store.connect(tab(user="bob"), T)
+    await store.disconnect(tab(user="bob"), Ending.LOST, T)
+    assert await sweep(store, T + AWAY_AFTER) == [
+        "bob v2: online -> offline (connection lost)",
+        "alice v2: online -> away (inactive)",
+    ]
+    assert changes(await store.sweep(T)) == []
+
+
+# Versions, tenants, profile and meta
+
+
+async def test_versions_have_no_gaps_whichever_node_commits(store: Store) -> None:
+    for number in range(10):
+        node = NODES[number % 2]
+        await store.connect(tab(f"tab-{number}", node=node), T + number)
+        await store.disconnect(tab(f"tab-{number}", node=node), Ending.GOODBYE, T + number)
+    versions = [entry.now.version for entry in await store.read(0, wait=False) if not isinstance(entry, Activity)]
+    assert versions == list(range(1, 21))
+
+
+async def test_racing_connections_and_endings_make_one_transition_each(store: Store) -> None:
+    tabs = [tab(f"tab-{number}", node=NODES[number % 2]) for number in range(10)]
+    commits = await asyncio.gather(*(store.connect(one, T) for one in tabs))
+    assert [line for commit in commits for line in changes(commit)] == ["alice v1: offline -> online (connected)"]
+    commits = await asyncio.gather(*(store.disconnect(one, Ending.KICKED, T) for one in tabs))
+    assert [line for commit in commits for line in changes(commit)] == ["alice v2: online -> offline (kicked)"]
+
+
+async def test_the_same_user_id_in_two_tenants_is_two_users(store: Store) -> None:
+    await store.connect(tab(tenant="acme"), T)
+    commit = await store.connect(tab(tenant="other"), T)
+    assert changes(commit) == ["alice v1: offline -> online (connected)"]
+    assert commit.transitions[0].tenant == "other"
+    await store.beat("n1", [pulse(T + 5, tenant="other", meta={"at": "other"})])
+    await store.disconnect(tab(tenant="other"), Ending.KICKED, T + 6)
+    await store.release("other", "alice", T + 6)
+    assert await status(store, tenant="acme") == msgspec.structs.replace(
+        commit.transitions[0].now, tenant="acme", active_at=T
+    )
+    assert [t.now.tenant for t in (await store.explain("acme", "alice")).transitions] == ["acme"]
+
+
+async def test_tenants_and_users_whose_names_run_together_stay_apart(store: Store) -> None:
+    for tenant, user in [("a", "b:c"), ("a:b", "c"), ("a}", "{b"), ("a", "b|c")]:
+        await store.connect(tab(tenant=tenant, user=user), T)
+    assert sorted((s.tenant, s.user_id, s.version) for s in (await store.snapshot()).statuses) == [
+        ("a", "b:c", 1),
+        ("a", "b|c", 1),
+        ("a:b", "c", 1),
+        ("a}", "{b", 1),
+    ]
+
+
+async def test_the_profile_of_the_newest_connection_counts(store: Store) -> None:
+    await store.connect(tab("one", profile=Profile(name="Alice", role="user")), T)
+    await store.connect(tab("two", profile=Profile(name="Alice B.", avatar="/a.png")), T)
+    assert (await status(store)).profile == Profile(name="Alice B.", avatar="/a.png")
+    assert (await status(store)).version == 1
+
+
+async def test_a_beat_carries_a_profile_and_meta_or_leaves_them(store: Store) -> None:
+    await store.beat("n1", [hold(T, profile=Profile(name="Alice"), meta={"page": {"id": 1, "é": [None, 1.5]}})])
+    assert (await status(store)).profile == Profile(name="Alice")
+    assert (await status(store)).meta == {"page": {"id": 1, "é": [None, 1.5]}}
+    await store.beat("n1", [hold(T + 1)])
+    assert (await status(store)).profile == Profile(name="Alice")
+    assert (await status(store)).meta == {"page": {"id": 1, "é": [None, 1.5]}}
+    await store.beat("n1", [pulse(T + 2, profile=NOBODY, meta={})])
+    assert (await status(store)).profile == NOBODY
+    assert (await status(store)).meta == {}
+
+
+async def test_profile_and_meta_survive_going_offline(store: Store) -> None:
+    await store.connect(tab(profile=Profile(name="Alice")), T)
+    await store.beat("n1", [pulse(T, meta={"a": 1})])
+    await store.disconnect(tab(), Ending.KICKED, T)
+    assert ((await status(store)).profile, (await status(store)).meta) == (Profile(name="Alice"), {"a": 1})
+
+
+async def test_an_older_beat_still_replaces_the_meta(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.beat("n1", [pulse(T + 2_000, meta={"a": 1})])
+    await store.beat("n2", [pulse(T + 1_000, meta={"a": 2})])
+    assert ((await status(store)).active_at, (await status(store)).meta) == (T + 2_000, {"a": 2})
+
+
+# The log
+
+
+async def test_the_log_is_read_past_a_position_in_order(store: Store) -> None:
+    assert list(await store.read(0, wait=False)) == []
+    first = await store.connect(tab(), T)
+    second = await store.connect(tab(user="bob"), T)
+    third = await store.disconnect(tab(user="bob"), Ending.GOODBYE, T)
+    entries = list(await store.read(0, wait=False))
+    assert entries == [*first.transitions, *second.transitions, *third.transitions]
+    assert all(a.position < b.position for a, b in pairwise(entries))
+    assert list(await store.read(first.position, wait=False)) == entries[1:]
+    assert list(await store.read(third.position, wait=False)) == []
+
+
+async def test_activity_is_logged_where_it_is_news_of_a_user_who_is_there(store: Store) -> None:
+    connected = await store.connect(tab(), T)
+    commit = await store.beat("n1", [pulse(T + 1, meta={"a": 1}), pulse(T + 1, "nobody"), pulse(T + 1, meta={"a": 1})])
+    assert list(await store.read(connected.position, wait=False)) == [
+        Activity(position=commit.position, tenant="acme", user_id="alice", active_at=T + 1, meta={"a": 1})
+    ]
+
+
+async def test_a_waiting_reader_gets_what_is_committed_next(store: Store) -> None:
+    start = (await store.connect(tab(), T)).position
+    readers = [asyncio.create_task(store.read(start, wait=True)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert not any(reader.done() for reader in readers)
+    commit = await store.disconnect(tab(), Ending.KICKED, T)
+    for reader in readers:
+        assert list(await asyncio.wait_for(reader, 5)) == list(commit.transitions)
+
+
+async def test_a_reader_that_waits_returns_at_once_where_there_is_something(store: Store) -> None:
+    commit = await store.connect(tab(), T)
+    assert list(await asyncio.wait_for(store.read(0, wait=True), 5)) == list(commit.transitions)
+
+
+async def test_a_waiting_reader_is_cancelled_by_its_own_side(store: Store) -> None:
+    reader = asyncio.create_task(store.read(0, wait=True))
+    await asyncio.sleep(0)
+    reader.cancel()
+    with suppress(asyncio.CancelledError):
+        await reader
+    commit = await store.connect(tab(), T)
+    assert list(await store.read(0, wait=True)) == list(commit.transitions)
+
+
+async def test_a_reader_who_fell_behind_a_trimmed_log_is_told_so_and_takes_a_snapshot(make_store: MakeStore) -> None:
+    store = await make_store(log_length=10)
+    view = View()
+    # Many times the length, for adapters that trim in larger steps.
+    for number in range(600):
+        await store.beat("n1", [hold(T, f"user-{number}")])
+    for wait in (True, False):
+        with pytest.raises(LogTrimmedError):
+            await store.read(0, wait=wait)
+    snapshot = await store.snapshot()
+    view.load(snapshot)
+    assert view.online_count("acme") == 600
+    commit = await store.beat("n1", [hold(T, "late")])
+    assert list(await store.read(snapshot.position, wait=False)) == list(commit.transitions)
+
+
+async def test_the_log_applied_to_any_snapshot_rebuilds_the_state(store: Store) -> None:
+    views = []
+
+    async def photograph() -> None:
+        view = View()
+        view.load(await store.snapshot())
+        views.append(view)
+
+    await photograph()
+    await store.connect(tab(profile=Profile(name="Alice")), T)
+    await photograph()
+    await store.beat("n2", [hold(T + 1, "bob", meta={"a": 1}), pulse(T + 1)])
+    await photograph()
+    await store.disconnect(tab(), Ending.LOST, T + 2)
+    await sweep(store, T + 2 + GRACE)
+    await photograph()
+    snapshot = await store.snapshot()
+    for view in views:
+        view.apply(await store.read(view.position, wait=False))
+        assert view.position == snapshot.position
+        assert {(s.tenant, s.user_id): view.status(s.tenant, s.user_id) for s in snapshot.statuses} == {
+            (s.tenant, s.user_id): s for s in snapshot.statuses
+        }
+
+
+# Explaining
+
+
+async def test_explain_tells_connections_and_leases_of_an_online_user(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.beat("n1", [hold(T)])
+    await store.renew("n2", T + 1_000)
+    explanation = await store.explain("acme", "alice")
+    assert explanation.status == await status(store)
+    assert sorted(c.id for c in explanation.connections) == ["acme/alice/one", "acme/alice/two"]
+    assert explanation.leases == {"n1": T + LEASE, "n2": T + 1_000 + LEASE}
+    assert (explanation.grace_until, explanation.ttl_until) == (None, T + TTL)
+    assert [t.now.version for t in explanation.transitions] == [1]
+    assert explanation.because == "2 live connections (socketio)"
+
+
+async def test_explain_tells_the_grace_of_a_user_who_lost_the_connection(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T)
+    explanation = await store.explain("acme", "alice")
+    assert (explanation.connections, explanation.leases) == ((), {})
+    assert (explanation.grace_until, explanation.ttl_until) == (T + GRACE, None)
+    assert explanation.because == "no connection lives, and the grace after the last one runs"
+
+
+async def test_explain_tells_the_ttl_where_it_outlasts_the_grace(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.beat("n1", [hold(T)])
+    await store.disconnect(tab(), Ending.LOST, T)
+    await sweep(store, T + GRACE)
+    explanation = await store.explain("acme", "alice")
+    assert explanation.ttl_until == T + TTL
+    assert explanation.because == "no connection lives, and the last heartbeat is younger than the TTL"
+
+
+async def test_explain_tells_inactivity(store: Store) -> None:
+    await store.connect(tab(), T)
+    await sweep(store, T + AWAY_AFTER)
+    explanation = await store.explain("acme", "alice")
+    assert explanation.because == "1 live connection (socketio); inactive for longer than PRESENCE_AWAY_AFTER"
+
+
+async def test_explain_tells_what_took_a_user_offline_and_the_last_transitions_oldest_first(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.beat("n1", [hold(T)])
+    await store.disconnect(tab(), Ending.LOST, T)
+    await store.release("acme", "alice", T + 1)
+    explanation = await store.explain("acme", "alice")
+    assert [(t.was, t.now.status, t.reason) for t in explanation.transitions] == [
+        ("offline", "online", "connected"),
+        ("online", "offline", "released"),
+    ]
+    assert (explanation.grace_until, explanation.ttl_until) == (None, None)
+    assert explanation.because == "the last change was: released"
+
+
+async def test_explain_of_a_user_never_seen_says_so_and_remembers_nothing(store: Store) -> None:
+    explanation = await store.explain("acme", "nobody")
+    assert explanation.status == UserStatus(tenant="acme", user_id="nobody")
+    assert explanation.because == "never seen"
+    assert (await store.snapshot()).statuses == ()

@@ -1,0 +1,410 @@
+"""Drives a store with whatever Hypothesis thinks of, beside a few lines of plain Python that say what must come out.
+
+Nodes have clocks of their own that disagree by seconds. The model repeats the rules of presence in its own words,
+and shares none with the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from stores import STORES, MakeStore
+
+from gateway.errors import LeaseLostError
+from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Entry, Profile, Timing, Transition
+from gateway.presence.store import Commit, Store
+from gateway.presence.view import View
+
+PROFILE = settings(
+    max_examples=250,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+START = 1_000_000
+NODES = ("n0", "n1", "n2")
+TENANTS = ("acme", "other")
+USERS = ("alice", "bob", "carol")
+TIMINGS = (
+    Timing(away_after=90_000, ttl=120_000, grace=5_000, lease=10_000),
+    Timing(away_after=30_000, ttl=7_000, grace=0, drain_grace=4_000, lease=10_000),
+    Timing(away_after=8_000, ttl=20_000, grace=40_000, lease=3_000),
+)
+VIEWS = 4
+"""How many snapshots of one run are followed to its end."""
+
+Key = tuple[str, str]
+_Result = TypeVar("_Result")
+
+nodes = st.sampled_from(NODES)
+keys = st.one_of(st.just(("acme", "alice")), st.tuples(st.sampled_from(TENANTS), st.sampled_from(USERS)))
+"""Half of what happens happens to one user, so that much happens to somebody."""
+tabs = st.sampled_from(("tab", "other tab"))
+numbers = st.integers(0, 9)
+picks = st.integers(0, 99)
+"""One of what there is, counted around."""
+endings = st.sampled_from(Ending)
+steps = st.one_of(
+    st.sampled_from((1, 999, 1_000, 3_000, 4_000, 4_999, 5_000, 7_000, 8_000, 10_000, 15_000, 30_000, 90_000, 120_000)),
+    st.integers(1, 10_000),
+    st.integers(1, 130_000),
+)
+pulses = st.fixed_dictionaries(
+    {"key": keys, "holds": st.booleans(), "age": st.integers(0, 500)},
+    optional={
+        "meta": st.builds(lambda n: {"n": n}, numbers),
+        "profile": st.builds(lambda n: Profile(name=f"{n}"), numbers),
+    },
+)
+
+
+@dataclass
+class User:
+    """What must be so of one user."""
+
+    tabs: set[tuple[str, str]] = field(default_factory=set)
+    """Node and tab of each live connection."""
+    grace: int = 0
+    ttl: int = 0
+    online: bool = False
+    since: int | None = None
+    active_at: int | None = None
+    meta: dict[str, Any] | None = None
+    profile: Profile = NOBODY
+
+    def pass_time(self, now: int) -> None:
+        """Whoever nothing holds any more is offline."""
+        if not self.tabs and now >= max(self.grace, self.ttl):
+            self.online, self.since, self.grace, self.ttl = False, None, 0, 0
+
+    def appear(self, now: int) -> None:
+        if not self.online:
+            self.online, self.since = True, now
+            self.act(now)
+
+    def away(self, timing: Timing) -> tuple[int, ...]:
+        """When the user turns away."""
+        return () if self.active_at is None else (self.active_at + timing.away_after,)
+
+    def act(self, at: int) -> None:
+        self.active_at = max(self.active_at or 0, at)
+
+    def lose(self, node: str, tab: str, at: int, hold: int) -> None:
+        self.tabs.remove((node, tab))
+        if not self.tabs:
+            self.grace = at + hold if hold else 0
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One store, used by three nodes."""
+
+    make_store: MakeStore
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+
+    @initialize(
+        timing=st.sampled_from(TIMINGS),
+        skews=st.tuples(*[st.one_of(st.just(0), st.integers(-4_000, 4_000))] * len(NODES)),
+    )
+    def begin(self, timing: Timing, skews: tuple[int, ...]) -> None:
+        self.timing = timing
+        self.skew = dict(zip(NODES, skews, strict=True))
+        self.opened = self.make_store(timing, 100_000)
+        self.store: Store = self.run(self.opened.__aenter__())
+        self.real = START
+        self.latest = START
+        """The latest that any clock has said."""
+        self.users: dict[Key, User] = {(tenant, user): User() for tenant in TENANTS for user in USERS}
+        self.leases: dict[str, int] = {}
+        self.running = set(NODES)
+        self.log: list[Entry] = []
+        self.views = [View()]
+        self.swept_at: int | None = None
+        self.checked = self.position = 0
+        self.before: dict[Key, tuple[str, int]] = {}
+        self.renew_running()
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.run(self.opened.__aexit__(None, None, None))
+        self.loop.close()
+
+    def run(self, command: Awaitable[_Result]) -> _Result:
+        return self.loop.run_until_complete(command)
+
+    def clock(self, node: str) -> int:
+        now = self.real + self.skew[node]
+        self.latest = max(self.latest, now)
+        return now
+
+    def commit(self, node: str, command: Awaitable[Commit]) -> Commit | None:
+        """What a command of a node committed; None where it rightly was refused."""
+        try:
+            commit = self.run(command)
+        except LeaseLostError:
+            assert node not in self.leases
+            return None
+        assert node in self.leases
+        self.check(commit)
+        return commit
+
+    def check(self, commit: Commit) -> None:
+        """The commit tells just what it put on the log."""
+        known = self.log[-1].position if self.log else 0
+        entries = self.run(self.store.read(known, wait=False))
+        self.log.extend(entries)
+        assert [entry for entry in entries if isinstance(entry, Transition)] == list(commit.transitions)
+        assert commit.position == (self.log[-1].position if self.log else 0)
+        for view in self.views:
+            view.apply(entries)
+            view.apply(entries[-2:])  # applying twice changes nothing
+
+    def connection(self, key: Key, node: str, tab: str, number: int = 0) -> Connection:
+        return Connection(
+            tenant=key[0],
+            user_id=key[1],
+            id=f"{key}/{node}/{tab}",
+            node=node,
+            door="websocket",
+            connected_at=START,
+            profile=Profile(name=str(number)),
+        )
+
+    def renew_running(self) -> None:
+        for node in sorted(self.running):
+            now = self.clock(node)
+            assert self.run(self.store.renew(node, now)) == (node in self.leases)
+            self.leases[node] = max(self.leases.get(node, 0), now + self.timing.lease)
+
+    # What happens
+
+    @rule(key=keys, node=nodes, tab=tabs, number=numbers)
+    def connect(self, key: Key, node: str, tab: str, number: int) -> None:
+        connection = self.connection(key, node, tab, number)
+        now = self.clock(node)
+        commit = self.commit(node, self.store.connect(connection, now))
+        if commit is None:
+            return
+        user = self.users[key]
+        user.pass_time(now)
+        assert commit.resumed == (not user.tabs and now < user.grace)
+        if (node, tab) not in user.tabs:
+            user.tabs.add((node, tab))
+            user.grace = 0
+            user.profile = connection.profile
+            user.appear(now)
+
+    @precondition(lambda self: self.held())
+    @rule(pick=picks, node=nodes, tab=tabs)
+    def come_back(self, pick: int, node: str, tab: str) -> None:
+        held = self.held()
+        self.connect(held[pick % len(held)], node, tab, pick % 10)
+
+    @rule(key=keys, node=nodes, tab=tabs, ending=endings)
+    def disconnect_perhaps(self, key: Key, node: str, tab: str, ending: Ending) -> None:
+        self.disconnect(key, node, tab, ending)
+
+    @precondition(lambda self: self.live())
+    @rule(pick=picks, ending=endings)
+    def disconnect_one(self, pick: int, ending: Ending) -> None:
+        live = self.live()
+        self.disconnect(*live[pick % len(live)], ending)
+
+    @precondition(lambda self: self.live())
+    @rule(pick=picks, ending=endings)
+    def disconnect_all_of_a_user(self, pick: int, ending: Ending) -> None:
+        live = self.live()
+        for key, node, tab in live:
+            if key == live[pick % len(live)][0]:
+                self.disconnect(key, node, tab, ending)
+
+    def live(self) -> list[tuple[Key, str, str]]:
+        """Every connection that lives."""
+        return [(key, *where) for key, user in self.users.items() for where in sorted(user.tabs)]
+
+    def held(self) -> list[Key]:
+        """Every user who is online without a connection."""
+        return [key for key, user in self.users.items() if user.online and not user.tabs]
+
+    def disconnect(self, key: Key, node: str, tab: str, ending: Ending) -> None:
+        connection = self.connection(key, node, tab)
+        now = self.clock(node)
+        if self.commit(node, self.store.disconnect(connection, ending, now)) is None:
+            return
+        user = self.users[key]
+        user.pass_time(now)
+        if (node, tab) not in user.tabs:
+            return
+        if ending.value == "goodbye":
+            user.act(now)
+        if ending.value in {"goodbye", "kicked", "token expired"}:
+            hold = 0
+        elif ending.value == "node drained":
+            hold = max(self.timing.grace, self.timing.drain_grace)
+        else:
+            hold = self.timing.grace
+        user.lose(node, tab, now, hold)
+        user.pass_time(now)
+
+    @rule(node=nodes, pulses=st.lists(pulses, min_size=1, max_size=4))
+    def beat(self, node: str, pulses: list[dict[str, Any]]) -> None:
+        now = self.clock(node)
+        beats = [
+            Beat(
+                tenant=pulse["key"][0],
+                user_id=pulse["key"][1],
+                at=now - pulse["age"],
+                holds=pulse["holds"],
+                meta=pulse.get("meta"),
+                profile=pulse.get("profile"),
+            )
+            for pulse in pulses
+        ]
+        if self.commit(node, self.store.beat(node, beats)) is None:
+            return
+        for beat in beats:
+            user = self.users[beat.tenant, beat.user_id]
+            user.pass_time(beat.at)
+            if beat.holds:
+                user.ttl = max(user.ttl, beat.at + self.timing.ttl)
+                user.appear(beat.at)
+            if user.online:
+                user.act(beat.at)
+                user.meta = beat.meta or user.meta
+                user.profile = beat.profile or user.profile
+
+    @rule(key=keys, node=nodes)
+    def release(self, key: Key, node: str) -> None:
+        now = self.clock(node)
+        self.check(self.run(self.store.release(*key, now)))
+        user = self.users[key]
+        user.grace = user.ttl = 0
+        user.pass_time(now)
+
+    @rule(ms=steps, sweeper=st.one_of(st.none(), nodes, nodes))
+    def time_passes(self, ms: int, sweeper: str | None) -> None:
+        self.real += ms
+        self.renew_running()
+        if sweeper is not None:
+            self.sweep(sweeper)
+
+    @rule(pick=picks, sweeper=nodes, early=st.booleans())
+    def time_comes(self, *, pick: int, sweeper: str, early: bool) -> None:
+        """Sweep just when something is due, or a millisecond before."""
+        now = self.clock(sweeper)
+        times = {time for user in self.users.values() for time in (user.grace, user.ttl, *user.away(self.timing))}
+        due = sorted(time for time in times | set(self.leases.values()) if time > now)
+        if due:
+            self.time_passes(due[pick % len(due)] - now - early, sweeper)
+
+    @rule(node=nodes)
+    def node_stops_renewing(self, node: str) -> None:
+        self.running.discard(node)
+
+    @rule(node=nodes)
+    def node_renews_again(self, node: str) -> None:
+        self.running.add(node)
+        self.renew_running()
+
+    def sweep(self, node: str) -> None:
+        now = self.clock(node)
+        self.check(self.run(self.store.sweep(now)))
+        dead = {node: until for node, until in self.leases.items() if now >= until}
+        for user in self.users.values():
+            ended = [dead[node] for node, _ in user.tabs if node in dead]
+            user.tabs = {(node, tab) for node, tab in user.tabs if node not in dead}
+            if ended and not user.tabs:
+                user.grace = max(ended) + self.timing.grace if self.timing.grace else 0
+            user.pass_time(now)
+        self.leases = {node: until for node, until in self.leases.items() if node not in dead}
+        self.swept_at = now
+
+    @rule(node=nodes)
+    def sweep_twice(self, node: str) -> None:
+        self.sweep(node)
+        again = self.run(self.store.sweep(self.clock(node)))
+        assert again.transitions == ()
+
+    @rule()
+    def take_a_snapshot(self) -> None:
+        if len(self.views) <= VIEWS:
+            view = View()
+            assert all(transition.now.version > 0 for transition in view.load(self.run(self.store.snapshot())))
+            self.views.append(view)
+
+    # What must hold
+
+    @invariant()
+    def the_log_rebuilds_the_snapshot_from_every_position(self) -> None:
+        snapshot = self.run(self.store.snapshot())
+        statuses = {(status.tenant, status.user_id): status for status in snapshot.statuses}
+        assert len(statuses) == len(snapshot.statuses)
+        for view in self.views:
+            assert view.position == snapshot.position
+            assert {key: view.status(*key) for key in statuses} == statuses
+            for tenant in TENANTS:
+                online = sorted(user for where, user in statuses if where == tenant and statuses[tenant, user].online)
+                assert [status.user_id for status in view.online(tenant)] == online
+
+    @invariant()
+    def users_are_as_the_model_says(self) -> None:
+        swept_at, self.swept_at = self.swept_at, None
+        seen = {(status.tenant, status.user_id): status for status in self.run(self.store.snapshot()).statuses}
+        assert set(seen) == {key for key, user in self.users.items() if user.active_at is not None}
+        for key, status in seen.items():
+            user = self.users[key]
+            assert status.online == user.online
+            assert status.online_since == user.since
+            assert status.active_at == user.active_at
+            assert status.meta == user.meta
+            assert status.profile == user.profile
+            if not user.online or swept_at is None:
+                continue
+            # While clocks disagree on whether it is time, either is right.
+            assert user.active_at is not None
+            if swept_at - user.active_at >= self.timing.away_after:
+                assert status.status.value == "away"
+            elif self.latest - user.active_at < self.timing.away_after:
+                assert status.status.value == "online"
+
+    @invariant()
+    def every_change_is_one_transition_with_the_next_version(self) -> None:
+        for entry in self.log[self.checked :]:
+            assert entry.position > self.position
+            self.position = entry.position
+            if isinstance(entry, Activity):
+                continue
+            key = (entry.tenant, entry.user_id)
+            was, version = self.before.get(key, ("offline", 0))
+            assert entry.was.value == was
+            assert entry.now.status.value != was
+            assert entry.now.version == version + 1
+            self.before[key] = (entry.now.status.value, entry.now.version)
+        self.checked = len(self.log)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_store_does_what_the_model_says(store: str) -> None:
+    machine = type(f"StoreMachine[{store}]", (StoreMachine,), {"make_store": staticmethod(STORES[store])})
+    run_state_machine_as_test(machine, settings=PROFILE)
