@@ -264,7 +264,7 @@ async def test_a_token_for_a_key_of_another_kind_is_refused_and_breaks_nothing()
 
 
 def test_an_algorithm_that_is_not_the_keys_stops_the_start() -> None:
-    with pytest.raises(ConfigurationError, match="JWT_ALGORITHMS: this key is for RS256, .* not ES256"):
+    with pytest.raises(ConfigurationError, match=r"JWT_ALGORITHMS: this key is for RS256, .* not ES256"):
         by_key(pem(RSA), jwt_algorithms="RS256,ES256")
 
 

@@ -146,7 +146,10 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         socket.handshake_timeout = self._settings.handshake_timeout
         opening, socket.queue = socket.queue, self._outbound_queue(eio_sid)
         while not opening.empty():
-            socket.queue.put_nowait(opening.get_nowait())
+            opened = opening.get_nowait()
+            # python-engineio says whole seconds, and 0 for less than one.
+            opened.data["pingInterval"] = round(self._settings.ping_interval * 1000)
+            socket.queue.put_nowait(opened)
         self._expect_namespace(eio_sid)
 
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:

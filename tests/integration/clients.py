@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import math
 import os
@@ -117,7 +118,7 @@ class Client(Listener):
         """Say goodbye, as a page's ``socket.disconnect()`` does."""
         await self.io.disconnect()
 
-    async def vanish(self) -> None:
+    def vanish(self) -> None:
         """Cut the connection without a word."""
         abort(self.io.eio.ws)
 
@@ -125,10 +126,18 @@ class Client(Listener):
         await eventually(lambda: self.goodbyes)
 
 
-def abort(ws: aiohttp.ClientWebSocketResponse) -> None:
-    """Reset a WebSocket's TCP connection."""
-    transport = ws.get_extra_info("socket")
-    transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def abort(ws: aiohttp.ClientWebSocketResponse, *, reset: bool = True) -> None:
+    """End a WebSocket's TCP connection without a close frame.
+
+    Args:
+        ws: whose.
+        reset: with an RST; otherwise with a FIN, as the system does for a process that was killed.
+    """
+    raw = ws.get_extra_info("socket")
+    if raw is None:  # it has ended already
+        return
+    if reset:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     ws._response.connection.transport.abort()  # type: ignore[union-attr]
 
 
@@ -143,7 +152,9 @@ class Raw(Listener):
     @classmethod
     async def open(cls, closing: AsyncExitStack, url: str, **options: Any) -> Self:
         session = await closing.enter_async_context(aiohttp.ClientSession())
-        return cls(await session.ws_connect(url, **({"max_msg_size": 0, "autoclose": True} | options)), session)
+        client = cls(await session.ws_connect(url, **({"max_msg_size": 0} | options)), session)
+        closing.callback(lambda: client)  # which keeps it: aiohttp closes a WebSocket that nobody holds
+        return client
 
     async def receive(self) -> str:
         """The next text frame."""
@@ -163,8 +174,8 @@ class Raw(Listener):
     def _take(self, frame: str) -> None:
         """Keep what a frame says."""
 
-    def vanish(self) -> None:
-        abort(self.ws)
+    def vanish(self, *, reset: bool = True) -> None:
+        abort(self.ws, reset=reset)
 
 
 class Plain(Raw):
@@ -272,7 +283,7 @@ class Polling:
     def url(self) -> str:
         return f"{self.base}&sid={self.sid}"
 
-    async def post(self, body: str | bytes, **options: Any) -> int:
+    async def post(self, body: str | bytes | io.BytesIO, **options: Any) -> int:
         async with self.session.post(self.url, data=body, **options) as response:
             await response.read()
             return response.status

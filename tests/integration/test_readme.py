@@ -18,6 +18,8 @@ README = (ROOT / "README.md").read_text()
 UNBUILT = {
     "redis_url",
     "redis_host",
+    "redis_port",
+    "redis_prefix",
     "presence_audience",
     "presence_webhook_url",
     "presence_webhook_secret",
