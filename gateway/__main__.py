@@ -13,7 +13,7 @@ if sys.platform != "win32":
 import structlog
 from aiohttp import web
 
-from gateway.app import Gateway, create_app, system_clock
+from gateway.app import Gateway, SteadyClock, create_app
 from gateway.auth import is_id, issue_token
 from gateway.errors import ConfigurationError
 from gateway.settings import Settings
@@ -76,7 +76,7 @@ def _serve(options: argparse.Namespace) -> int:
     configure_logs(settings.log_format, settings.log_level)
     gateway = Gateway(settings)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        runner.run(_run_until_stopped(create_app(gateway), settings))
+        runner.run(_run_until_stopped(gateway, settings))
     return 0
 
 
@@ -86,14 +86,14 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _run_until_stopped(app: web.Application, settings: Settings) -> None:
+async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain within the time set."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stopped.set)
     runner = web.AppRunner(
-        app,
+        create_app(gateway),
         access_log=None,  # its request lines would hold tokens
         keepalive_timeout=settings.keepalive_timeout,
         shutdown_timeout=settings.shutdown_timeout / 2,
@@ -112,6 +112,7 @@ async def _run_until_stopped(app: web.Application, settings: Settings) -> None:
     finally:
         try:
             async with asyncio.timeout(settings.shutdown_timeout):
+                await gateway.drain()  # while it still listens, so that whoever asks is told why
                 await runner.cleanup()
         except TimeoutError:
             _log.warning("clients took too long to leave; cut off", limit=settings.shutdown_timeout)
@@ -130,7 +131,7 @@ def _token(options: argparse.Namespace) -> int:
         raise ConfigurationError("USER takes 1 to 128 characters without control characters")
     claims = {"name": options.name, "role": options.role, settings.jwt_tenant_claim: options.tenant}
     secret = settings.jwt_secret.get_secret_value()
-    print(issue_token(settings, secret, options.user, now=system_clock(), ttl=options.ttl, claims=claims))
+    print(issue_token(settings, secret, options.user, now=SteadyClock()(), ttl=options.ttl, claims=claims))
     return 0
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.auth import Authenticator
 from gateway.connections import Connections
 from gateway.delivery.notifications import Delivery, notify
-from gateway.doors.http import HTTPDoor
+from gateway.doors.http import HTTPDoor, problems
 from gateway.doors.openapi import document
 from gateway.doors.pages import add_pages, dev_token_handler
 from gateway.doors.socketio import SocketIODoor
@@ -46,9 +46,25 @@ RETRY_AFTER_DRAIN = 1.0
 """Seconds that clients of a draining node are asked to wait before they connect again."""
 
 
-def system_clock() -> int:
-    """The time, in Unix milliseconds."""
-    return time.time_ns() // 1_000_000
+class SteadyClock:
+    """The time, in Unix milliseconds, which never goes back.
+
+    Where the system's clock is set back, this one goes on from where it was until the other has caught up: what
+    was to end in five seconds ends in five seconds. Set forward, it follows.
+    """
+
+    def __init__(
+        self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._ahead = wall() - monotonic()
+
+    def __call__(self) -> int:
+        """The time now."""
+        monotonic = self._monotonic()
+        self._ahead = max(self._ahead, self._wall() - monotonic)
+        return (monotonic + self._ahead) // 1_000_000
 
 
 class _RunningLoop:
@@ -66,15 +82,15 @@ class Gateway:
 
     Args:
         settings: how it runs.
-        clock: the time, in Unix milliseconds.
+        clock: the time, in Unix milliseconds, which never goes back; None takes the system's.
 
     Raises:
         ConfigurationError: the key to verify tokens with cannot be read.
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], int] = system_clock) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], int] | None = None) -> None:
         self.settings = settings
-        self._clock = clock
+        self._clock = clock = SteadyClock() if clock is None else clock
         self._signing_secret = _signing_secret(settings)
         self._authenticator = Authenticator(settings, self._signing_secret)
         self._origins = Origins(settings.cors_allowed_origins, dev=settings.dev)
@@ -123,7 +139,7 @@ class Gateway:
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)
             )
         app.cleanup_ctx.append(self._run)
-        app.on_shutdown.append(self._drain)
+        app.on_shutdown.append(self._on_shutdown)
 
     def on(self, event: str) -> Callable[[_HookT], _HookT]:
         """Register a hook: an async function called with each `Transition` that makes `event`.
@@ -164,6 +180,16 @@ class Gateway:
         """
         return await self._connections.end_user(tenant, user_id)
 
+    async def drain(self) -> None:
+        """Let every client go to another node: told, then closed; new ones are refused from now on.
+
+        An application that stops does so by itself. Called before, while it still listens, ``/health/ready`` says
+        503 and new clients hear ``SERVER_DRAINING``.
+        """
+        if not self._connections.draining:
+            _log.info("draining", connections=len(self._connections))
+            await self._connections.drain(RETRY_AFTER_DRAIN)
+
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         await self._tracker.tick()
         await self._follower.start()
@@ -180,9 +206,8 @@ class Gateway:
         await self._server.shutdown()
         await self._store.close()
 
-    async def _drain(self, _app: web.Application) -> None:
-        _log.info("draining", connections=len(self._connections))
-        await self._connections.drain(RETRY_AFTER_DRAIN)
+    async def _on_shutdown(self, _app: web.Application) -> None:
+        await self.drain()
 
 
 def _signing_secret(settings: Settings) -> str | None:
@@ -200,7 +225,7 @@ def create_app(gateway: Gateway) -> web.Application:
     async def home(_request: web.Request) -> web.StreamResponse:
         raise web.HTTPFound("/test-presence.html")
 
-    app = web.Application()
+    app = web.Application(middlewares=[problems])
     app.router.add_get("/", home)
     gateway.attach(app)
     return app

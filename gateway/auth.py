@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import jwt
 import msgspec
+import structlog
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -20,17 +21,22 @@ from gateway.errors import (
     TokenInvalidError,
     TokenMissingError,
 )
-from gateway.presence.model import DEFAULT_TENANT, Profile
+from gateway.presence.model import DEFAULT_TENANT, ID_PATTERN, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.settings import Settings
 
-# No control characters, and no half of a surrogate pair, which no encoder could send on to anyone.
-_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}")
+_log = structlog.get_logger(__name__)
+
+_ID = re.compile(ID_PATTERN)
+
 _JWKS_TIMEOUT = 5.0
 """Seconds."""
+
+_JWKS_RETRY = 5.0
+"""Seconds until keys that could not be fetched are asked for again."""
 
 _LAST_EXPIRY = 253_402_300_799_000
 """Unix milliseconds of the last second of the year 9999, past which no timestamp can be written."""
@@ -87,7 +93,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings, dev_secret: str | None = None) -> None:
         self._settings = settings
-        self._jwks = None if settings.jwt_jwks_url is None else _jwks_client(settings.jwt_jwks_url)
+        self._published = None if settings.jwt_jwks_url is None else PublishedKeys(settings.jwt_jwks_url)
         self._key: Any = None
         self._algorithms: Sequence[str] = settings.jwt_algorithms
         if settings.jwt_public_key is not None:
@@ -95,7 +101,7 @@ class Authenticator:
             if strangers := set(self._algorithms) - set(by_key):
                 raise ConfigurationError(f"JWT_ALGORITHMS: this key is for {', '.join(by_key)}, not {strangers.pop()}")
             self._algorithms = self._algorithms or by_key[:1]
-        elif self._jwks is not None:
+        elif self._published is not None:
             self._algorithms = self._algorithms or ("RS256", "ES256", "EdDSA")
         else:
             secret = settings.jwt_secret
@@ -144,9 +150,79 @@ class Authenticator:
         return any(hmac.compare_digest(known, key.encode(errors="surrogatepass")) for known in self._service_keys)
 
     async def _key_for(self, token: str) -> Any:
-        if self._jwks is None:
+        if self._published is None:
             return self._key
-        return (await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)).key
+        return await self._published.key(jwt.get_unverified_header(token).get("kid"))
+
+
+class PublishedKeys:
+    """The keys that ``JWT_JWKS_URL`` publishes, looked up on the event loop and fetched beside it.
+
+    PyJWT's client fetches, and decides how often an unknown key may make it ask again. A key that is known goes on
+    being good while its address does not answer: an outage there must not shut everyone out here.
+
+    Args:
+        url: the address.
+        lifespan: seconds after which the keys are fetched again, in the background.
+
+    Raises:
+        ConfigurationError: it is no address.
+    """
+
+    def __init__(self, url: str, lifespan: float = 300) -> None:
+        try:
+            self._client = jwt.PyJWKClient(url, timeout=_JWKS_TIMEOUT, lifespan=lifespan)
+        except jwt.PyJWTError as error:
+            raise ConfigurationError(f"JWT_JWKS_URL: {error}") from None
+        self._lifespan = lifespan
+        self._known: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = self._failed_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def key(self, kid: object) -> jwt.PyJWK:
+        """The key of that id.
+
+        Raises:
+            jwt.PyJWTError: no such key is published.
+            jwt.PyJWKClientConnectionError: the keys cannot be fetched, and this one is not known.
+        """
+        if not isinstance(kid, str):
+            raise jwt.InvalidTokenError("its header names no key (kid)")
+        now = asyncio.get_running_loop().time()
+        due = kid not in self._known or now - self._fetched_at > self._lifespan
+        if due and now - self._failed_at >= _JWKS_RETRY:
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._fetch(kid))
+            if kid not in self._known:
+                await asyncio.shield(self._fetching)
+        if kid in self._known:
+            return self._known[kid]
+        if self._failed_at > self._fetched_at:
+            raise jwt.PyJWKClientConnectionError("the keys cannot be fetched")
+        raise jwt.InvalidTokenError("its key (kid) is not among those published")
+
+    async def _fetch(self, kid: str) -> None:
+        """Ask once for all who wait; PyJWT's client asks again for an unknown key twice a minute at the most."""
+        loop = asyncio.get_running_loop()
+        try:
+            keys = await asyncio.to_thread(self._ask, kid)
+        except (jwt.PyJWTError, ValueError) as error:
+            _log.warning("the keys to verify tokens with cannot be fetched", error=str(error))
+            self._failed_at = loop.time()
+        else:
+            self._known = {key.key_id: key for key in keys if key.key_id is not None}
+            self._fetched_at = loop.time()
+        finally:
+            self._fetching = None
+
+    def _ask(self, kid: str) -> list[jwt.PyJWK]:
+        try:
+            self._client.get_signing_key(kid)
+        except jwt.PyJWKClientConnectionError:
+            raise
+        except jwt.PyJWKClientError:
+            pass  # not among them: whoever waits for it finds that out
+        return self._client.get_signing_keys()
 
 
 def issue_token(
@@ -166,13 +242,6 @@ def issue_token(
     optional = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience, **claims}
     payload |= {name: value for name, value in optional.items() if value is not None}
     return jwt.encode(payload, secret, algorithm=(*settings.jwt_algorithms, "HS256")[0])
-
-
-def _jwks_client(url: str) -> jwt.PyJWKClient:
-    try:
-        return jwt.PyJWKClient(url, timeout=_JWKS_TIMEOUT)
-    except jwt.PyJWTError as error:
-        raise ConfigurationError(f"JWT_JWKS_URL: {error}") from None
 
 
 def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from gateway.errors import (
     TooManyConnectionsError,
 )
 from gateway.limits import Rate, TokenBucket
-from gateway.presence.fanout import Member
+from gateway.presence.fanout import Frame, Member
 from gateway.presence.model import Beat, Connection, Ending
 
 if TYPE_CHECKING:
@@ -76,10 +76,23 @@ class LiveConnection:
         self.limiter = limiter
         self.patience = patience
         self.expiry: asyncio.TimerHandle | None = None
+        self._early: list[Frame] | None = []
 
     def emit(self, event: str, data: object) -> None:
         """Send one event to this connection; `data` is anything that JSON can hold."""
-        self.peer.write([self.peer.codec.encode(event, data)])
+        self.write([self.peer.codec.encode(event, data)])
+
+    def write(self, frames: Sequence[Frame]) -> None:
+        """Send frames of the peer's codec; what comes before the client knows that it is connected waits for that."""
+        if self._early is None:
+            self.peer.write(frames)
+        else:
+            self._early.extend(frames)
+
+    def begin(self, connected: wire.Connected) -> None:
+        """Tell the client that it is connected, first of all."""
+        early, self._early = self._early or [], None
+        self.peer.write([self.peer.codec.encode("connected", connected), *early])
 
 
 class Connections:
@@ -151,14 +164,13 @@ class Connections:
             return
         self._fanout.join(live.identity.tenant, live.peer, self._view.position)
         self._arm_expiry(live)
-        live.emit(
-            "connected",
+        live.begin(
             wire.Connected(
                 user_id=live.identity.user_id,
                 socket_id=socket_id,
                 timestamp=wire.timestamp(self._tracker.now()),
                 reconnect=live.resumed,
-            ),
+            )
         )
 
     async def end(self, live: LiveConnection, ending: Ending) -> None:
@@ -190,8 +202,7 @@ class Connections:
             How many connections were closed.
         """
         connections = self.of_user(tenant, user_id)
-        for live in connections:
-            await self.end(live, Ending.KICKED)
+        await asyncio.gather(*(self.end(live, Ending.KICKED) for live in connections))
         await self._tracker.release(tenant, user_id)
         return len(connections)
 
@@ -204,8 +215,7 @@ class Connections:
             live.emit("server-draining", notice)
         if leaving:
             await asyncio.sleep(DRAIN_NOTICE)
-        for live in leaving:
-            await self.end(live, Ending.DRAINED)
+        await asyncio.gather(*(self.end(live, Ending.DRAINED) for live in leaving))
 
     # What a connection does
 
@@ -224,15 +234,22 @@ class Connections:
         raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
     async def active(self, identity: Identity) -> None:
-        """Record that a user asked for something, where that is news."""
+        """Record that a user who is online asked for something, where that is news."""
         status = self._view.status(identity.tenant, identity.user_id)
         now = self._tracker.now()
+        if not status.online:
+            return
         if status.active_at is None or now - status.active_at >= ACTIVITY_RESOLUTION:
             await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now))
 
     def catch_up(self, live: LiveConnection) -> None:
         """Let a connection hear, before an answer goes to it, whatever the answer already knows."""
         self._fanout.catch_up(live.identity.tenant, live.peer)
+
+    def catch_up_user(self, identity: Identity) -> None:
+        """The same for all connections of a user who is answered over HTTP: the page is one, with two ears."""
+        for live in self.of_user(identity.tenant, identity.user_id):
+            self.catch_up(live)
 
     def renew_token(self, live: LiveConnection, identity: Identity) -> None:
         """Go on with a newer token of the same user.
@@ -271,7 +288,7 @@ class Connections:
         if live.expiry is not None:
             live.expiry.cancel()
             live.expiry = None
-        if live.identity.expires_at is not None:
+        if live.identity.expires_at is not None and live.ending is None:
             left = (live.identity.expires_at - self._tracker.now()) / 1000
             live.expiry = asyncio.get_running_loop().call_later(max(left, 0), self._expired, live)
 

@@ -63,7 +63,10 @@ class Hooks:
             transition = await queue.get()
             try:
                 await hook(transition)
-            except Exception:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise  # this task is meant, and not something that the hook awaited
                 _log.exception("a hook failed", hook=_name(hook), user=transition.user_id)
 
 

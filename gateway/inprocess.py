@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.auth import is_id
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import DEFAULT_TENANT, Beat, UserStatus
-from gateway.requests import check_meta
+from gateway.requests import encode_meta
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +61,9 @@ class Presence:
             InvalidPayloadError: the id or the meta is not acceptable.
         """
         _check_ids(tenant, user_id)
-        check_meta(meta)
-        await self._tracker.beat(Beat(tenant=tenant, user_id=user_id, at=self._tracker.now(), holds=True, meta=meta))
+        meta_json = encode_meta(meta)
+        now = self._tracker.now()
+        await self._tracker.beat(Beat(tenant=tenant, user_id=user_id, at=now, holds=True, meta_json=meta_json))
         return self.status(user_id, tenant=tenant)
 
     async def set_online(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> UserStatus:

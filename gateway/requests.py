@@ -14,8 +14,10 @@ from gateway import wire
 from gateway.errors import (
     InternalError,
     InvalidPayloadError,
+    KeysUnavailableError,
     RefusedError,
     RequestError,
+    UnavailableError,
     UnknownEventError,
 )
 from gateway.presence.model import Beat
@@ -51,21 +53,22 @@ def validate(payload: object, to: type[wire.Body], usage: str, *, strict: bool =
         raise InvalidPayloadError(f"{error}; {usage}") from None
 
 
-def check_meta(meta: dict[str, Any] | None) -> None:
-    """Refuse a ``meta`` that is too large to keep for each user.
+def encode_meta(meta: dict[str, Any] | None) -> bytes | None:
+    """Encode a ``meta`` to be kept for its user; None for none.
 
     Raises:
-        InvalidPayloadError: it is.
+        InvalidPayloadError: it is too large, or no JSON.
     """
     if meta is None:
-        return
+        return None
     try:
         # The standard encoder, because it takes nothing that JSON has no word for, such as an attachment's bytes.
-        size = len(json.dumps(meta, separators=(",", ":"), ensure_ascii=False).encode())
+        encoded = json.dumps(meta, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayloadError(f"meta must be JSON: {error}") from None
-    if size > wire.MAX_META_BYTES:
-        raise InvalidPayloadError(f"meta may have {wire.MAX_META_BYTES} bytes as JSON; this one has {size}")
+    if len(encoded) > wire.MAX_META_BYTES:
+        raise InvalidPayloadError(f"meta may have {wire.MAX_META_BYTES} bytes as JSON; this one has {len(encoded)}")
+    return encoded
 
 
 def page_of_online(view: View, tenant: str, query: wire.GetOnlineUsers) -> wire.OnlineUsers:
@@ -157,7 +160,7 @@ class Requests:
             if request is None:
                 raise UnknownEventError(f"no such request; there are {', '.join(self._table)}")
             valid = validate(payload, request.payload, request.usage)
-            if not isinstance(valid, wire.Heartbeat):  # which records activity itself, with its meta
+            if not isinstance(valid, wire.Heartbeat | wire.RefreshToken):  # which record activity with what they bring
                 await self._connections.active(live.identity)
             body = await request.handler(live, valid)
             self._connections.catch_up(live)
@@ -197,18 +200,23 @@ class Requests:
         )
 
     async def _heartbeat(self, live: LiveConnection, beat: wire.Heartbeat) -> wire.Body:
-        check_meta(beat.meta)
+        meta = encode_meta(beat.meta)
         identity, now = live.identity, self._tracker.now()
-        await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta=beat.meta))
+        await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta))
         active_at = self._view.status(identity.tenant, identity.user_id).active_at
         return wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at or now))
 
     async def _refresh(self, live: LiveConnection, request: wire.RefreshToken) -> wire.Body:
         try:
             identity = await self._authenticator.identify(request.token)
+        except KeysUnavailableError as error:
+            raise UnavailableError(str(error)) from None
         except RefusedError as error:
             raise InvalidPayloadError(f"{error.code}: {error}") from None
         self._connections.renew_token(live, identity)
+        await self._tracker.beat(
+            Beat(tenant=identity.tenant, user_id=identity.user_id, at=self._tracker.now(), profile=identity.profile)
+        )
         return wire.TokenRefreshed(expires_at=wire.optional_timestamp(identity.expires_at))
 
 

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     presence_ttl: float = Field(default=120, gt=0)
     presence_offline_grace: float = Field(default=5, ge=0)
     presence_audience: Literal["everyone", "watchers"] = "everyone"
-    presence_flush_interval: float = Field(default=0.02, ge=0, le=5)
+    presence_flush_interval: float = Field(default=0.02, ge=0, le=1)
     node_lease: float = Field(default=10, ge=1)
 
     presence_webhook_url: str | None = None

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.presence import model
 from gateway.presence.model import Event, Status, Transition
 
 if TYPE_CHECKING:
-    from gateway.presence import model
     from gateway.presence.store import Explanation
 
 MAX_IDS = 1000
@@ -31,7 +31,7 @@ UserId = Annotated[
         min_length=1,
         max_length=128,
         # Python's $ also matches before a final newline, which is a control character like the others.
-        pattern=r"^[^\x00-\x1f\x7f-\x9f]+$(?!\n)",
+        pattern=f"^{model.ID_PATTERN}$(?!\\n)",
         description="1 to 128 characters without control characters.",
     ),
 ]
@@ -336,6 +336,13 @@ class ExceptionEvent(Body, omit_defaults=True):
     message: str
     retry_after: float | UnsetType = UNSET
 
+
+OWN_EVENTS = frozenset({"connected", "exception", "error", "token-expired", "server-draining"})
+"""What the gateway itself says to one connection; no notification may pass for it."""
+
+SOCKET_IO_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconnecting"})
+"""Names that Socket.IO keeps for itself: Node's parser refuses them from a client, and python-socketio would call the
+handlers of that name."""
 
 EventBody = tuple[str, Body]
 """An event's name and its payload."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -10,14 +11,14 @@ import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from conftest import SECRET, make_settings, make_token
+from conftest import SECRET, eventually, make_settings, make_token
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import wire
-from gateway.auth import Authenticator, Identity, clean_text, find_token, is_id, issue_token
+from gateway.auth import Authenticator, Identity, PublishedKeys, clean_text, find_token, is_id, issue_token
 from gateway.errors import (
     ConfigurationError,
     KeysUnavailableError,
@@ -368,6 +369,32 @@ async def test_keys_that_cannot_be_fetched_say_nothing_about_the_token(
     authenticator = Authenticator(make_settings(jwt_secret=None, jwt_jwks_url=url))
     error = await refusal(authenticator, signed(EC, "ES256", headers={"kid": "ec"}))
     assert type(error) is KeysUnavailableError
+
+
+async def test_a_known_key_is_good_while_its_address_does_not_answer() -> None:
+    asked, up = [], True
+    ec_key = jwt.algorithms.ECAlgorithm.to_jwk(EC.public_key(), as_dict=True) | {"kid": "ec", "use": "sig"}
+
+    async def answer(_request: web.Request) -> web.Response:
+        asked.append(1)
+        return web.json_response({"keys": [ec_key]}) if up else web.Response(status=503)
+
+    app = web.Application()
+    app.router.add_get("/jwks.json", answer)
+    async with TestServer(app) as server:
+        keys = PublishedKeys(str(server.make_url("/jwks.json")), lifespan=0.001)
+        found = await asyncio.gather(*(keys.key("ec") for _ in range(20)))
+        assert {key.key_id for key in found} == {"ec"}
+        assert len(asked) == 1  # for all who waited
+
+        up = False
+        await asyncio.sleep(0.01)
+        assert (await keys.key("ec")).key_id == "ec"  # stale, and good
+        await eventually(lambda: len(asked) == 2)
+        with pytest.raises(jwt.PyJWKClientConnectionError):
+            await asyncio.gather(*(keys.key(f"unknown-{n}") for n in range(20)))
+        assert len(asked) <= 3
+        assert (await keys.key("ec")).key_id == "ec"
 
 
 # Service keys, ids and tokens of our own

@@ -123,5 +123,23 @@ async def test_a_store_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(followed.store, "read", fail_first)
     async with followed.running():
-        await asyncio.wait_for(followed.follower.reach(await followed.online("alice")), STEP)
+        await followed.online("alice")
+        await eventually(lambda: followed.heard)
     assert (failures, followed.heard) == ([], [["alice: offline -> online"]])
+
+
+async def test_reach_reads_the_log_itself_where_nobody_has_yet() -> None:
+    followed = Followed()
+    await followed.follower.reach(await followed.online("alice"))  # run() is not running
+    assert followed.heard == [["alice: offline -> online"]]
+
+
+async def test_a_listener_that_fails_keeps_the_news_from_nobody_else() -> None:
+    followed = Followed()
+
+    def fail(_news: Sequence[Transition]) -> None:
+        raise RuntimeError("a listener's own fault")
+
+    followed.follower._listeners = [fail, *followed.follower._listeners]
+    await followed.follower.reach(await followed.online("alice"))
+    assert followed.heard == [["alice: offline -> online"]]

@@ -107,3 +107,17 @@ async def test_a_hook_that_comes_too_late_is_told_so() -> None:
     with pytest.raises(RuntimeError, match="before the application starts"):
         hooks.add("user-online", print)  # type: ignore[arg-type]  # never called
     running.cancel()
+
+
+async def test_a_hook_whose_own_task_was_cancelled_is_called_again() -> None:
+    hooks, called = Hooks(), []
+
+    async def fragile(transition: Transition) -> None:
+        called.append(transition.user_id)
+        raise asyncio.CancelledError
+
+    hooks.add("user-online", fragile)
+    running = asyncio.create_task(hooks.run())
+    hooks.publish([change(user, Status.OFFLINE, Status.ONLINE) for user in ("alice", "bob")])
+    await eventually(lambda: called == ["alice", "bob"])
+    running.cancel()

@@ -130,11 +130,13 @@ def test_a_transition_knows_whose_it_is_and_what_tells_of_it() -> None:
 
 
 def test_activity_replaces_what_it_says_and_leaves_the_rest() -> None:
-    status = UserStatus(tenant="acme", user_id="alice", active_at=10, meta={"a": 1}, profile=Profile(name="A"))
+    status = UserStatus(tenant="acme", user_id="alice", active_at=10, meta_json=b'{"a":1}', profile=Profile(name="A"))
     silent = Activity(position=1, tenant="acme", user_id="alice")
     assert silent.applied_to(status) == status
-    news = Activity(position=1, tenant="acme", user_id="alice", active_at=20, meta={}, profile=Profile(role="r"))
-    changed = UserStatus(tenant="acme", user_id="alice", active_at=20, meta={}, profile=Profile(role="r"))
+    news = Activity(
+        position=1, tenant="acme", user_id="alice", active_at=20, meta_json=b"{}", profile=Profile(role="r")
+    )
+    changed = UserStatus(tenant="acme", user_id="alice", active_at=20, meta_json=b"{}", profile=Profile(role="r"))
     assert news.applied_to(status) == changed
     assert news.applied_to(changed) == changed
 

@@ -71,7 +71,7 @@ steps = st.one_of(
 pulses = st.fixed_dictionaries(
     {"key": keys, "holds": st.booleans(), "age": st.integers(0, 500)},
     optional={
-        "meta": st.builds(lambda n: {"n": n}, numbers),
+        "meta": st.builds(lambda n: b'{"n":%d}' % n, numbers),
         "profile": st.builds(lambda n: Profile(name=f"{n}"), numbers),
     },
 )
@@ -88,7 +88,7 @@ class User:
     online: bool = False
     since: int | None = None
     active_at: int | None = None
-    meta: dict[str, Any] | None = None
+    meta: bytes | None = None
     profile: Profile = NOBODY
 
     def pass_time(self, now: int) -> None:
@@ -276,7 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
                 user_id=pulse["key"][1],
                 at=now - pulse["age"],
                 holds=pulse["holds"],
-                meta=pulse.get("meta"),
+                meta_json=pulse.get("meta"),
                 profile=pulse.get("profile"),
             )
             for pulse in pulses
@@ -291,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
                 user.appear(beat.at)
             if user.online:
                 user.act(beat.at)
-                user.meta = beat.meta or user.meta
+                user.meta = beat.meta_json or user.meta
                 user.profile = beat.profile or user.profile
 
     @rule(key=keys, node=nodes)
@@ -377,7 +377,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert status.online == user.online
             assert status.online_since == user.since
             assert status.active_at == user.active_at
-            assert status.meta == user.meta
+            assert status.meta_json == user.meta
             assert status.profile == user.profile
             if not user.online or swept_at is None:
                 continue

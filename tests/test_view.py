@@ -46,18 +46,22 @@ def test_applying_an_entry_twice_or_an_older_one_changes_nothing() -> None:
 def test_activity_is_applied_and_is_no_transition() -> None:
     view = View()
     view.apply([change(1, user())])
-    news = Activity(position=2, tenant="acme", user_id="alice", active_at=20, meta={"a": 1}, profile=Profile(name="A"))
+    news = Activity(
+        position=2, tenant="acme", user_id="alice", active_at=20, meta_json=b'{"a":1}', profile=Profile(name="A")
+    )
     assert view.apply([news]) == []
-    expected = msgspec.structs.replace(user(), active_at=20, meta={"a": 1}, profile=Profile(name="A"))
+    expected = msgspec.structs.replace(user(), active_at=20, meta_json=b'{"a":1}', profile=Profile(name="A"))
     assert view.status("acme", "alice") == expected
     assert view.online("acme") == [expected]
 
 
 def test_activity_older_than_what_is_known_changes_nothing() -> None:
     view = View()
-    known = msgspec.structs.replace(user(), meta={"new": 1}, profile=Profile(name="new"))
+    known = msgspec.structs.replace(user(), meta_json=b'{"new":1}', profile=Profile(name="new"))
     view.load(Snapshot(5, (known,)))
-    view.apply([Activity(position=4, tenant="acme", user_id="alice", meta={"old": 1}, profile=Profile(name="old"))])
+    view.apply(
+        [Activity(position=4, tenant="acme", user_id="alice", meta_json=b'{"old":1}', profile=Profile(name="old"))]
+    )
     assert view.status("acme", "alice") == known
 
 

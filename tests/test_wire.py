@@ -15,7 +15,7 @@ ALICE = UserStatus(
     online_since=1_000,
     version=3,
     profile=Profile(name="Alice", role="admin"),
-    meta={"page": "home"},
+    meta_json=b'{"page":"home"}',
 )
 STATUS = {
     "userId": "alice",

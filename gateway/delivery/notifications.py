@@ -13,7 +13,7 @@ from gateway.presence.model import Event
 if TYPE_CHECKING:
     from gateway.connections import Connections
 
-_RESERVED = frozenset({*Event, "connect", "connect_error", "disconnect", "connected", "exception", "error"})
+_RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS})
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -34,10 +34,10 @@ def notify(connections: Connections, tenant: str, user_id: str, event: str, data
     if not event or event in _RESERVED:
         raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
     try:
-        wire.encode(data)
+        payload = msgspec.Raw(wire.encode(data))  # once, whatever the recipients' codecs
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidPayloadError(f"data must be JSON: {error}") from None
     recipients = connections.of_user(tenant, user_id)
     for live in recipients:
-        live.emit(event, data)
+        live.emit(event, payload)
     return Delivery(sent=bool(recipients), method="realtime" if recipients else None)

@@ -23,6 +23,7 @@ from gateway.errors import (
     ForbiddenError,
     InternalError,
     InvalidPayloadError,
+    NotFoundError,
     RateLimitedError,
     RefusedError,
     RequestError,
@@ -31,9 +32,11 @@ from gateway.errors import (
 )
 from gateway.limits import KeyedBuckets
 from gateway.presence.model import DEFAULT_TENANT, Beat
-from gateway.requests import check_meta, page_of_online, validate
+from gateway.requests import encode_meta, page_of_online, validate
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
     from gateway.connections import Connections
     from gateway.origins import Origins
     from gateway.presence.store import Store
@@ -253,14 +256,13 @@ class HTTPDoor:
         if wait:
             rate = self._settings.rate_limit_heartbeat
             raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", wait)
-        check_meta(call.body.meta)
         await self._tracker.beat(
             Beat(
                 tenant=call.tenant,
                 user_id=user_id,
                 at=now,
                 holds=True,
-                meta=call.body.meta,
+                meta_json=encode_meta(call.body.meta),
                 profile=call.identity.profile,
             )
         )
@@ -268,9 +270,8 @@ class HTTPDoor:
         return wire.HeartbeatRecorded(status=status, timestamp=wire.timestamp(now))
 
     async def _set_online(self, call: Call) -> wire.UserStatusAt:
-        check_meta(call.body.meta)
-        now = self._tracker.now()
-        beat = Beat(tenant=call.tenant, user_id=call.body.user_id, at=now, holds=True, meta=call.body.meta)
+        now, meta_json = self._tracker.now(), encode_meta(call.body.meta)
+        beat = Beat(tenant=call.tenant, user_id=call.body.user_id, at=now, holds=True, meta_json=meta_json)
         await self._tracker.beat(beat)
         return wire.user_status_at(self._view.status(call.tenant, beat.user_id), now)
 
@@ -292,7 +293,10 @@ class HTTPDoor:
     def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                answer = await operation.handler(await self._check(operation, request))
+                call = await self._check(operation, request)
+                answer = await operation.handler(call)
+                if call.identity is not None:
+                    self._connections.catch_up_user(call.identity)
                 response = web.Response(body=wire.encode(answer), content_type="application/json")
             except (RequestError, RefusedError) as error:
                 response = problem(error)
@@ -315,6 +319,8 @@ class HTTPDoor:
             raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
         tenant, identity = await self._caller(operation.caller, request)
+        if identity is not None and operation.body is not wire.Heartbeat:  # which records activity itself
+            await self._connections.active(identity)
         if not all(is_id(value) for value in request.match_info.values()):
             raise InvalidPayloadError("a user id has 1 to 128 characters without control characters")
         return Call(
@@ -336,7 +342,6 @@ class HTTPDoor:
             )
             if caller is Caller.SERVICE:
                 raise ForbiddenError("this call takes a service key: X-API-Key, one of SERVICE_API_KEYS")
-            await self._connections.active(identity)
             return identity.tenant, identity
         if not self._authenticator.knows_service_key(key):
             raise TokenInvalidError("this service key is not one of SERVICE_API_KEYS")
@@ -382,6 +387,19 @@ class HTTPDoor:
                 response.headers["Access-Control-Allow-Credentials"] = "true"
             response.headers["Access-Control-Expose-Headers"] = "Retry-After"
             response.headers["Vary"] = "Origin"
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Word what aiohttp refuses by itself, such as an unknown path, as the gateway words its own errors."""
+    try:
+        return await handler(request)
+    except web.HTTPClientError as error:
+        kind = {HTTPStatus.FORBIDDEN: ForbiddenError, HTTPStatus.NOT_FOUND: NotFoundError}
+        said = kind.get(HTTPStatus(error.status), InvalidPayloadError)(f"{request.method} {request.path}: {error.text}")
+        response = problem(said, error.status)
+        response.headers.update({name: error.headers[name] for name in ("Allow", "Upgrade") if name in error.headers})
+        return response
 
 
 def problem(error: RequestError | RefusedError, status: int | None = None) -> web.Response:

@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
-from gateway.engine.outbound import OutboundQueue
+from gateway.engine.outbound import OutboundQueue, text_size
 from gateway.errors import CloseCode, RefusedError
 from gateway.presence.model import Ending
 
@@ -39,7 +39,7 @@ class RequestFrame(msgspec.Struct):
     event: str
     data: Any = None
     id: int | str | None = None
-    """Comes back with the answer; None asks for none."""
+    """Comes back with the answer; None leaves it out there, too."""
 
 
 _decoder = msgspec.json.Decoder(RequestFrame)
@@ -106,7 +106,7 @@ class _WebSocketPeer:
 
 
 def _frame_size(frame: str | None) -> int:
-    return 0 if frame is None else len(frame)
+    return 0 if frame is None else text_size(frame)
 
 
 class WebSocketDoor:
@@ -152,6 +152,9 @@ class WebSocketDoor:
         except RefusedError as error:
             _log.info("refused", door="websocket", code=error.code, reason=str(error))
             await ws.close(code=error.close_code, message=error.code.encode())
+        except Exception:
+            _log.exception("a connection failed to open", door="websocket")
+            await ws.close(code=WSCloseCode.INTERNAL_ERROR)
         else:
             goodbye = False
             try:

@@ -25,3 +25,15 @@ class Manager(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
                 # so told nobody that it went: without this its user would stay for ever.
                 await self.server.forget(eio_sid, namespace)
         return registered
+
+    def basic_disconnect(self, sid: str, namespace: str, **_options: Any) -> None:
+        """Forget a client. python-socketio looks through every room, and there is one for each client."""
+        self.basic_leave_room(sid, namespace, sid)
+        self.basic_leave_room(sid, namespace, None)
+        self.callbacks.pop(sid, None)
+        for pending in (self.pending_connect, self.pending_disconnect):
+            waiting = pending.get(namespace, [])
+            if sid in waiting:
+                waiting.remove(sid)
+                if not waiting:
+                    del pending[namespace]

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def text_size(text: str | bytes) -> int:
+    """The bytes that a text takes as UTF-8."""
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())
+
+
 class OutboundQueue(asyncio.Queue[Any]):
     """A queue whose items' bytes are counted, and which says so, once, when they are too many.
 

@@ -17,12 +17,14 @@ import structlog
 from engineio.payload import Payload
 from socketio import packet
 
+from gateway import wire
 from gateway.engine import json
 from gateway.engine.manager import Manager
 from gateway.engine.namespace import Namespace
-from gateway.engine.outbound import OutboundQueue
+from gateway.engine.outbound import OutboundQueue, text_size
 from gateway.engine.socket import Driver, Socket
 from gateway.errors import CloseCode
+from gateway.limits import Rate, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -35,14 +37,13 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_RESERVED_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconnecting"})
-"""Names that Node's parser refuses from a client: python-socketio would call the handlers of that name."""
-
-
 # A page that emits some dozens of events in one turn sends them in one polling request; python-engineio's 16 would
 # end its connection. What bounds a request is its bytes.
 Payload.max_decode_packets = 1024
 
+
+CONNECTS = Rate(10, 10.0)
+"""How often one Engine.IO connection may try to join a namespace: each try is a token to verify, and a line."""
 
 _ATTACHMENTS = range(1, 11)
 """How many a packet may announce: none of our requests takes any, and Node's parser takes ten."""
@@ -144,6 +145,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         socket = self.eio.sockets[eio_sid]
         socket.__class__ = Socket
         socket.handshake_timeout = self._settings.handshake_timeout
+        socket.connects = TokenBucket(CONNECTS, asyncio.get_running_loop().time())
+        socket.posting = asyncio.Lock()
         opening, socket.queue = socket.queue, self._outbound_queue(eio_sid)
         while not opening.empty():
             opened = opening.get_nowait()
@@ -153,7 +156,10 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         self._expect_namespace(eio_sid)
 
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        if (namespace or "/") in self.namespace_handlers:
+        if self.eio.sockets[eio_sid].connects.take(asyncio.get_running_loop().time()):
+            _log.info("too many attempts to connect on one connection; closing")
+            self.close_socket(eio_sid, CloseCode.RATE_LIMITED)
+        elif (namespace or "/") in self.namespace_handlers:
             await super()._handle_connect(eio_sid, namespace, data)
         else:
             refusal = packet.Packet(packet.CONNECT_ERROR, data={"message": "Invalid namespace"}, namespace=namespace)
@@ -180,7 +186,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             await super()._handle_event(eio_sid, namespace, id, data)
             return
         event, *args = data
-        if not isinstance(event, str) or event in _RESERVED_EVENTS:
+        if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
             raise ValueError(f"{event!r} is no name for an event")
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         if not self.manager.is_connected(sid, namespace):
@@ -205,7 +211,12 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
     def _expect_namespace(self, eio_sid: str) -> None:
         """Give a connection that is nobody's a time to become somebody's."""
-        asyncio.get_running_loop().call_later(self._settings.handshake_timeout, self._close_if_nobodys, eio_sid)
+        socket = self.eio.sockets[eio_sid]
+        if socket.late is not None:
+            socket.late.cancel()
+        socket.late = asyncio.get_running_loop().call_later(
+            self._settings.handshake_timeout, self._close_if_nobodys, eio_sid
+        )
 
     def _close_if_nobodys(self, eio_sid: str) -> None:
         somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
@@ -220,4 +231,4 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
 
 def _packet_size(item: eio_packet.Packet | None) -> int:
-    return 0 if item is None else len(item.encode())
+    return 0 if item is None else text_size(item.encode())

@@ -6,16 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiohttp import WSCloseCode, WSMsgType
+from aiohttp import WSCloseCode, WSMsgType, web
 from engineio import packet
 from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import EngineIOError
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from gateway.engine.outbound import OutboundQueue
+    from gateway.limits import TokenBucket
 
 _log = structlog.get_logger(__name__)
 
@@ -85,6 +84,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     handshake_timeout: float
     driver: Driver | None = None
     queue: OutboundQueue
+    connects: TokenBucket
+    posting: asyncio.Lock
+    late: asyncio.TimerHandle | None = None
+    """Runs out where the connection joins no namespace in time."""
     upgrading: bool
 
     async def receive(self, pkt: packet.Packet) -> None:
@@ -119,13 +122,14 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         Raises:
             EngineIOError: the body is malformed; python-engineio answers 400 and ends the connection.
         """
+        request: web.Request = environ["aiohttp.request"]
         try:
-            length = int(environ.get("CONTENT_LENGTH", "0"))
-            if length <= self.server.max_http_buffer_size:  # otherwise python-engineio refuses it unread
-                async with asyncio.timeout(self.handshake_timeout):
-                    environ["wsgi.input"] = _Whole(await environ["wsgi.input"].readexactly(length))
-            await super().handle_post_request(environ)
-        except (ValueError, LookupError, EOFError, OSError, EngineIOError) as error:
+            async with asyncio.timeout(self.handshake_timeout):
+                body = await request.clone(client_max_size=self.server.max_http_buffer_size).read()
+            environ |= {"wsgi.input": _Whole(body), "CONTENT_LENGTH": str(len(body))}
+            async with self.posting:  # one request after the other, as over WebSocket
+                await super().handle_post_request(environ)
+        except (ValueError, LookupError, EOFError, OSError, EngineIOError, web.HTTPRequestEntityTooLarge) as error:
             _log.info("malformed polling request", error=str(error))
             # One that has just ended is no longer there, and python-engineio would not know what to answer.
             self.server.sockets.setdefault(self.sid, self)
@@ -146,6 +150,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         finally:
             late.cancel()
             self.upgrading = False  # python-engineio leaves it set where a probe's WebSocket just closes
+            if not self.upgraded:
+                self.driver = None
 
     def _give_up_upgrade(self, ws: Driver) -> None:
         if not self.upgraded:
@@ -159,6 +165,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         await super().close(wait=False, abort=abort, reason=reason)
         if self.driver is not None:
             self.driver.close_code = self.close_code
+        if self.late is not None:
+            self.late.cancel()
         self.queue.put_nowait(None)  # lets the writer, or a waiting poll, end
 
     async def cut(self, reason: str) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Sequence
 
-    Frame = Any
-    """One event in a codec's own encoding; only the codec's members look inside."""
+Frame = Any
+"""One event in a codec's own encoding; only the codec's members look inside."""
 
 
 class Codec(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,15 +31,13 @@ class Follower:
         store: whose log.
         view: what it is read into.
         listeners: called with each batch of transitions that were news, in the order of the log, after the
-            view holds them. A listener must not block, and must not raise.
+            view holds them. A listener must not block.
     """
 
     def __init__(self, store: Store, view: View, listeners: Sequence[Listener]) -> None:
         self._store = store
         self._view = view
         self._listeners = listeners
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._turn = 0
 
     async def start(self) -> None:
         """Load the first snapshot. Nobody is told: whoever connects later reads the view."""
@@ -50,22 +47,18 @@ class Follower:
         """Follow the log until cancelled."""
         while True:
             try:
-                await self._follow()
+                await self._advance()
             except Exception:
                 _log.exception("following the log failed; trying again")
                 await asyncio.sleep(RETRY)
 
     async def reach(self, position: int) -> None:
-        """Wait until the view holds the log up to `position`."""
-        if self._view.position >= position:
-            return
-        reached = asyncio.get_running_loop().create_future()
-        self._turn += 1  # tells two waiters for one position apart
-        insort(self._waiting, (position, self._turn, reached))
-        await reached
+        """Bring the view up to `position` of the log, by whoever reads it first: this call, or `run`."""
+        while self._view.position < position:
+            await self._advance()
 
-    async def _follow(self) -> None:
-        """Read once: what is there, or as soon as there is something."""
+    async def _advance(self) -> None:
+        """Read once, as soon as there is something. Two who do at a time do no harm: the view takes each entry once."""
         try:
             news = self._view.apply(await self._store.read(self._view.position, wait=True))
         except LogTrimmedError as gap:
@@ -73,11 +66,7 @@ class Follower:
             news = self._view.load(await self._store.snapshot())
         if news:
             for listener in self._listeners:
-                listener(news)
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._view.position:
-            reached = self._waiting.pop(0)[2]
-            if not reached.done():
-                reached.set_result(None)
+                try:
+                    listener(news)
+                except Exception:
+                    _log.exception("a listener failed")

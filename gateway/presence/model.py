@@ -14,6 +14,10 @@ import msgspec
 DEFAULT_TENANT = "default"
 """The tenant of a token that names none, and of a call in process that passes none."""
 
+ID_PATTERN = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}"
+"""What the id of a user or a tenant is made of: no control characters, and no half of a surrogate pair, which no
+encoder could send on to anyone."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -112,8 +116,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     holds: bool = False
     """True where the beat itself keeps the user online for the TTL (HTTP, a backend's login).
     False for a beat of a live connection, which changes nothing for a user who is offline."""
-    meta: dict[str, Any] | None = None
-    """Replaces what the user's last heartbeat said of itself; None leaves it."""
+    meta_json: bytes | None = None
+    """Replaces what the user's last heartbeat said of itself, as JSON; None leaves it."""
     profile: Profile | None = None
     """What the token of a heartbeat without a connection says of the user; None leaves it."""
 
@@ -132,13 +136,19 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
     """Grows by one with each committed change of this user; 0 for a user never seen."""
     profile: Profile = NOBODY
-    meta: dict[str, Any] | None = None
-    """What the last heartbeat said of itself; None where none did."""
+    meta_json: bytes | None = None
+    """What the last heartbeat said of itself, as JSON; None where none did. Kept encoded: the objects would take
+    twenty times the memory, in each user and each entry of the log."""
 
     @property
     def online(self) -> bool:
         """True for every status but offline."""
         return self.status is not Status.OFFLINE
+
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """`meta_json`, decoded."""
+        return None if self.meta_json is None else msgspec.json.decode(self.meta_json)
 
     @property
     def last_active(self) -> datetime | None:
@@ -207,7 +217,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     active_at: int | None = None
     """None leaves it as it was, as for the other two."""
-    meta: dict[str, Any] | None = None
+    meta_json: bytes | None = None
     profile: Profile | None = None
 
     def applied_to(self, status: UserStatus) -> UserStatus:
@@ -215,7 +225,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             status,
             active_at=latest(status.active_at, self.active_at),
-            meta=status.meta if self.meta is None else self.meta,
+            meta_json=status.meta_json if self.meta_json is None else self.meta_json,
             profile=status.profile if self.profile is None else self.profile,
         )
 

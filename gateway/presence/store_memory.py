@@ -38,10 +38,10 @@ from gateway.presence.store import Commit, Explanation, Snapshot, Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-LOG_LENGTH = 100_000
-"""Entries kept. A reader in the same process is a few behind at most; this is some minutes of a busy node."""
+LOG_LENGTH = 10_000
+"""Entries kept. The one reader is in the same process, and some few behind."""
 
-TRANSITIONS_EXPLAINED = 20
+TRANSITIONS_EXPLAINED = 10
 """How many of a user's transitions `explain` shows."""
 
 
@@ -97,8 +97,7 @@ class MemoryStore(Store):
             self._by_node.setdefault(connection.node, {})[connection.id] = connection
             record.held.grace_until = record.held.ending = None
             active_at = record.status.active_at if record.status.online else now
-            profile = None if connection.profile == NOBODY else connection.profile
-            self._note(record, active_at=active_at, profile=profile)
+            self._note(record, active_at=active_at, profile=connection.profile)
             self._settle(record, now, CONNECTED)
         return self._commit(resumed=resumed)
 
@@ -122,7 +121,7 @@ class MemoryStore(Store):
                 record.held.ttl_until = latest(record.held.ttl_until, beat.at + self._timing.ttl)
             elif not record.status.online:
                 continue
-            self._note(record, active_at=beat.at, meta=beat.meta, profile=beat.profile)
+            self._note(record, active_at=beat.at, meta_json=beat.meta_json, profile=beat.profile)
             self._settle(record, beat.at, ACTIVE)
         return self._commit()
 
@@ -213,7 +212,7 @@ class MemoryStore(Store):
         record: _Record,
         *,
         active_at: int | None = None,
-        meta: dict[str, object] | None = None,
+        meta_json: bytes | None = None,
         profile: Profile | None = None,
     ) -> None:
         """Record news that is no change of status, and log it where it says anything new of a user who is there.
@@ -225,8 +224,8 @@ class MemoryStore(Store):
             tenant=record.status.tenant,
             user_id=record.status.user_id,
             active_at=active_at,
-            meta=meta,
-            profile=profile,
+            meta_json=meta_json,
+            profile=None if profile == NOBODY else profile,  # a token that says nothing takes nothing back
         )
         status = news.applied_to(record.status)
         if status != record.status:

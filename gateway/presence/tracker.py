@@ -42,8 +42,6 @@ class Tracker:
         self._store = store
         self._follower = follower
         self._connections: dict[str, Connection] = {}
-        self._beats: list[Beat] = []
-        self._flush: asyncio.Task[None] | None = None
 
     # Commands
 
@@ -58,12 +56,9 @@ class Tracker:
         self._connections.pop(connection.id, None)
         return await self._seen(await self._fenced(lambda: self._store.disconnect(connection, ending, self.now())))
 
-    async def beat(self, beat: Beat) -> None:
-        """Record activity. What comes in the same turn of the loop goes to the store as one command."""
-        self._beats.append(beat)
-        if self._flush is None:
-            self._flush = asyncio.create_task(self._flush_beats())
-        await asyncio.shield(self._flush)
+    async def beat(self, beat: Beat) -> Commit:
+        """Record activity."""
+        return await self._seen(await self._fenced(lambda: self._store.beat(self.node, [beat])))
 
     async def release(self, tenant: str, user_id: str) -> Commit:
         """End what keeps a user online but live connections."""
@@ -99,11 +94,6 @@ class Tracker:
         except LeaseLostError:
             await self._renew()
             return await command()
-
-    async def _flush_beats(self) -> None:
-        self._flush = None
-        beats, self._beats = self._beats, []
-        await self._seen(await self._fenced(lambda: self._store.beat(self.node, beats)))
 
     async def _seen(self, commit: Commit) -> Commit:
         await self._follower.reach(commit.position)

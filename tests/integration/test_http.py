@@ -498,7 +498,7 @@ async def test_health_needs_no_token(serve: Serve, closing: AsyncExitStack) -> N
 async def test_a_node_that_drains_is_alive_and_not_ready(serve: Serve, closing: AsyncExitStack) -> None:
     gateway = await serve()
     http = await callers(closing, gateway)
-    await gateway.gateway._drain(gateway.runner.app)
+    await gateway.gateway.drain()
     assert (await http.nobody.get("/health/live")).status == 200
     (await http.nobody.get("/health/ready")).problem(503, "UNAVAILABLE")
 

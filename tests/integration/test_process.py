@@ -328,10 +328,6 @@ async def test_asked_to_stop_it_tells_its_clients_closes_them_and_ends_well(
     assert "Traceback" not in process.log
 
 
-@pytest.mark.xfail(
-    reason="the listening socket and idle connections close before the drain: a load balancer is refused, not told 503",
-    raises=aiohttp.ClientConnectionError,
-)
 async def test_while_it_drains_it_says_that_it_is_not_ready(spawn: Spawn, closing: AsyncExitStack) -> None:
     process = await spawn()
     session = await closing.enter_async_context(aiohttp.ClientSession(process.url))

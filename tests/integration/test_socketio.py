@@ -409,7 +409,7 @@ async def test_a_node_that_drains_lets_nobody_in(serve: Serve, closing: AsyncExi
     alice = await Client.connect(closing, gateway.url)
     late = await Packets.start(closing, gateway.ws_url)
     # Not by stopping the server: aiohttp reads nothing more from a connection once that has begun.
-    await gateway.gateway._drain(gateway.runner.app)
+    await gateway.gateway.drain()
     notice = await alice.hears("server-draining")
     assert set(notice) == {"timestamp", "retryAfter"}
     assert is_timestamp(notice["timestamp"])
@@ -788,7 +788,7 @@ async def test_within_one_interval_only_the_net_effect_goes_out(serve: Serve, cl
 
 
 async def test_an_answer_never_knows_more_than_the_events_before_it(serve: Serve, closing: AsyncExitStack) -> None:
-    gateway = await serve(presence_flush_interval=5)
+    gateway = await serve(presence_flush_interval=1)
     alice = await Client.connect(closing, gateway.url)
     await gateway.gateway.presence.set_online("first")
     await alice.hears("user-online", userId="first")
@@ -967,8 +967,9 @@ async def test_a_polling_client_that_says_goodbye_while_it_is_let_in_leaves_no_g
     bob = await Polling.start(closing, gateway.url)
     joining = asyncio.create_task(bob.post(f"40{NAMESPACE},{json.dumps({'token': make_token('bob')})}"))
     await gate.entered.wait()
-    assert await bob.post("1") == 200
+    leaving = asyncio.create_task(bob.post("1"))
     gate.open.set()
     await joining
+    assert await leaving == 200
     await eventually(lambda: not gateway.gateway.presence.status("bob").online)
     await eventually(lambda: len(gateway.gateway._connections) == 0)

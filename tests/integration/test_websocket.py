@@ -276,7 +276,7 @@ async def test_a_node_that_stops_tells_and_closes_with_1001(serve: Serve, closin
 
 async def test_a_node_that_drains_closes_newcomers_with_1001(serve: Serve, closing: AsyncExitStack) -> None:
     gateway = await serve()
-    await gateway.gateway._drain(gateway.runner.app)
+    await gateway.gateway.drain()
     client = await Plain.open(closing, f"{gateway.ws_url}/ws?token={make_token()}")
     assert await client.closed() == 1001
 
