@@ -1,14 +1,17 @@
 """An application of its own, with the gateway inside: it asks who is there before it decides how to notify.
 
-Run it::
+Run it, in the environment that make set up::
 
-    JWT_SECRET=change-me-to-32-characters-or-more python examples/notifications.py
+    export JWT_SECRET=change-me-to-32-characters-or-more
+    .venv/bin/python examples/notifications.py
 
 and, as the backend that has something to say::
 
     curl -X POST http://127.0.0.1:8080/orders/42/shipped -d '{"userId": "alice"}'
 
-While alice has a page open she gets a ``notification`` event there; otherwise the answer says that she was mailed.
+The answer is that she was mailed. Now be alice: open http://127.0.0.1:8080/test-presence.html, paste the token that
+``.venv/bin/python -m gateway token alice`` prints, and connect. The same curl is answered with ``page``, and the
+page's log shows the ``notification``.
 """
 
 from __future__ import annotations

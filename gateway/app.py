@@ -42,6 +42,9 @@ _log = structlog.get_logger(__name__)
 
 _HookT = TypeVar("_HookT", bound=Hook)
 
+MIN_SECRET = 32
+"""Bytes that a secret for HS256 should have: RFC 7518, section 3.2."""
+
 RETRY_AFTER_DRAIN = 1.0
 """Seconds that clients of a draining node are asked to wait before they connect again."""
 
@@ -213,7 +216,10 @@ class Gateway:
 def _signing_secret(settings: Settings) -> str | None:
     """The secret that development tokens are signed with; None where tokens are another's to sign."""
     if settings.jwt_secret is not None:
-        return settings.jwt_secret.get_secret_value()
+        secret = settings.jwt_secret.get_secret_value()
+        if len(secret.encode()) < MIN_SECRET:
+            _log.warning("JWT_SECRET can be guessed: it has fewer than 32 bytes; openssl rand -hex 32 makes one")
+        return secret
     if settings.jwt_public_key is not None or settings.jwt_jwks_url is not None:
         return None
     return secrets.token_urlsafe(32)

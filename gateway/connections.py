@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -124,8 +123,17 @@ class Connections:
 
     # A connection's life
 
-    async def open(self, identity: Identity, *, door: str, peer: Peer, user_agent: str | None) -> LiveConnection:
+    async def open(
+        self, identity: Identity, *, connection_id: str, door: str, peer: Peer, user_agent: str | None
+    ) -> LiveConnection:
         """Let a connection in. The user is online, and this node's view says so, when it returns.
+
+        Args:
+            identity: whose it is.
+            connection_id: unique over all nodes; the client is told it as its ``socketId``.
+            door: by which it comes in.
+            peer: how to reach its client.
+            user_agent: what its client calls itself.
 
         Raises:
             ServerDrainingError: this node is shutting down.
@@ -137,7 +145,7 @@ class Connections:
         connection = Connection(
             tenant=identity.tenant,
             user_id=identity.user_id,
-            id=secrets.token_urlsafe(15),
+            id=connection_id,
             node=self._tracker.node,
             door=door,
             connected_at=now,
@@ -158,7 +166,7 @@ class Connections:
         _log.info("connected", user=identity.user_id, tenant=identity.tenant, door=door, connection=connection.id)
         return live
 
-    def greet(self, live: LiveConnection, socket_id: str) -> None:
+    def greet(self, live: LiveConnection) -> None:
         """Begin to talk to a connection whose client knows that it is connected."""
         if live.ending is not None:
             return
@@ -167,7 +175,7 @@ class Connections:
         live.begin(
             wire.Connected(
                 user_id=live.identity.user_id,
-                socket_id=socket_id,
+                socket_id=live.connection.id,
                 timestamp=wire.timestamp(self._tracker.now()),
                 reconnect=live.resumed,
             )

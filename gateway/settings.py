@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         if not keys and not self.dev:
             raise ValueError(
                 "no key to verify tokens with: set JWT_SECRET (or JWT_PUBLIC_KEY, or JWT_JWKS_URL),"
-                " or start with --dev to try it out"
+                " or start with --dev (in process: Settings(dev=True)) to try it out"
             )
         if len(keys) > 1:
             raise ValueError(f"set one of {', '.join(name.upper() for name in keys)}, not several")

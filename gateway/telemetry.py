@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Literal
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
+from jwt.warnings import InsecureKeyLengthWarning
 
 
 def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
@@ -44,6 +46,8 @@ def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
     root.setLevel(level.upper())
     # aiohttp's access log writes the request line, and with it a token in ?token=.
     logging.getLogger("aiohttp.access").disabled = True
+    # Said once by the gateway, in words for whoever set it.
+    warnings.simplefilter("ignore", InsecureKeyLengthWarning)
     logging.getLogger("aiohttp.server").addFilter(_is_no_clients_mistake)
 
 

@@ -168,7 +168,7 @@ def test_every_wrong_variable_is_named_with_what_it_takes(monkeypatch: pytest.Mo
 def test_without_a_key_it_refuses_to_start_and_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(monkeypatch) == (
         "no key to verify tokens with: set JWT_SECRET (or JWT_PUBLIC_KEY, or JWT_JWKS_URL),"
-        " or start with --dev to try it out"
+        " or start with --dev (in process: Settings(dev=True)) to try it out"
     )
     assert refusal(monkeypatch, JWT_SECRET="").startswith("no key to verify tokens with: set JWT_SECRET")
 

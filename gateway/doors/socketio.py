@@ -51,7 +51,11 @@ class SocketIODoor(Namespace):
         try:
             identity = await self._authenticator.identify(token)
             self._live[sid] = await self._connections.open(
-                identity, door="socketio", peer=self.peer(sid), user_agent=request.headers.get("User-Agent")
+                identity,
+                connection_id=sid,
+                door="socketio",
+                peer=self.peer(sid),
+                user_agent=request.headers.get("User-Agent"),
             )
         except RefusedError as error:
             _log.info("refused", door="socketio", code=error.code, reason=str(error))
@@ -64,7 +68,7 @@ class SocketIODoor(Namespace):
 
     async def on_connected(self, sid: str) -> None:
         """Greet; see the port."""
-        self._connections.greet(self._live[sid], socket_id=sid)
+        self._connections.greet(self._live[sid])
 
     async def on_disconnect(self, sid: str, reason: str) -> None:
         """End the connection; see the port."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -158,7 +159,7 @@ class WebSocketDoor:
         else:
             goodbye = False
             try:
-                self._connections.greet(live, socket_id=live.connection.id)
+                self._connections.greet(live)
                 goodbye = await self._serve(live, ws)
             finally:
                 await self._connections.end(live, Ending.GOODBYE if goodbye else Ending.LOST)
@@ -170,7 +171,11 @@ class WebSocketDoor:
         token = find_token(request.headers, request.query, self._origins.cookies(request))
         identity = await self._authenticator.identify(token)
         return await self._connections.open(
-            identity, door="websocket", peer=peer, user_agent=request.headers.get("User-Agent")
+            identity,
+            connection_id=secrets.token_urlsafe(15),
+            door="websocket",
+            peer=peer,
+            user_agent=request.headers.get("User-Agent"),
         )
 
     async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> bool:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from clients import Client, Plain, Polling, deaf_websocket, is_timestamp
+from clients import Client, Plain, Polling, Raw, deaf_websocket, is_timestamp
 from conftest import ROOT, SECRET, STEP, Process, make_token
 
 from gateway.__main__ import main
@@ -425,3 +426,13 @@ def _listening_on_any_address() -> set[str]:
         pytest.skip("needs Linux's /proc to see which address is bound")
     rows = [line.split() for line in table.read_text().splitlines()[1:]]
     return {row[1].removeprefix("00000000") for row in rows if row[3] == "0A" and row[1].startswith("00000000:")}
+
+
+async def test_a_secret_that_can_be_guessed_is_said_so_once(spawn: Spawn, closing: AsyncExitStack) -> None:
+    process = await spawn(JWT_SECRET="secret")
+    with warnings.catch_warnings(action="ignore"):
+        token = make_token(secret="secret")
+    await Raw.open(closing, f"{process.url}/ws?token={token}".replace("http", "ws", 1))
+    await process.logged("connected")
+    assert process.log.count("JWT_SECRET can be guessed") == 1
+    assert "InsecureKeyLengthWarning" not in process.log
