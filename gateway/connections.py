@@ -78,15 +78,12 @@ class LiveConnection:
         self._early: list[Frame] | None = []
 
     def emit(self, event: str, data: object) -> None:
-        """Send one event to this connection; `data` is anything that JSON can hold."""
-        self.write([self.peer.codec.encode(event, data)])
-
-    def write(self, frames: Sequence[Frame]) -> None:
-        """Send frames of the peer's codec; what comes before the client knows that it is connected waits for that."""
+        """Send one event to this connection, after the greeting; `data` is anything that JSON can hold."""
+        frame = self.peer.codec.encode(event, data)
         if self._early is None:
-            self.peer.write(frames)
+            self.peer.write([frame])
         else:
-            self._early.extend(frames)
+            self._early.append(frame)
 
     def begin(self, connected: wire.Connected) -> None:
         """Tell the client that it is connected, first of all."""

@@ -41,7 +41,6 @@ _log = structlog.get_logger(__name__)
 # end its connection. What bounds a request is its bytes.
 Payload.max_decode_packets = 1024
 
-
 CONNECTS = Rate(10, 10.0)
 """How often one Engine.IO connection may try to join a namespace: each try is a token to verify, and a line."""
 
