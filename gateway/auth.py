@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _ID = re.compile(ID_PATTERN)
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _JWKS_TIMEOUT = 5.0
 """Seconds."""
@@ -43,8 +44,11 @@ _LAST_EXPIRY = 253_402_300_799_000
 
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 
-_MAX_PROFILE_LENGTH = 512
-_MAX_AVATAR_LENGTH = 2048
+_MAX_REASON = 200
+"""Characters of a reason that may hold some of the token's header."""
+
+_MAX_PROFILE_LENGTH = 128
+_MAX_AVATAR_LENGTH = 1024
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +146,7 @@ class Authenticator:
         except jwt.PyJWKClientConnectionError:
             raise KeysUnavailableError("the keys to verify tokens with cannot be fetched; try again later") from None
         except (jwt.PyJWTError, TypeError, ValueError) as error:  # the last two: a key of another kind, no UTF-8
-            raise TokenInvalidError(f"the token is not accepted: {error}") from None
+            raise TokenInvalidError(f"the token is not accepted: {str(error)[:_MAX_REASON]}") from None
         return _identity(claims, settings.jwt_tenant_claim)
 
     def knows_service_key(self, key: str) -> bool:
@@ -298,5 +302,5 @@ def _text(value: object, length: int) -> str | None:
 
 
 def clean_text(text: str) -> str:
-    """Replace halves of surrogate pairs: JSON's escapes and headers can smuggle them in, and nothing encodes them."""
-    return text.encode("utf-8", "replace").decode()
+    """Replace control characters, and halves of surrogate pairs: JSON's escapes and headers can smuggle them in."""
+    return _UNPRINTABLE.sub("?", text)

@@ -18,6 +18,11 @@ def is_loopback(host: str | None) -> bool:
     return host in _LOOPBACK
 
 
+def is_ascii(request: web.BaseRequest) -> bool:
+    """Whether the headers that a handshake computes with are what the libraries under it take for granted."""
+    return all(request.headers.get(name, "").isascii() for name in ("Origin", "Sec-WebSocket-Key"))
+
+
 class Origins:
     """The same origin, and the ones that are allowed besides.
 
@@ -40,7 +45,10 @@ class Origins:
         None where the page is one of the any that ``*`` lets in: its request carries its visitor's cookies
         without their knowing. Such a page sends a token that it was given.
         """
-        return request.cookies if self.trusts(request.headers.get("Origin"), request) else {}
+        headers = request.headers
+        # A script or an image of another site's page is asked for without an Origin, and with the cookies.
+        own = "Origin" in headers or headers.get("Sec-Fetch-Site", "none") in {"none", "same-origin"}
+        return request.cookies if own and self.trusts(headers.get("Origin"), request) else {}
 
     def trusts(self, origin: str | None, request: web.BaseRequest) -> bool:
         """Whether a page is of the same origin, or of one that is allowed by name."""

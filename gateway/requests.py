@@ -20,7 +20,7 @@ from gateway.errors import (
     UnavailableError,
     UnknownEventError,
 )
-from gateway.presence.model import Beat
+from gateway.presence.model import Beat, UserStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -72,18 +72,26 @@ def encode_meta(meta: dict[str, Any] | None) -> bytes | None:
 
 
 def page_of_online(view: View, tenant: str, query: wire.GetOnlineUsers) -> wire.OnlineUsers:
-    """Read one page of a tenant's online users.
+    """Read one page of a tenant's online users. It ends early where its users' names and avatars are very long.
 
     Raises:
         InvalidPayloadError: the cursor is not one that an earlier page gave.
     """
     after = None if query.cursor is None else _read_cursor(query.cursor)
     statuses = view.online(tenant, after=after, limit=query.limit + 1)
-    page = statuses[: query.limit]
+    page: list[UserStatus] = []
+    size = 0
+    for status in statuses[: query.limit]:
+        profile = status.profile
+        texts = (status.user_id, profile.name, profile.avatar, profile.role)
+        size += wire.USER_SIZE + sum(len(text.encode()) for text in texts if text is not None)
+        if size > wire.MAX_PAGE_BYTES and page:
+            break
+        page.append(status)
     return wire.OnlineUsers(
         users=[wire.online_user(status) for status in page],
         count=view.online_count(tenant),
-        next_cursor=_cursor(page[-1].user_id) if len(statuses) > query.limit else None,
+        next_cursor=_cursor(page[-1].user_id) if len(statuses) > len(page) else None,
     )
 
 

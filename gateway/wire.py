@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 MAX_IDS = 1000
 """How many users one request may ask for."""
 
+USER_SIZE = 256
+"""Bytes of one user in a list, besides their texts."""
+
+MAX_PAGE_BYTES = 524_288
+"""About how large one page of users may be: half of what `Settings.max_send_buffer` lets wait by default, since the
+quotes in a text may double it."""
+
 MAX_META_BYTES = 2048
 """How large the ``meta`` of a heartbeat may be, as JSON."""
 

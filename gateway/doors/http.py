@@ -6,6 +6,7 @@ The table makes the routes, decides who may call and what they send, and is what
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -358,6 +359,8 @@ class HTTPDoor:
         try:
             async with asyncio.timeout(self._settings.keepalive_timeout):
                 raw = await request.clone(client_max_size=self._settings.max_payload).read()
+        except web.RequestPayloadError:
+            raise InvalidPayloadError("the body is not what its Content-Encoding says") from None
         except OSError:  # among them TimeoutError
             raise web.HTTPRequestTimeout from None
         try:
@@ -394,6 +397,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     """Word what aiohttp refuses by itself, such as an unknown path, as the gateway words its own errors."""
     try:
         return await handler(request)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return problem(NotFoundError("there is no such file"))
     except web.HTTPClientError as error:
         kind = {HTTPStatus.FORBIDDEN: ForbiddenError, HTTPStatus.NOT_FOUND: NotFoundError}
         said = kind.get(HTTPStatus(error.status), InvalidPayloadError)(f"{request.method} {request.path}: {error.text}")

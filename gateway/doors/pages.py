@@ -40,6 +40,8 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+_PROXIED = frozenset({"X-Forwarded-For", "Forwarded", "Via"})
+
 _DEV_TOKEN_TTL = 3600.0
 """Seconds."""
 
@@ -74,9 +76,8 @@ def dev_token_handler(
     """``GET /dev/token?user=alice``: a token for whoever asks from this machine. For development mode only."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        host = request.url.host  # a page elsewhere whose name was made to resolve to this machine has another one
         origin = request.headers.get("Origin")
-        if not _from_loopback(request) or not is_loopback(host) or not origins.allows(origin, request):
+        if not _from_loopback(request) or not origins.allows(origin, request):
             return problem(ForbiddenError("development tokens are for this machine: ask 127.0.0.1, from it"))
         user_id = request.query.get("user", "")
         if not is_id(user_id):
@@ -99,7 +100,13 @@ def dev_token_handler(
 
 
 def _from_loopback(request: web.Request) -> bool:
+    """Whether the request comes from this machine, was meant for it, and went through no proxy on it.
+
+    A page elsewhere whose name was made to resolve to this machine has that name as its host.
+    """
     try:
-        return ip_address(request.remote or "").is_loopback
+        meant_for_here = is_loopback(request.url.host)
+        from_here = ip_address(request.remote or "").is_loopback
     except ValueError:
         return False
+    return meant_for_here and from_here and not _PROXIED & request.headers.keys()

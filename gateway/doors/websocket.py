@@ -12,8 +12,9 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
-from gateway.engine.outbound import OutboundQueue, text_size
+from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
 from gateway.errors import CloseCode, RefusedError
+from gateway.origins import is_ascii
 from gateway.presence.model import Ending
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class _WebSocketPeer:
 
 
 def _frame_size(frame: str | None) -> int:
-    return 0 if frame is None else text_size(frame)
+    return 0 if frame is None else ITEM_OVERHEAD + text_size(frame)
 
 
 class WebSocketDoor:
@@ -137,10 +138,15 @@ class WebSocketDoor:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection, from its upgrade to its end."""
+        if not is_ascii(request):
+            raise web.HTTPBadRequest(text="Origin and Sec-WebSocket-Key are ASCII")
         if not self._origins.allows(request.headers.get("Origin"), request):
             raise web.HTTPForbidden(text="this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         ws = web.WebSocketResponse(
-            max_msg_size=self._settings.max_payload, heartbeat=self._settings.ping_interval, timeout=CLOSE_TIMEOUT
+            max_msg_size=self._settings.max_payload,
+            heartbeat=self._settings.ping_interval,
+            timeout=CLOSE_TIMEOUT,
+            compress=False,  # the frames are small, and compression takes four times the memory
         )
         if not ws.can_prepare(request):
             raise web.HTTPUpgradeRequired(

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+ITEM_OVERHEAD = 200
+"""Bytes that a queued item takes besides its text."""
+
+
 def text_size(text: str | bytes) -> int:
     """The bytes that a text takes as UTF-8."""
     return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode())

@@ -9,11 +9,13 @@ What is relied on in it stands here and in this package's other modules, nowhere
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 import engineio
 import socketio
 import structlog
+from aiohttp import web
 from engineio.payload import Payload
 from socketio import packet
 
@@ -21,15 +23,15 @@ from gateway import wire
 from gateway.engine import json
 from gateway.engine.manager import Manager
 from gateway.engine.namespace import Namespace
-from gateway.engine.outbound import OutboundQueue, text_size
-from gateway.engine.socket import Driver, Socket
+from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
+from gateway.engine.socket import Driver, MalformedError, Socket, describe
 from gateway.errors import CloseCode
 from gateway.limits import Rate, TokenBucket
+from gateway.origins import is_ascii
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from aiohttp import web
     from engineio import packet as eio_packet
 
     from gateway.origins import Origins
@@ -46,6 +48,13 @@ CONNECTS = Rate(10, 10.0)
 
 _ATTACHMENTS = range(1, 11)
 """How many a packet may announce: none of our requests takes any, and Node's parser takes ten."""
+
+
+PACKETS = Rate(1024, 5.0)
+"""How many packets of any kind one connection may send, where its rate of requests asks for no more."""
+
+MAX_HEADERS = 16_384
+"""Bytes. A session keeps the headers of its handshake for as long as it lives."""
 
 
 class _Log:
@@ -68,15 +77,31 @@ class _Log:
 
 
 class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
-    """python-engineio's server, which fails on a POST to a session that has just ended."""
+    """python-engineio's server, kept from requests that it fails on."""
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
-        """Serve one request; such a POST is answered as one to a session that never was."""
+        """Serve one request. A POST to a session that has just ended is answered as one to a session that never was."""
+        if (refusal := _refusal(request)) is not None:
+            raise web.HTTPBadRequest(text=refusal)
         session = self.sockets.get(request.query.get("sid"))
         if request.method == "POST" and session is not None and session.closed:
             del self.sockets[session.sid]
         response: web.StreamResponse = await super().handle_request(request)
         return response
+
+
+def _refusal(request: web.Request) -> str | None:
+    """Why a request is not even looked at; None where it is."""
+    headers = request.headers
+    if "j" in request.query:
+        return "JSONP is not served: it hands a session to any page that loads it as a script"
+    if not is_ascii(request):
+        return "Origin and Sec-WebSocket-Key are ASCII"
+    if "Upgrade" in headers and "upgrade" not in headers.get("Connection", "").lower():
+        return "an upgrade needs Connection: Upgrade; a proxy in front may have dropped it"
+    if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADERS:
+        return f"the headers may have {MAX_HEADERS} bytes"
+    return None
 
 
 class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
@@ -109,6 +134,9 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         self.namespaces: list[str] = []  # none but those registered
         self.eio._async = {**self.eio._async, "websocket": Driver}  # noqa: SLF001
         self._settings = settings
+        requests = settings.rate_limit_events
+        enough = 11 * requests.count * PACKETS.seconds / requests.seconds  # for a flood to be found by its requests
+        self._packets = Rate(max(PACKETS.count, math.ceil(enough)), PACKETS.seconds)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # For this package
@@ -145,6 +173,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         socket.__class__ = Socket
         socket.handshake_timeout = self._settings.handshake_timeout
         socket.connects = TokenBucket(CONNECTS, asyncio.get_running_loop().time())
+        socket.packets = TokenBucket(self._packets, asyncio.get_running_loop().time())
         socket.posting = asyncio.Lock()
         opening, socket.queue = socket.queue, self._outbound_queue(eio_sid)
         while not opening.empty():
@@ -159,7 +188,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             _log.info("too many attempts to connect on one connection; closing")
             self.close_socket(eio_sid, CloseCode.RATE_LIMITED)
         elif (namespace or "/") in self.namespace_handlers:
-            await super()._handle_connect(eio_sid, namespace, data)
+            try:
+                await super()._handle_connect(eio_sid, namespace, data)
+            except BaseException:
+                # python-socketio has registered it by now, and would keep it.
+                if (sid := self.manager.sid_from_eio_sid(eio_sid, namespace or "/")) is not None:
+                    self.manager.basic_disconnect(sid, namespace or "/")
+                raise
         else:
             refusal = packet.Packet(packet.CONNECT_ERROR, data={"message": "Invalid namespace"}, namespace=namespace)
             await self._send_packet(eio_sid, refusal)
@@ -168,13 +203,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         try:
             # python-socketio collects as many attachments as are announced, of any size, and text among them.
             if eio_sid in self._binary_packet and not isinstance(data, bytes):
-                raise ValueError("text where an attachment was due")
+                raise MalformedError("text where an attachment was due")
             await super()._handle_eio_message(eio_sid, data)
             awaiting = self._binary_packet.get(eio_sid)
             if awaiting is not None and awaiting.attachment_count not in _ATTACHMENTS:
-                raise ValueError("no or too many attachments")
+                raise MalformedError("no or too many attachments")
         except Exception as error:
-            _log.info("malformed packet", error=repr(error))
+            _log.info("malformed packet", error=describe(error))
             self._binary_packet.pop(eio_sid, None)
             if self.is_open(eio_sid):
                 await self.eio.sockets[eio_sid].close(reason=self.reason.TRANSPORT_ERROR)
@@ -186,7 +221,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             return
         event, *args = data
         if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
-            raise ValueError(f"{event!r} is no name for an event")
+            raise MalformedError("no name for an event")
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         if not self.manager.is_connected(sid, namespace):
             return
@@ -230,4 +265,4 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
 
 def _packet_size(item: eio_packet.Packet | None) -> int:
-    return 0 if item is None else text_size(item.encode())
+    return 0 if item is None else ITEM_OVERHEAD + text_size(item.encode())

@@ -10,7 +10,9 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from engineio import packet
 from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
-from engineio.exceptions import EngineIOError
+from engineio.exceptions import EngineIOError, UnknownPacketError
+
+from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
     from gateway.engine.outbound import OutboundQueue
@@ -24,7 +26,19 @@ CLOSE_TIMEOUT = 2.0
 POLL_WATCH = 1.0
 """Seconds between looks whether the client of a poll is still there."""
 
+PACKETS_A_TURN = 32
+"""After so many packets of one connection the others have their turn."""
+
 _PACKET_TYPES = frozenset("0123456")
+
+
+class MalformedError(ValueError):
+    """A packet that cannot be taken. The message holds nothing of it: it goes to the log."""
+
+
+def describe(error: BaseException) -> str:
+    """Name an error for the log. Others' messages may hold what the client sent, a token among it."""
+    return str(error) if isinstance(error, MalformedError) else type(error).__name__
 
 
 class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
@@ -33,6 +47,14 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
     close_code = 1000
     said_goodbye = False
     """True once the client closed with 1000: Python's client does, often before its own packets for it left."""
+
+    async def __call__(self, environ: dict[str, Any]) -> web.WebSocketResponse:
+        """Serve one WebSocket. Uncompressed: the frames are small, and compression takes four times the memory."""
+        self.environ = environ
+        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        await self._sock.prepare(environ["aiohttp.request"])
+        await self.handler(self)
+        return self._sock
 
     async def wait(self) -> str | bytes:
         """Receive one frame.
@@ -85,13 +107,32 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     driver: Driver | None = None
     queue: OutboundQueue
     connects: TokenBucket
+    packets: TokenBucket
+    received = 0
     posting: asyncio.Lock
     late: asyncio.TimerHandle | None = None
     """Runs out where the connection joins no namespace in time."""
     upgrading: bool
 
     async def receive(self, pkt: packet.Packet) -> None:
-        """Take one packet. An Engine.IO close is no goodbye: socket.io-client sends it when a poll failed, too."""
+        """Take one packet. An Engine.IO close is no goodbye: socket.io-client sends it when a poll failed, too.
+
+        Raises:
+            UnknownPacketError: the packet has no place here.
+        """
+        if self.closing or self.closed:
+            return  # what came behind a close in one request
+        loop = asyncio.get_running_loop()
+        if self.packets.take(loop.time()):
+            _log.info("too many packets on one connection; closing")
+            self.close_code = CloseCode.RATE_LIMITED
+            await self.close(abort=True, reason=self.server.reason.SERVER_DISCONNECT)
+            return
+        self.received += 1
+        if not self.received % PACKETS_A_TURN:
+            await asyncio.sleep(0)
+        if pkt.packet_type == packet.UPGRADE:  # which the WebSocket's own handler reads, during an upgrade
+            raise UnknownPacketError
         if pkt.packet_type == packet.CLOSE:
             await self.close(abort=True, reason=self.server.reason.TRANSPORT_CLOSE)
         else:
@@ -130,7 +171,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             async with self.posting:  # one request after the other, as over WebSocket
                 await super().handle_post_request(environ)
         except (ValueError, LookupError, EOFError, OSError, EngineIOError, web.HTTPRequestEntityTooLarge) as error:
-            _log.info("malformed polling request", error=str(error))
+            _log.info("malformed polling request", error=describe(error))
             # One that has just ended is no longer there, and python-engineio would not know what to answer.
             self.server.sockets.setdefault(self.sid, self)
             raise EngineIOError("malformed") from error
@@ -145,7 +186,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         try:
             await super()._websocket_handler(ws)
         except Exception as error:
-            _log.info("websocket ended by an error", error=repr(error))
+            _log.info("websocket ended by an error", error=describe(error))
             await self.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
         finally:
             late.cancel()

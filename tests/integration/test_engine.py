@@ -1,5 +1,6 @@
 """What the engine closes in python-socketio, one sentence each; the doors' tests see the same from outside."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -7,14 +8,16 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from clients import Client, Polling
+from clients import Client, Packets, Polling
 from conftest import STEP, Running, eventually, make_settings, make_token
+from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
 from gateway.app import SteadyClock, create_app
 from gateway.engine import json
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
+from gateway.presence.model import Beat, Profile
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -156,3 +159,103 @@ async def test_a_page_hears_before_an_http_answer_tells_it(serve: Serve, closing
     await running.gateway.presence.set_offline("bob")  # with the first, nothing on balance
     await alice.hears("user-online", userId="bob")
     await alice.hears("user-offline", userId="bob")
+
+
+async def test_what_comes_behind_a_close_in_one_request_registers_nobody(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve()
+    polling = await Polling.start(closing, running.url)
+    await polling.post(f'1\x1e40/ws/messages,{{"token":"{make_token("ghost")}"}}')
+    manager = running.gateway._server.manager
+    assert (manager.rooms, manager.pending_connect) == ({}, {})
+    assert not running.gateway.presence.status("ghost").online
+
+
+async def test_what_is_malformed_is_logged_without_what_it_held(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve()
+    with capture_logs() as logs:
+        client = await Packets.start(closing, running.ws_url)
+        await client.ws.send_str('42/ws/messages,[{"token":"eySECRET"}]')
+        await client.closed()
+    assert [line["error"] for line in logs if line["event"] == "malformed packet"] == ["no name for an event"]
+    assert "eySECRET" not in str(logs)
+
+
+async def test_an_attachment_named_a_thousand_times_is_not_copied_a_thousand_times(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve()
+    with capture_logs() as logs:
+        client = await Packets.connect(closing, running.ws_url)
+        placeholders = ",".join(['{"_placeholder":true,"num":0}'] * 1000)
+        await client.ws.send_str(f"451-/ws/messages,[[{placeholders}]]")
+        await client.ws.send_bytes(b"\0" * 60_000)
+        await client.closed()
+    assert len(str(logs)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/socket.io/?EIO=4&transport=polling&j=0", {}),
+        ("/socket.io/?EIO=4&transport=polling", {"Origin": "http://\xff"}),
+        ("/socket.io/?EIO=4&transport=polling", {f"X-{n}": "a" * 8000 for n in range(3)}),
+        ("/socket.io/?EIO=4&transport=websocket", {"Upgrade": "websocket", "Connection": "close"}),
+        ("/ws", {"Origin": "http://\xff"}),
+        ("/static/" + "a" * 4000, {}),
+    ],
+)
+async def test_what_the_libraries_fail_on_is_refused(serve: Serve, path: str, headers: dict[str, str]) -> None:
+    running = await serve()
+    host, port = running.url.removeprefix("http://").split(":")
+    head = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": host, "Connection": "close"} | headers).items())
+    with capture_logs() as logs:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
+        status = int((await reader.readline()).split()[1])
+        writer.close()
+    assert 400 <= status < 500
+    assert [line for line in logs if line["log_level"] == "error"] == []
+
+
+@pytest.mark.parametrize(("site", "known"), [(None, True), ("same-origin", True), ("cross-site", False)])
+async def test_a_cookie_that_another_site_sends_is_no_token(serve: Serve, site: str | None, *, known: bool) -> None:
+    running = await serve(cors_allowed_origins="*")
+    headers = {} if site is None else {"Sec-Fetch-Site": site}
+    async with (
+        aiohttp.ClientSession(headers=headers, cookies={"jwt": make_token()}) as http,
+        http.get(f"{running.url}/online-status?ids=a") as response,
+    ):
+        assert response.status == (200 if known else 401)
+
+
+async def test_packets_of_any_kind_have_a_rate(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(rate_limit_events="10/s")
+    client = await Packets.start(closing, running.ws_url)
+    for _ in range(1200):
+        await client.ws.send_str("3")
+    assert await client.closed() == 4029
+
+
+async def test_an_upgrade_packet_out_of_place_ends_a_polling_session(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve()
+    polling = await Polling.connect(closing, running.url, "alice")
+    assert await polling.post("\x1e".join("5" * 100)) == 400
+
+
+async def test_a_page_of_users_ends_before_it_is_too_large_to_send(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(rate_limit_events="10000/s")
+    beat = running.gateway._tracker.beat
+    for n in range(1000):
+        profile = Profile(name="n" * 128, avatar='"' * 1024)
+        await beat(Beat(tenant="default", user_id=f"user-{n:04}", at=1, holds=True, profile=profile))
+        await running.gateway.presence.heartbeat(f"user-{n:04}")
+    alice = await Client.connect(closing, running.url)
+    found: list[str] = []
+    cursor = None
+    while True:
+        data = (await alice.ask("get-online-users", {"cursor": cursor}))["data"]
+        found += [user["userId"] for user in data["users"]]
+        assert data["count"] == 1001
+        if (cursor := data["nextCursor"]) is None:
+            break
+    assert found == ["alice", *(f"user-{n:04}" for n in range(1000))]
