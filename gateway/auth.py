@@ -47,8 +47,8 @@ _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _MAX_REASON = 200
 """Characters of a reason that may hold some of the token's header."""
 
-_MAX_PROFILE_LENGTH = 128
-_MAX_AVATAR_LENGTH = 1024
+_MAX_PROFILE_LENGTH = 512
+_MAX_AVATAR_LENGTH = 2048
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
