@@ -259,3 +259,25 @@ async def test_a_page_of_users_ends_before_it_is_too_large_to_send(serve: Serve,
         if (cursor := data["nextCursor"]) is None:
             break
     assert found == ["alice", *(f"user-{n:04}" for n in range(1000))]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
+async def test_a_development_token_is_not_given_through_a_proxy(serve: Serve, header: str) -> None:
+    running = await serve(dev=True)
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{running.url}/dev/token?user=alice") as response:
+            assert response.status == 200
+        async with http.get(f"{running.url}/dev/token?user=alice", headers={header: "8.8.8.8"}) as response:
+            assert response.status == 403
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_the_sender_s_mistake(serve: Serve) -> None:
+    running = await serve()
+    headers = {"Authorization": f"Bearer {make_token()}", "Content-Encoding": "gzip"}
+    with capture_logs() as logs:
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.post(f"{running.url}/presence/heartbeat", data=b"abcd") as response,
+        ):
+            assert response.status == 400
+    assert [line for line in logs if line["log_level"] == "error"] == []
