@@ -112,7 +112,7 @@ def table(measured: Measured) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004 - three digits either way
 
 
 def _busy(rows: Sequence[Row]) -> str:

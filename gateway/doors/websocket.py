@@ -12,7 +12,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
-from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
+from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD, OutboundQueue, cut_off, text_size
 from gateway.errors import CloseCode, RefusedError
 from gateway.origins import is_ascii
 from gateway.presence.model import Ending
@@ -30,9 +30,6 @@ _log = structlog.get_logger(__name__)
 _GOODBYES = frozenset({WSCloseCode.OK, 1005, 0})
 """Close codes that a client chose: 1000, and 1005, or 0 as aiohttp has it, for a close frame without one. A page
 that is left closes with 1001, and may be back in a moment."""
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds that a close frame has to leave, before the connection is cut."""
 
 
 class RequestFrame(msgspec.Struct):
@@ -94,17 +91,10 @@ class _WebSocketPeer:
         if code is CloseCode.TOO_SLOW:
             self._queue.drop_all()
         self._queue.put_nowait(None)
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                if code is not CloseCode.TOO_SLOW:
-                    await asyncio.shield(self._writer)
-                await self._ws.close(code=code, message=code.name.encode(), drain=False)
-        except TimeoutError:
-            if self._transport is not None:
-                self._transport.abort()
-        else:
-            if self._transport is not None and self._transport.get_write_buffer_size():  # a client that does not read
-                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self._transport.abort)
+        async with cut_off(self._transport):
+            if code is not CloseCode.TOO_SLOW:
+                await asyncio.shield(self._writer)
+            await self._ws.close(code=code, message=code.name.encode(), drain=False)
 
 
 def _frame_size(frame: str | None) -> int:

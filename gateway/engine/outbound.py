@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 
 ITEM_OVERHEAD = 200
 """Bytes that a queued item takes besides its text."""
+
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that a WebSocket's close frame has to leave, before the connection is cut."""
+
+
+@asynccontextmanager
+async def cut_off(transport: asyncio.Transport | None) -> AsyncIterator[None]:
+    """Close a WebSocket within a time: what is not done by then, or has not left soon after, is cut off."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            yield
+    except TimeoutError:
+        if transport is not None:
+            transport.abort()
+    else:
+        if transport is not None and transport.get_write_buffer_size():  # a client that does not read
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
 
 
 def text_size(text: str | bytes) -> int:

@@ -12,6 +12,7 @@ from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import EngineIOError, UnknownPacketError
 
+from gateway.engine.outbound import cut_off
 from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from gateway.limits import TokenBucket
 
 _log = structlog.get_logger(__name__)
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds that a WebSocket's close frame has to leave, before the connection is cut."""
 
 POLL_WATCH = 1.0
 """Seconds between looks whether the client of a poll is still there."""
@@ -73,16 +71,8 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
 
     async def close(self) -> None:
         """Send the close frame past whatever waits, and cut the connection where it does not leave."""
-        transport = self.environ["aiohttp.request"].transport
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._sock.close(code=self.close_code, drain=False)
-        except TimeoutError:
-            if transport is not None:
-                transport.abort()
-        else:
-            if transport is not None and transport.get_write_buffer_size():  # a client that does not read
-                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, transport.abort)
+        async with cut_off(self.environ["aiohttp.request"].transport):
+            await self._sock.close(code=self.close_code, drain=False)
 
 
 class _Whole:
