@@ -1,8 +1,29 @@
 """The server that knows, in real time, who is online."""
 
-from gateway.app import Gateway
-from gateway.presence.model import Transition, UserStatus
-from gateway.settings import Settings
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from gateway.version import __version__
 
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+    from gateway.presence.model import Transition, UserStatus
+    from gateway.settings import Settings
+
 __all__ = ["Gateway", "Settings", "Transition", "UserStatus", "__version__"]
+
+_MODULES = {
+    "Gateway": "gateway.app",
+    "Settings": "gateway.settings",
+    "Transition": "gateway.presence.model",
+    "UserStatus": "gateway.presence.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `gateway.client` needs none of the server's parts."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

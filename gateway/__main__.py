@@ -13,9 +13,10 @@ if sys.platform != "win32":
 import structlog
 from aiohttp import web
 
-from gateway.app import Gateway, SteadyClock, create_app
+from gateway.app import Gateway, create_app
 from gateway.auth import is_id, issue_token
 from gateway.errors import ConfigurationError
+from gateway.presence.clock import SteadyClock
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
 from gateway.version import __version__

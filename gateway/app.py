@@ -5,37 +5,49 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-import time
-from contextlib import suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from aiohttp import web
 
 from gateway.auth import Authenticator
+from gateway.bus import LocalBus
+from gateway.cluster import Cluster
 from gateway.connections import Connections
-from gateway.delivery.notifications import Delivery, notify
 from gateway.doors.http import HTTPDoor, problems
+from gateway.doors.metrics import NodeCollector, metrics_handler
 from gateway.doors.openapi import document
 from gateway.doors.pages import add_pages, dev_token_handler
 from gateway.doors.socketio import SocketIODoor
 from gateway.doors.websocket import WebSocketDoor
+from gateway.engine.manager import BusManager, Manager
 from gateway.engine.server import Server
+from gateway.errors import StoreUnavailableError
 from gateway.hooks import Hook, Hooks
 from gateway.inprocess import Presence
 from gateway.origins import Origins
+from gateway.presence.clock import Clock, SteadyClock
 from gateway.presence.fanout import FanOut
 from gateway.presence.follower import Follower
 from gateway.presence.model import DEFAULT_TENANT
 from gateway.presence.store_memory import MemoryStore
+from gateway.presence.store_redis import RedisStore
 from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
+from gateway.redis.bus import RedisBus
+from gateway.redis.commands import TIMEOUT
+from gateway.redis.connection import connect, describe
 from gateway.requests import Requests
+from gateway.tasks import end
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.bus import Bus
+    from gateway.delivery.notifications import Delivery
+    from gateway.presence.store import Store
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -48,26 +60,8 @@ MIN_SECRET = 32
 RETRY_AFTER_DRAIN = 1.0
 """Seconds that clients of a draining node are asked to wait before they connect again."""
 
-
-class SteadyClock:
-    """The time, in Unix milliseconds, which never goes back.
-
-    Where the system's clock is set back, this one goes on from where it was until the other has caught up: what
-    was to end in five seconds ends in five seconds. Set forward, it follows.
-    """
-
-    def __init__(
-        self, wall: Callable[[], int] = time.time_ns, monotonic: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        self._wall = wall
-        self._monotonic = monotonic
-        self._ahead = wall() - monotonic()
-
-    def __call__(self) -> int:
-        """The time now."""
-        monotonic = self._monotonic()
-        self._ahead = max(self._ahead, self._wall() - monotonic)
-        return (monotonic + self._ahead) // 1_000_000
+FLUSH_TIMEOUT = 2.0
+"""Seconds that a node which stops takes to tell others what it has still to tell."""
 
 
 class _RunningLoop:
@@ -91,7 +85,7 @@ class Gateway:
         ConfigurationError: the key to verify tokens with cannot be read.
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self.settings = settings
         self._clock = clock = SteadyClock() if clock is None else clock
         self._signing_secret = _signing_secret(settings)
@@ -100,15 +94,17 @@ class Gateway:
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._hooks = Hooks()
-        self._store = MemoryStore(settings.timing())
+        self._store, self._bus = _store_and_bus(settings, node)
         self._view = View()
         self._fanout = FanOut(_RunningLoop(), settings.presence_flush_interval)
         self._follower = Follower(self._store, self._view, [self._fanout.publish, self._hooks.publish])
         self._tracker = Tracker(node, self._store, self._follower, clock)
         self._connections = Connections(settings, self._tracker, self._view, self._fanout)
+        self._cluster = Cluster(self._bus, self._store, self._view, self._connections)
 
         self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
-        self._server = Server(settings, self._origins)
+        self._manager = Manager() if self._store.near else BusManager(self._bus)
+        self._server = Server(settings, self._origins, self._manager)
         self._server.register_namespace(
             SocketIODoor(self._connections, self._requests, self._authenticator, self._origins)
         )
@@ -120,7 +116,8 @@ class Gateway:
         """Add the gateway's routes to an application; the gateway starts and stops with it.
 
         The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
-        ``/presence/…``, ``/health/…``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and ``/static/``.
+        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and
+        ``/static/``.
         """
         settings = self.settings
         websocket = WebSocketDoor(settings, self._origins, self._connections, self._requests, self._authenticator)
@@ -128,6 +125,7 @@ class Gateway:
             settings,
             self._origins,
             self._connections,
+            self._cluster,
             self._tracker,
             self._view,
             self._store,
@@ -136,6 +134,8 @@ class Gateway:
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
         app.router.add_routes(http.routes())
+        collector = NodeCollector(self._connections, self._tracker, self._follower, self._bus)
+        app.router.add_get("/metrics", metrics_handler(collector))
         add_pages(app, document(http.operations, __version__))
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
@@ -173,7 +173,7 @@ class Gateway:
         Raises:
             InvalidPayloadError: the name or the data is not acceptable.
         """
-        return notify(self._connections, tenant, user_id, event, data)
+        return self._cluster.notify(tenant, user_id, event, data)
 
     async def disconnect(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> int:
         """Close a user's connections, and end what else keeps them online.
@@ -181,7 +181,7 @@ class Gateway:
         Returns:
             How many connections were closed.
         """
-        return await self._connections.end_user(tenant, user_id)
+        return await self._cluster.disconnect(tenant, user_id, self._clock())
 
     async def drain(self) -> None:
         """Let every client go to another node: told, then closed; new ones are refused from now on.
@@ -194,23 +194,43 @@ class Gateway:
             await self._connections.drain(RETRY_AFTER_DRAIN)
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
-        await self._tracker.tick()
-        await self._follower.start()
-        tasks = [
+        try:
+            await self._bus.start()
+            await self._tracker.tick()
+            await self._follower.start()
+        except StoreUnavailableError as error:
+            _log.warning("starting without the store; clients are let in when it answers", error=str(error))
+        tasks = [asyncio.create_task(self._follow(), name=type(self._follower).__name__)]
+        tasks += [
             asyncio.create_task(part.run(), name=type(part).__name__)
-            for part in (self._follower, self._tracker, self._hooks)
+            for part in (self._tracker, self._bus, self._manager, self._hooks)
         ]
-        yield
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        await self._server.shutdown()
-        await self._store.close()
+        async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
+            closing.push_async_callback(self._store.close)
+            closing.push_async_callback(self._bus.close)
+            closing.push_async_callback(end, tasks)
+            closing.push_async_callback(self._bus.flush, FLUSH_TIMEOUT)
+            closing.push_async_callback(self._server.shutdown)
+            yield
+
+    async def _follow(self) -> None:
+        await self._bus.started()  # whoever is let in from then on misses nothing of what other nodes say
+        await self._follower.run()
 
     async def _on_shutdown(self, _app: web.Application) -> None:
         await self.drain()
+
+
+def _store_and_bus(settings: Settings, node: str) -> tuple[Store, Bus]:
+    """Where nodes meet: in Redis, or nowhere, as there is one."""
+    url = settings.redis
+    if url is None:
+        _log.info("presence is kept in this process; REDIS_URL would share it among several")
+        return MemoryStore(settings.timing()), LocalBus()
+    client = connect(url, timeout=TIMEOUT)
+    _log.info("presence is shared in Redis", redis=describe(url), prefix=settings.redis_prefix, node=node)
+    store = RedisStore(client, settings.redis_prefix, settings.timing())
+    return store, RedisBus(client, settings.redis_prefix, node)
 
 
 def _signing_secret(settings: Settings) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -12,6 +13,7 @@ from gateway.auth import clean_text
 from gateway.errors import (
     CloseCode,
     ForbiddenError,
+    NotReadyError,
     RateLimitedError,
     ServerDrainingError,
     TenantFullError,
@@ -22,7 +24,7 @@ from gateway.presence.fanout import Frame, Member
 from gateway.presence.model import Beat, Connection, Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from gateway.auth import Identity
     from gateway.presence.fanout import FanOut
@@ -134,6 +136,7 @@ class Connections:
 
         Raises:
             ServerDrainingError: this node is shutting down.
+            NotReadyError: this node is starting.
             TooManyConnectionsError: the user has as many as allowed.
             TenantFullError: the tenant has.
         """
@@ -150,8 +153,9 @@ class Connections:
             user_agent=clean_text(user_agent[:256]) if user_agent else None,
         )
         rate = self._settings.rate_limit_events
-        patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), now / 1000)
-        live = LiveConnection(identity, connection, peer, TokenBucket(rate, now / 1000), patience)
+        begun = asyncio.get_running_loop().time()
+        patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), begun)
+        live = LiveConnection(identity, connection, peer, TokenBucket(rate, begun), patience)
         # Counted before the first await, so that a burst cannot pass the limits together.
         self._by_user.setdefault((identity.tenant, identity.user_id), {})[connection.id] = live
         self._per_tenant[identity.tenant] = self._per_tenant.get(identity.tenant, 0) + 1
@@ -167,7 +171,7 @@ class Connections:
         """Begin to talk to a connection whose client knows that it is connected."""
         if live.ending is not None:
             return
-        self._fanout.join(live.identity.tenant, live.peer, self._view.position)
+        self._fanout.join(live.identity.tenant, live.peer)
         self._arm_expiry(live)
         live.begin(
             wire.Connected(
@@ -211,6 +215,16 @@ class Connections:
         await self._tracker.release(tenant, user_id)
         return len(connections)
 
+    def end_user_soon(self, tenant: str, user_id: str, ids: Collection[str], until: int) -> None:
+        """Close the connections that another node means: those it names, and those that were opened until then."""
+        for live in self.of_user(tenant, user_id):
+            if live.connection.id in ids or live.connection.connected_at <= until:
+                self._end_soon(live, Ending.KICKED)
+
+    async def release(self, tenant: str, user_id: str) -> None:
+        """End what keeps a user online but live connections."""
+        await self._tracker.release(tenant, user_id)
+
     async def drain(self, retry_after: float) -> None:
         """Tell every client that this node shuts down, and close them. New ones are refused from now on."""
         self.draining = True
@@ -230,11 +244,12 @@ class Connections:
         Raises:
             RateLimitedError: it is over its rate. One that goes on all the same is closed.
         """
-        wait = live.limiter.take(self._tracker.now() / 1000)
+        now = asyncio.get_running_loop().time()
+        wait = live.limiter.take(now)
         if not wait:
             return
         rate: Rate = self._settings.rate_limit_events
-        if live.patience.take(self._tracker.now() / 1000):
+        if live.patience.take(now):
             self._end_soon(live, Ending.FLOODED)
         raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
@@ -272,6 +287,8 @@ class Connections:
     def _admit(self, identity: Identity) -> None:
         if self.draining:
             raise ServerDrainingError("this node is shutting down; connect again")
+        if not self._tracker.ready:
+            raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
         per_user = self._settings.max_connections_per_user
         if per_user is not None and len(self.of_user(identity.tenant, identity.user_id)) >= per_user:
             raise TooManyConnectionsError(f"a user may have {per_user} connections; close one first")
@@ -294,7 +311,7 @@ class Connections:
             live.expiry.cancel()
             live.expiry = None
         if live.identity.expires_at is not None and live.ending is None:
-            left = (live.identity.expires_at - self._tracker.now()) / 1000
+            left = live.identity.expires_at / 1000 - time.time()  # the clock that let the token in
             live.expiry = asyncio.get_running_loop().call_later(max(left, 0), self._expired, live)
 
     def _expired(self, live: LiveConnection) -> None:

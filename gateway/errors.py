@@ -6,6 +6,7 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
     ├── ConfigurationError              a setting is missing or wrong: the start is refused
     ├── LeaseLostError                  a node's lease ran out: it must register its connections again
     ├── LogTrimmedError                 a follower fell behind the log: it must take a snapshot
+    ├── StoreUnavailableError           the store cannot be reached: what waits for it is done when it is back
     ├── RequestError                    one request failed; the connection goes on
     │   ├── InvalidPayloadError         INVALID_PAYLOAD      400
     │   ├── ForbiddenError              FORBIDDEN            403
@@ -21,6 +22,7 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
         ├── TooManyConnectionsError     TOO_MANY_CONNECTIONS 429   4029
         ├── TenantFullError             TENANT_FULL          503   1013
         ├── ServerDrainingError         SERVER_DRAINING      503   1001
+        ├── NotReadyError               UNAVAILABLE          503   1013
         └── KeysUnavailableError        UNAVAILABLE          503   1013
 
 A message says what to do about it, and never holds a token or a key.
@@ -61,6 +63,10 @@ class LeaseLostError(GatewayError):
 
 class LogTrimmedError(GatewayError):
     """The log no longer holds the entry after the one asked for; take a snapshot."""
+
+
+class StoreUnavailableError(GatewayError):
+    """The store cannot be reached, or cannot serve now. Whether a command was done is not known."""
 
 
 class RequestError(GatewayError):
@@ -174,6 +180,14 @@ class ServerDrainingError(RefusedError):
     code = "SERVER_DRAINING"
     http_status = 503
     close_code = CloseCode.GOING_AWAY
+
+
+class NotReadyError(RefusedError):
+    """This node has just started, and does not know yet who is online: the store has not answered once."""
+
+    code = "UNAVAILABLE"
+    http_status = 503
+    close_code = CloseCode.TRY_AGAIN_LATER
 
 
 class KeysUnavailableError(RefusedError):

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 from gateway.auth import is_id
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import DEFAULT_TENANT, Beat, UserStatus
+from gateway.reads import Reads
 from gateway.requests import encode_meta
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
 
 
-class Presence:
-    """Reads are plain calls, answered from this node's view without I/O; commands are awaited.
+class Presence(Reads):
+    """`Reads`, and commands, which are awaited.
 
     Args:
         tracker: where commands go.
@@ -25,24 +24,8 @@ class Presence:
     """
 
     def __init__(self, tracker: Tracker, view: View) -> None:
+        super().__init__(view)
         self._tracker = tracker
-        self._view = view
-
-    def status(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> UserStatus:
-        """A user's presence; offline, at version 0, for a user never seen."""
-        return self._view.status(tenant, user_id)
-
-    def statuses(self, user_ids: Sequence[str], *, tenant: str = DEFAULT_TENANT) -> list[UserStatus]:
-        """Many users' presence, in the order asked."""
-        return self._view.statuses(tenant, user_ids)
-
-    def online_users(self, *, tenant: str = DEFAULT_TENANT) -> list[str]:
-        """The ids of all who are online, in order."""
-        return [status.user_id for status in self._view.online(tenant)]
-
-    def online_count(self, *, tenant: str = DEFAULT_TENANT) -> int:
-        """How many are online."""
-        return self._view.online_count(tenant)
 
     async def heartbeat(
         self, user_id: str, *, meta: dict[str, Any] | None = None, tenant: str = DEFAULT_TENANT

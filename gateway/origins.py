@@ -65,8 +65,11 @@ def _host(origin: str) -> str | None:
 
 
 def _own_origins(request: web.BaseRequest) -> set[str]:
-    """The origins that the request's own address has: as seen here, and as a proxy in front says."""
+    """The origins that the request's own address has: as seen here, or as a proxy in front says.
+
+    Behind TLS that is https alone: anyone on the way to the visitor can make a page of ``http://`` and the same host.
+    """
     headers = request.headers
     scheme = headers.get("X-Forwarded-Proto", request.scheme).split(",")[0].strip()
     forwarded = headers.get("X-Forwarded-Host", request.host).split(",")[0].strip()
-    return {f"{request.scheme}://{request.host}", f"{scheme}://{request.host}", f"{scheme}://{forwarded}"}
+    return {f"{scheme}://{request.host}", f"{scheme}://{forwarded}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,15 +12,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.errors import ConfigurationError
 from gateway.limits import Rate
 from gateway.presence.model import Timing
+from gateway.redis.connection import check_url
 
 HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
 KEY_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
 
 _NOT_YET = {
-    "redis_url": "one node on the memory store is what this version runs",
-    "redis_host": "one node on the memory store is what this version runs",
-    "redis_port": "one node on the memory store is what this version runs",
-    "redis_prefix": "one node on the memory store is what this version runs",
     "presence_webhook_url": "webhooks are not in this version",
     "presence_webhook_secret": "webhooks are not in this version",
     "channel_auth_url": "channels are not in this version",
@@ -27,8 +25,11 @@ _NOT_YET = {
     "pusher_app_key": "the Pusher protocol is not in this version",
     "pusher_app_secret": "the Pusher protocol is not in this version",
 }
-"""Variables of the contract whose part is still to come. Set, they stop the start: a gateway that quietly
-ran without Redis would be two gateways."""
+"""Variables of the contract whose part is still to come. Set, they stop the start: what was asked for and does not
+happen is worse than a start that says so."""
+
+_KUBERNETES = "tcp://"
+"""What Kubernetes has ``REDIS_PORT`` begin with, in every container beside a service that is called redis."""
 
 _RateSetting = Annotated[Rate, PlainValidator(lambda value: value if isinstance(value, Rate) else Rate.parse(value))]
 _Commas = Annotated[tuple[str, ...], NoDecode]
@@ -59,10 +60,13 @@ class Settings(BaseSettings):
     port: int = Field(default=3000, ge=0, le=65535)
     """0 takes a free port, and says which."""
 
-    redis_url: str | None = None
+    redis_url: SecretStr | None = None
+    """Where many nodes meet; None keeps presence in this process, for one."""
     redis_host: str | None = None
+    """With `redis_port`, understood where `redis_url` is unset."""
     redis_port: str | None = None
-    redis_prefix: str | None = None
+    redis_prefix: str = "presence"
+    """What the keys in Redis begin with: gateways of one prefix are one gateway."""
 
     jwt_secret: SecretStr | None = None
     jwt_public_key: str | None = None
@@ -142,6 +146,35 @@ class Settings(BaseSettings):
                 raise ValueError(f"takes origins such as https://app.example, or *; not {origin!r}")
         return tuple(origin.rstrip("/") for origin in value)
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_url(value.get_secret_value())
+        return value
+
+    @field_validator("redis_host")
+    @classmethod
+    def _check_redis_host(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*", value):
+            raise ValueError("takes a name or an address, without a port: that is REDIS_PORT")
+        return value
+
+    @field_validator("redis_port")
+    @classmethod
+    def _check_redis_port(cls, value: str | None) -> str | None:
+        port = None if value is None else value.removeprefix(_KUBERNETES).rpartition(":")[2]
+        if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):  # noqa: PLR2004
+            raise ValueError("takes a port, 1 to 65535")
+        return value
+
+    @field_validator("redis_prefix")
+    @classmethod
+    def _check_redis_prefix(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.:-]{1,64}", value):
+            raise ValueError("takes 1 to 64 letters, digits, and _ . : -")
+        return value
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         for name, why in _NOT_YET.items():
@@ -167,6 +200,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"JWT_ALGORITHMS takes {', '.join(sorted(family))} with this key; not {', '.join(strangers)}"
             )
+
+    @property
+    def redis(self) -> str | None:
+        """The URL of Redis, however it was given; None where there is none."""
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        port = self.redis_port or "6379"
+        if self.redis_host is None and (self.redis_port is None or port.startswith(_KUBERNETES)):
+            return None
+        host = self.redis_host or "127.0.0.1"
+        return f"redis://{f'[{host}]' if ':' in host else host}:{port.rpartition(':')[2]}/0"
 
     def timing(self) -> Timing:
         """The durations of presence, in milliseconds."""

@@ -245,9 +245,10 @@ class Closed(Body):
 
 
 class Health(Body):
-    """``ok``, or what is wrong."""
+    """``ok``, and what an operator should look at."""
 
     status: str
+    warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ExplainedConnection(Body):
@@ -414,7 +415,7 @@ def explained(explanation: Explanation) -> Explained:
         ],
         leases={node: timestamp(until) for node, until in explanation.leases.items()},
         grace_until=optional_timestamp(explanation.grace_until),
-        ttl_until=optional_timestamp(explanation.ttl_until),
+        ttl_until=optional_timestamp(explanation.status.ttl_until),
         transitions=[
             ExplainedTransition(
                 version=transition.now.version,

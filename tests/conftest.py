@@ -18,6 +18,7 @@ from typing import Any
 import jwt
 import pytest
 from aiohttp import web
+from redis_servers import redis_url, shared_redis  # noqa: F401 - fixtures for every test
 
 from gateway import Gateway, Settings
 from gateway.app import create_app
@@ -37,8 +38,16 @@ class Clock:
     def __init__(self, now: int = 1_000_000) -> None:
         self.now = now
 
+    offset = 0
+
     def __call__(self) -> int:
         return self.now
+
+    def monotonic(self) -> int:
+        return self.now * 1_000_000
+
+    def set_by(self, theirs: int, asked_at: int) -> None:
+        """This clock is the test's."""
 
     def advance(self, *, ms: int = 0, s: float = 0) -> int:
         self.now += ms + round(s * 1000)

@@ -130,7 +130,7 @@ def test_the_net_effect_carries_the_last_profile() -> None:
 def test_a_lone_change_on_a_quiet_server_is_not_delayed() -> None:
     loop, log, member = Loop(), Log(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", member, 0)
+    fanout.join("acme", member)
     fanout.publish([log("alice", ONLINE)])
     assert loop.waiting() == [100.0]
     loop.run_until(100.0)
@@ -143,7 +143,7 @@ def test_a_lone_change_on_a_quiet_server_is_not_delayed() -> None:
 def test_what_follows_within_the_interval_goes_out_together_at_its_end_in_one_write() -> None:
     loop, log, member = Loop(), Log(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", member, 0)
+    fanout.join("acme", member)
     fanout.publish([log("alice", ONLINE)])
     loop.run_until(100.0)
     loop.now = 100.1
@@ -160,7 +160,7 @@ def test_what_follows_within_the_interval_goes_out_together_at_its_end_in_one_wr
 def test_changes_that_cancel_out_are_no_write_at_all() -> None:
     loop, log, member = Loop(), Log(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", member, 0)
+    fanout.join("acme", member)
     fanout.publish([log("alice", ONLINE), log("alice", OFFLINE)])
     loop.run_until(100.0)
     assert member.writes == []
@@ -171,7 +171,7 @@ def test_each_change_is_encoded_once_for_all_members_of_a_codec() -> None:
     members = [Member(one) for _ in range(50)] + [Member(other) for _ in range(50)]
     fanout = FanOut(loop, 0.5)
     for member in members:
-        fanout.join("acme", member, 0)
+        fanout.join("acme", member)
     fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
     loop.run_until(100.0)
     assert (one.encoded, other.encoded) == (2, 2)
@@ -181,9 +181,9 @@ def test_each_change_is_encoded_once_for_all_members_of_a_codec() -> None:
 def test_a_member_who_joined_within_an_interval_hears_only_of_later_changes() -> None:
     loop, log, early, late = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", early, 0)
+    fanout.join("acme", early)
     fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
-    fanout.join("acme", late, log.position)
+    fanout.join("acme", late)
     fanout.publish([log("alice", AWAY), log("carol", ONLINE)])
     loop.run_until(100.0)
     assert early.writes == [["user-online alice v2", "user-online bob v1", "user-online carol v1"]]
@@ -193,9 +193,9 @@ def test_a_member_who_joined_within_an_interval_hears_only_of_later_changes() ->
 def test_a_member_who_joined_after_all_that_is_pending_hears_nothing() -> None:
     loop, log, early, late = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", early, 0)
+    fanout.join("acme", early)
     fanout.publish([log("alice", ONLINE)])
-    fanout.join("acme", late, log.position)
+    fanout.join("acme", late)
     loop.run_until(100.0)
     assert (len(early.writes), late.writes) == (1, [])
 
@@ -203,8 +203,8 @@ def test_a_member_who_joined_after_all_that_is_pending_hears_nothing() -> None:
 def test_catching_up_tells_one_member_now_and_everyone_else_when_it_is_time() -> None:
     loop, log, asker, other = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", asker, 0)
-    fanout.join("acme", other, 0)
+    fanout.join("acme", asker)
+    fanout.join("acme", other)
     fanout.publish([log("alice", ONLINE)])
     fanout.catch_up("acme", asker)
     fanout.catch_up("acme", asker)
@@ -219,7 +219,7 @@ def test_catching_up_a_stranger_changes_nothing() -> None:
     loop, log, member, stranger = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
     fanout.catch_up("acme", stranger)
-    fanout.join("acme", member, 0)
+    fanout.join("acme", member)
     fanout.publish([log("alice", ONLINE)])
     fanout.catch_up("acme", stranger)
     assert stranger.writes == []
@@ -228,8 +228,8 @@ def test_catching_up_a_stranger_changes_nothing() -> None:
 def test_who_left_hears_no_more_and_the_last_to_leave_takes_the_timer_along() -> None:
     loop, log, one, two = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", one, 0)
-    fanout.join("acme", two, 0)
+    fanout.join("acme", one)
+    fanout.join("acme", two)
     fanout.publish([log("alice", ONLINE)])
     fanout.leave("acme", one)
     assert loop.waiting() == [100.0]
@@ -243,7 +243,7 @@ def test_leaving_without_having_joined_is_ignored() -> None:
     loop, log, member = Loop(), Log(), Member()
     fanout = FanOut(loop, 0.5)
     fanout.leave("acme", Member())
-    fanout.join("acme", member, 0)
+    fanout.join("acme", member)
     fanout.leave("acme", Member())
     fanout.publish([log("alice", ONLINE)])
     loop.run_until(100.0)
@@ -253,8 +253,8 @@ def test_leaving_without_having_joined_is_ignored() -> None:
 def test_tenants_hear_nothing_of_each_other() -> None:
     loop, log, acme, other = Loop(), Log(), Member(), Member()
     fanout = FanOut(loop, 0.5)
-    fanout.join("acme", acme, 0)
-    fanout.join("other", other, 0)
+    fanout.join("acme", acme)
+    fanout.join("other", other)
     fanout.publish([log("alice", ONLINE, "acme"), log("bob", ONLINE, "other"), log("eve", ONLINE, "third")])
     loop.run_until(100.0)
     assert (acme.writes, other.writes) == ([["user-online alice v1"]], [["user-online bob v1"]])
@@ -271,7 +271,7 @@ def test_a_member_who_leaves_while_another_is_written_to_harms_nobody() -> None:
     first, second, third = Member(), Member(), Member()
     fanout = FanOut(loop, 0.5)
     for member in (first, second, third):
-        fanout.join("acme", member, 0)
+        fanout.join("acme", member)
     first.on_write = lambda: fanout.leave("acme", second)
     fanout.publish([log("alice", ONLINE)])
     loop.run_until(100.0)

@@ -57,15 +57,31 @@ def test_the_socket_doors_know_neither_each_other_nor_the_store() -> None:
         assert not {name for name in imported if name.startswith("gateway.presence.store")}
 
 
-def test_presence_knows_nothing_above_it() -> None:
-    for name in MODULES:
-        if name.startswith("gateway.presence."):
-            ours = {module for module in imports_of(name) if module in MODULES}
-            assert ours <= {n for n in MODULES if n.startswith("gateway.presence")} | {
-                "gateway",
-                "gateway.errors",
-                "gateway.wire",
-            }, name
+def rooms_of(name: str) -> set[str]:
+    """What of this package a module imports: a module of a room by the room's name, any other by its own."""
+    ours = {module for module in imports_of(name) if module in MODULES}
+    return {".".join(module.split(".")[:2]) for module in ours}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.presence")))
+def test_presence_knows_nothing_above_it(name: str) -> None:
+    allowed = {"gateway", "gateway.errors", "gateway.wire", "gateway.presence"}
+    if name == "gateway.presence.store_redis":
+        allowed |= {"gateway.redis"}
+    assert rooms_of(name) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.redis")))
+def test_the_way_to_redis_knows_nothing_of_what_goes_over_it(name: str) -> None:
+    allowed = {"gateway", "gateway.errors", "gateway.redis", "gateway.tasks"}
+    if name == "gateway.redis.bus":
+        allowed |= {"gateway.bus"}  # the port it is an adapter of
+    assert rooms_of(name) <= allowed
+
+
+def test_redis_is_reached_in_one_room_and_by_the_adapters() -> None:
+    users = {name for name in MODULES if "redis" in {module.split(".")[0] for module in imports_of(name)}}
+    assert {name for name in users if not name.startswith("gateway.redis.")} == {"gateway.presence.store_redis"}
 
 
 def test_python_socketio_is_touched_in_one_room() -> None:

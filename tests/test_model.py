@@ -1,14 +1,18 @@
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from conftest import TIMING
 
 from gateway.presence.model import (
+    NO_OUTAGE,
     Activity,
+    Beat,
     Connection,
     Ending,
     Event,
     Held,
+    Outage,
     Profile,
     Status,
     Transition,
@@ -26,46 +30,97 @@ ONE_TAB = Held(connections={"tab": TAB})
 NOBODY_THERE = Held()
 
 
-@pytest.mark.parametrize(
-    ("held", "active_at", "now", "status"),
-    [
-        (NOBODY_THERE, None, 0, "offline"),
-        (NOBODY_THERE, 0, 1, "offline"),
-        (ONE_TAB, 0, 89_999, "online"),
-        (ONE_TAB, 0, 90_000, "away"),
-        (ONE_TAB, 5_000, 0, "online"),  # active by a clock ahead of this one
-        (ONE_TAB, None, 90_000, "online"),
-        (Held(grace_until=100), 0, 99, "online"),
-        (Held(grace_until=100), 0, 100, "offline"),
-        (Held(ttl_until=100), 0, 99, "online"),
-        (Held(ttl_until=100), 0, 100, "offline"),
-        (Held(grace_until=100, ttl_until=200), 0, 199, "online"),
-        (Held(grace_until=200, ttl_until=100), 0, 199, "online"),
-        (Held(grace_until=100, ttl_until=200), 0, 200, "offline"),
-        (Held(ttl_until=120_000), 0, 90_000, "away"),
-        (Held(connections={"tab": TAB}, grace_until=100), 0, 101, "online"),
-    ],
-)
-def test_the_rules_of_presence(held: Held, active_at: int | None, now: int, status: str) -> None:
-    assert status_at(held, active_at, now, TIMING) == status
+def grace(until: int) -> Held:
+    return Held(grace_until=until, ending=Ending.LOST)
+
+
+def user(active_at: int | None = 0, *, ttl_until: int | None = None, status: Status = Status.ONLINE) -> UserStatus:
+    return UserStatus(tenant="acme", user_id="alice", status=status, active_at=active_at, ttl_until=ttl_until)
 
 
 @pytest.mark.parametrize(
-    ("held", "active_at", "status", "due"),
+    ("held", "known", "now", "status"),
     [
-        (NOBODY_THERE, 0, Status.OFFLINE, None),
-        (ONE_TAB, 1_000, Status.ONLINE, 91_000),
-        (ONE_TAB, 1_000, Status.AWAY, None),
-        (ONE_TAB, None, Status.ONLINE, None),
-        (Held(grace_until=5_000), 1_000, Status.ONLINE, 5_000),
-        (Held(grace_until=5_000, ttl_until=120_000), 1_000, Status.ONLINE, 91_000),
-        (Held(grace_until=5_000, ttl_until=120_000), 1_000, Status.AWAY, 120_000),
+        (NOBODY_THERE, user(None), 0, "offline"),
+        (NOBODY_THERE, user(0), 1, "offline"),
+        (ONE_TAB, user(0), 89_999, "online"),
+        (ONE_TAB, user(0), 90_000, "away"),
+        (ONE_TAB, user(5_000), 0, "online"),  # active by a clock ahead of this one
+        (ONE_TAB, user(None), 90_000, "online"),
+        (grace(100), user(0), 99, "online"),
+        (grace(100), user(0), 100, "offline"),
+        (NOBODY_THERE, user(0, ttl_until=100), 99, "online"),
+        (NOBODY_THERE, user(0, ttl_until=100), 100, "offline"),
+        (grace(100), user(0, ttl_until=200), 199, "online"),
+        (grace(200), user(0, ttl_until=100), 199, "online"),
+        (grace(100), user(0, ttl_until=200), 200, "offline"),
+        (NOBODY_THERE, user(0, ttl_until=120_000), 90_000, "away"),
+        (Held(connections={"tab": TAB}, grace_until=100), user(0), 101, "online"),
     ],
 )
-def test_the_next_change_that_time_alone_makes(
-    held: Held, active_at: int | None, status: Status, due: int | None
-) -> None:
-    assert next_change(held, active_at, status, TIMING) == due
+def test_the_rules_of_presence(held: Held, known: UserStatus, now: int, status: str) -> None:
+    assert status_at(held, known, now, TIMING) == status
+
+
+@pytest.mark.parametrize("status", Status)
+def test_the_status_that_time_gives_does_not_depend_on_the_one_before(status: Status) -> None:
+    assert status_at(ONE_TAB, user(0, status=status), 1, TIMING) == "online"
+    assert status_at(NOBODY_THERE, user(0, status=status), 1, TIMING) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("held", "known", "due"),
+    [
+        (NOBODY_THERE, user(0, status=Status.OFFLINE), None),
+        (ONE_TAB, user(1_000), 91_000),
+        (ONE_TAB, user(1_000, status=Status.AWAY), None),
+        (ONE_TAB, user(None), None),
+        (ONE_TAB, user(1_000, ttl_until=2_000), 91_000),
+        (grace(5_000), user(1_000), 5_000),
+        (grace(5_000), user(1_000, ttl_until=120_000), 91_000),
+        (grace(5_000), user(1_000, ttl_until=120_000, status=Status.AWAY), 120_000),
+    ],
+)
+def test_the_next_change_that_time_alone_makes(held: Held, known: UserStatus, due: int | None) -> None:
+    assert next_change(held, known, TIMING) == due
+
+
+@pytest.mark.parametrize(
+    ("until", "runs_out"),
+    [
+        (999, 999),  # it had run out when the outage began
+        (1_000, 5_000),
+        (3_000, 5_000),
+        (5_000, 5_000),
+        (5_001, 5_001),
+    ],
+)
+def test_what_would_run_out_in_an_outage_runs_out_at_its_end(until: int, runs_out: int) -> None:
+    assert Outage(1_000, 5_000).delay(until) == runs_out
+    assert NO_OUTAGE.delay(until) == until
+
+
+@pytest.mark.parametrize(
+    ("held", "known", "runs_out"),
+    [
+        (grace(3_000), user(0), 5_000),
+        (NOBODY_THERE, user(0, ttl_until=3_000), 5_000),
+        (grace(3_000), user(0, ttl_until=6_000), 6_000),
+        (grace(500), user(0, ttl_until=3_000), 5_000),
+        (grace(900), user(0, ttl_until=500), 900),
+    ],
+)
+def test_an_outage_prolongs_a_grace_and_a_ttl(held: Held, known: UserStatus, runs_out: int) -> None:
+    outage = Outage(1_000, 5_000)
+    assert status_at(held, known, runs_out - 1, TIMING, outage) == "online"
+    assert status_at(held, known, runs_out, TIMING, outage) == "offline"
+    assert next_change(held, known, TIMING, outage) == runs_out
+
+
+def test_an_outage_is_no_activity() -> None:
+    outage = Outage(80_000, 110_000)
+    assert status_at(ONE_TAB, user(0), 90_000, TIMING, outage) == "away"
+    assert next_change(ONE_TAB, user(0), TIMING, outage) == 90_000
 
 
 @pytest.mark.parametrize(
@@ -130,20 +185,50 @@ def test_a_transition_knows_whose_it_is_and_what_tells_of_it() -> None:
 
 
 def test_activity_replaces_what_it_says_and_leaves_the_rest() -> None:
-    status = UserStatus(tenant="acme", user_id="alice", active_at=10, meta_json=b'{"a":1}', profile=Profile(name="A"))
-    silent = Activity(position=1, tenant="acme", user_id="alice")
+    status = UserStatus(
+        tenant="acme", user_id="alice", active_at=10, meta_json=b'{"a":1}', profile=Profile(name="A"), ttl_until=100
+    )
+    silent = Activity(position=1, tenant="acme", user_id="alice", version=0)
     assert silent.applied_to(status) == status
     news = Activity(
-        position=1, tenant="acme", user_id="alice", active_at=20, meta_json=b"{}", profile=Profile(role="r")
+        position=1,
+        tenant="acme",
+        user_id="alice",
+        version=0,
+        active_at=20,
+        meta_json=b"{}",
+        profile=Profile(role="r"),
+        ttl_until=200,
     )
-    changed = UserStatus(tenant="acme", user_id="alice", active_at=20, meta_json=b"{}", profile=Profile(role="r"))
+    changed = UserStatus(
+        tenant="acme", user_id="alice", active_at=20, meta_json=b"{}", profile=Profile(role="r"), ttl_until=200
+    )
     assert news.applied_to(status) == changed
     assert news.applied_to(changed) == changed
 
 
 def test_activity_never_takes_last_active_back() -> None:
     status = UserStatus(tenant="acme", user_id="alice", active_at=10)
-    assert Activity(position=1, tenant="acme", user_id="alice", active_at=9).applied_to(status) == status
+    assert Activity(position=1, tenant="acme", user_id="alice", version=0, active_at=9).applied_to(status) == status
+
+
+def test_activity_with_a_ttl_of_0_ends_it() -> None:
+    held, released = user(10, ttl_until=100), user(10)
+    ends = Activity(position=1, tenant="acme", user_id="alice", version=0, ttl_until=0)
+    assert ends.applied_to(held) == released
+    assert ends.applied_to(released) == released
+
+
+def test_two_beats_are_one_that_says_what_either_said_and_the_later_where_both_did() -> None:
+    def beat(at: int, **values: Any) -> Beat:
+        return Beat(tenant="acme", user_id="alice", at=at, **values)
+
+    full = {"holds": True, "meta_json": b'{"a":1}', "profile": Profile(name="A")}
+    other = {"holds": True, "meta_json": b"{}", "profile": Profile(role="r")}
+    assert beat(1).followed_by(beat(2)) == beat(2)
+    assert beat(1, **full).followed_by(beat(2)) == beat(2, **full)
+    assert beat(1).followed_by(beat(2, **full)) == beat(2, **full)
+    assert beat(1, **full).followed_by(beat(2, **other)) == beat(2, **other)
 
 
 def test_of_times_of_which_some_are_none() -> None:

@@ -12,7 +12,7 @@ from gateway.app import create_app
 from gateway.version import __version__
 
 # What is no part of the HTTP door: pages, and the doors that speak in events.
-ELSEWHERE = re.compile(r"/|/ws|/(socket\.io|docs|static|dev)(/.*)?|/openapi\.json|/test-presence\.html")
+ELSEWHERE = re.compile(r"/|/ws|/(socket\.io|docs|static|dev)(/.*)?|/openapi\.json|/metrics|/test-presence\.html")
 
 
 @pytest.fixture

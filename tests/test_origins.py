@@ -58,6 +58,13 @@ def test_the_same_origin_is_what_a_proxy_in_front_says_it_is() -> None:
     assert not origins.allows("https://gateway.example", request())
 
 
+def test_behind_tls_a_page_of_plain_http_is_of_another_origin() -> None:
+    origins = Origins([], dev=False)
+    behind = request("app.example", X_Forwarded_Proto="https")
+    assert not origins.allows("http://app.example", behind)
+    assert origins.cookies(request("app.example", X_Forwarded_Proto="https", Origin="http://app.example")) == {}
+
+
 @pytest.mark.parametrize(
     ("allowed", "origin", "cookies"),
     [

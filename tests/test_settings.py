@@ -40,6 +40,7 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "dev": False,
         "host": "127.0.0.1",
         "port": 3000,
+        "redis_prefix": "presence",
         "jwt_algorithms": (),
         "jwt_require_exp": True,
         "jwt_tenant_claim": "tenant",
@@ -214,9 +215,50 @@ def test_secrets_are_in_no_text_of_the_settings_and_of_no_error(monkeypatch: pyt
     for text in (repr(settings), str(settings), str(settings.model_dump())):
         assert "hush" not in text
     message = refusal(
-        monkeypatch, PORT="x", PUSHER_APP_SECRET="hush", PRESENCE_WEBHOOK_SECRET="hush", REDIS_URL="redis://:hush@h"
+        monkeypatch, PORT="x", PUSHER_APP_SECRET="hush", PRESENCE_WEBHOOK_SECRET="hush", REDIS_URL="redis://:hush@h:x"
     )
     assert "hush" not in message
+
+
+# Redis
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({}, None),
+        ({"REDIS_URL": "redis://one:6379/0"}, "redis://one:6379/0"),
+        ({"REDIS_HOST": "one"}, "redis://one:6379/0"),
+        ({"REDIS_HOST": "one", "REDIS_PORT": "7000"}, "redis://one:7000/0"),
+        ({"REDIS_HOST": "::1"}, "redis://[::1]:6379/0"),
+        ({"REDIS_PORT": "7000"}, "redis://127.0.0.1:7000/0"),
+        ({"REDIS_URL": "redis://one", "REDIS_HOST": "two"}, "redis://one"),
+        # What Kubernetes sets in every container beside a service called redis.
+        ({"REDIS_PORT": "tcp://10.0.0.1:6379"}, None),
+        ({"REDIS_HOST": "one", "REDIS_PORT": "tcp://10.0.0.1:7000"}, "redis://one:7000/0"),
+    ],
+)
+def test_where_redis_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str | None) -> None:
+    assert load(monkeypatch, JWT_SECRET=SECRET, **variables).redis == url
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "says"),
+    [
+        ("REDIS_URL", "http://one", "takes redis://"),
+        ("REDIS_URL", "redis+sentinel://one:1/0", "service"),
+        ("REDIS_HOST", "one:6379", "without a port"),
+        ("REDIS_HOST", "one/0", "without a port"),
+        ("REDIS_PORT", "many", "takes a port, 1 to 65535"),
+        ("REDIS_PORT", "0", "takes a port, 1 to 65535"),
+        ("REDIS_PREFIX", "{tag}", "takes 1 to 64"),
+        ("REDIS_PREFIX", "x" * 65, "takes 1 to 64"),
+    ],
+)
+def test_a_wrong_redis_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable: str, text: str, says: str) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, **{variable: text})
+    assert message.startswith(f"{variable}: ")
+    assert says in message
 
 
 # What this version cannot do
@@ -225,8 +267,6 @@ def test_secrets_are_in_no_text_of_the_settings_and_of_no_error(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
-        ("REDIS_URL", "redis://127.0.0.1"),
-        ("REDIS_HOST", "127.0.0.1"),
         ("PRESENCE_WEBHOOK_URL", "https://app.example/hook"),
         ("PRESENCE_WEBHOOK_SECRET", "secret"),
         ("CHANNEL_AUTH_URL", "https://app.example/auth"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 from typing import Any
@@ -14,8 +14,8 @@ from conftest import TIMING
 from stores import STORES
 
 from gateway.errors import LeaseLostError, LogTrimmedError
-from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Profile, Timing, UserStatus
-from gateway.presence.store import Commit, Store
+from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Profile, Status, Timing, UserStatus
+from gateway.presence.store import OUTAGE, Commit, Store
 from gateway.presence.view import View
 
 T = 1_000_000
@@ -31,13 +31,13 @@ MakeStore = Callable[..., Awaitable[Store]]
 
 
 @pytest.fixture(params=STORES)
-async def make_store(request: pytest.FixtureRequest) -> AsyncIterator[MakeStore]:
-    """Makes new stores of one adapter, in which both nodes hold a lease."""
+async def make_store(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[MakeStore]:
+    """Makes new stores of one adapter, in which both nodes hold a lease, or those that are given."""
     async with AsyncExitStack() as stack:
 
-        async def make(timing: Timing = TIMING, log_length: int = 10_000) -> Store:
-            store = await stack.enter_async_context(STORES[request.param](timing, log_length))
-            for node in NODES:
+        async def make(timing: Timing = TIMING, log_length: int = 10_000, *, nodes: Sequence[str] = NODES) -> Store:
+            store = await stack.enter_async_context(STORES[request.param](timing, log_length, redis_url))
+            for node in nodes:
                 await store.renew(node, T)
             return store
 
@@ -434,8 +434,8 @@ async def test_a_release_of_a_user_never_seen_changes_nothing(store: Store) -> N
 
 async def test_a_lease_is_new_the_first_time_and_prolonged_from_then_on(make_store: MakeStore) -> None:
     store = await make_store()
-    assert not await store.renew("n3", T)
-    assert await store.renew("n3", T + 1)
+    assert not (await store.renew("n3", T)).held
+    assert (await store.renew("n3", T + 1)).held
 
 
 @pytest.mark.parametrize("node", ["n1", "never heard of"])
@@ -508,7 +508,7 @@ async def test_a_user_who_was_inactive_when_a_node_died_is_away_because_inactive
 async def test_a_node_that_lost_its_lease_gets_a_new_one_and_registers_again(store: Store) -> None:
     await store.connect(tab(), T)
     await store.sweep(T + LEASE)
-    assert not await store.renew("n1", T + LEASE + 1)
+    assert not (await store.renew("n1", T + LEASE + 1)).held
     back = await store.connect(tab(), T + LEASE + 2)
     assert (changes(back), back.resumed) == ([], True)
     assert (await store.explain("acme", "alice")).connections == (tab(),)
@@ -519,6 +519,36 @@ async def test_a_lease_is_never_shortened_by_a_clock_behind(store: Store) -> Non
     await store.renew("n1", T - 3_000)
     await store.sweep(T + LEASE - 1)
     assert (await store.explain("acme", "alice")).connections == (tab(),)
+
+
+async def test_the_connections_that_count_for_a_node_are_those_it_registered_and_did_not_end(store: Store) -> None:
+    mine, bobs, theirs = tab("one", profile=Profile(name="Alice")), tab(user="bob", tenant="other"), tab(node="n2")
+    for connection in (mine, bobs, theirs, tab("ended")):
+        await store.connect(connection, T)
+    await store.disconnect(tab("ended"), Ending.LOST, T)
+    assert sorted(await store.connections("n1"), key=lambda c: c.id) == [mine, bobs]
+    assert list(await store.connections("n2")) == [theirs]
+    assert list(await store.connections("never heard of")) == []
+
+
+async def test_no_connection_counts_for_a_node_that_died(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.sweep(T + LEASE - 1)
+    assert list(await store.connections("n1")) == [tab()]
+    await store.sweep(T + LEASE)
+    assert list(await store.connections("n1")) == []
+    await store.renew("n1", T + LEASE)
+    assert list(await store.connections("n1")) == []
+
+
+async def test_a_lease_says_whether_the_log_goes_on_from_where_the_node_is(store: Store) -> None:
+    assert (await store.renew("n1", T)).log_continues
+    assert (await store.renew("n1", T, position=0)).log_continues
+    assert not (await store.renew("n1", T, position=1)).log_continues
+    first, second = await store.connect(tab(), T), await store.connect(tab(user="bob"), T)
+    for held in (0, first.position, second.position):
+        assert (await store.renew("n1", T, position=held)).log_continues
+    assert not (await store.renew("n1", T, position=second.position + 1)).log_continues
 
 
 async def test_two_sweepers_commit_each_change_once(store: Store) -> None:
@@ -541,6 +571,360 @@ async def test_a_sweeper_whose_clock_is_behind_undoes_nothing(store: Store) -> N
         "alice v2: online -> away (inactive)",
     ]
     assert changes(await store.sweep(T)) == []
+
+
+# Outages: from T on, when both nodes renewed last, until one returns
+
+
+RETURN = T + 30_000
+END = RETURN + LEASE
+"""Until when nothing runs out that had not before the outage."""
+
+
+async def test_a_grace_that_ran_out_while_nobody_could_renew_runs_on_for_a_lease(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T + 1)
+    await store.renew("n1", RETURN, returning=True)
+    assert await sweep(store, RETURN) == []
+    assert await sweep(store, END - 1) == []
+    assert await sweep(store, END) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_a_ttl_that_ran_out_while_nobody_could_renew_runs_on_for_a_lease(make_store: MakeStore) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, ttl=20_000))
+    await store.beat("n1", [hold(T)])
+    await store.renew("n1", RETURN, returning=True)
+    assert await sweep(store, END - 1) == []
+    assert await sweep(store, END) == ["alice v2: online -> offline (heartbeats stopped)"]
+
+
+async def test_a_lease_that_ran_out_while_nobody_could_renew_runs_on_for_a_lease(store: Store) -> None:
+    await store.connect(tab("back", user="alice", node="n1"), T)
+    await store.connect(tab("gone", user="bob", node="n2"), T)
+    assert (await store.renew("n1", RETURN, returning=True)).held
+    assert changes(await store.sweep(END - 1)) == []
+    assert list(await store.connections("n2")) == [tab("gone", user="bob", node="n2")]
+    await store.renew("n1", END - 1)
+    # The other node never came back: its clients' grace begins when its lease is over.
+    assert changes(await store.sweep(END)) == []
+    assert await store.connections("n2") in ([], ())
+    assert await sweep(store, END + GRACE - 1) == []
+    assert await sweep(store, END + GRACE) == ["bob v2: online -> offline (node died)"]
+    assert list(await store.connections("n1")) == [tab("back", user="alice", node="n1")]
+
+
+async def test_each_node_that_comes_back_within_a_lease_of_the_first_has_lost_nothing(store: Store) -> None:
+    await store.connect(tab(node="n2"), T)
+    await store.renew("n1", RETURN, returning=True)
+    await store.sweep(END - 1)
+    assert (await store.renew("n2", END - 1, returning=True)).held
+    assert list(await store.connections("n2")) == [tab(node="n2")]
+    assert changes(await store.sweep(END)) == []
+
+
+async def test_only_a_node_that_could_not_renew_says_that_there_was_an_outage(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T + 1)
+    await store.renew("n1", RETURN)
+    assert changes(await store.sweep(RETURN)) == ["alice v2: online -> offline (connection lost)"]
+
+
+@pytest.mark.parametrize("node", ["n1", "new"])
+async def test_there_was_no_outage_where_another_node_could_renew(store: Store, node: str) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, RETURN - GRACE)
+    await store.renew("n2", RETURN - OUTAGE + 1)
+    await store.renew(node, RETURN, returning=True)
+    assert await sweep(store, RETURN) == ["alice v2: online -> offline (connection lost)"]
+
+
+@pytest.mark.parametrize("node", ["n1", "new"])
+async def test_a_second_without_a_renewal_is_an_outage(store: Store, node: str) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, RETURN - GRACE)
+    await store.renew("n2", RETURN - OUTAGE)
+    await store.renew(node, RETURN, returning=True)
+    assert await sweep(store, END - 1) == []
+    assert await sweep(store, END) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_a_renewal_by_a_clock_behind_makes_no_outage_of_the_time_since(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, RETURN - GRACE)
+    await store.renew("n2", RETURN - 1)
+    await store.renew("n1", RETURN - 3_000)
+    await store.renew("new", RETURN, returning=True)
+    assert await sweep(store, RETURN) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_the_first_node_ever_finds_no_outage(make_store: MakeStore) -> None:
+    store = await make_store(nodes=())
+    await store.renew("n1", T, returning=True)
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T)
+    assert await sweep(store, T + GRACE) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_what_had_run_out_before_the_outage_is_not_prolonged(store: Store) -> None:
+    for user in ("alice", "bob"):
+        await store.connect(tab(user=user), T - 2 * GRACE)
+        await store.disconnect(tab(user=user), Ending.LOST, T - 1 - GRACE)
+    await store.renew("n1", RETURN, returning=True)
+    back = await store.connect(tab("two"), RETURN)
+    assert changes(back) == ["alice v2: online -> offline (connection lost)", "alice v3: offline -> online (connected)"]
+    assert not back.resumed
+    assert await sweep(store, RETURN) == ["bob v2: online -> offline (connection lost)"]
+
+
+async def test_coming_back_within_a_prolonged_grace_emits_nothing_and_says_so(store: Store) -> None:
+    for user in ("alice", "bob"):
+        await store.connect(tab(user=user), T)
+        await store.disconnect(tab(user=user), Ending.LOST, T + 1)
+    await store.renew("n1", RETURN, returning=True)
+    back = await store.connect(tab("two"), END - 1)
+    assert (changes(back), back.resumed) == ([], True)
+    late = await store.connect(tab("two", user="bob"), END)
+    assert changes(late) == ["bob v2: online -> offline (connection lost)", "bob v3: offline -> online (connected)"]
+    assert not late.resumed
+
+
+async def test_a_goodbye_or_a_release_right_after_an_outage_takes_the_user_offline_at_once(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.connect(tab(user="bob"), T)
+    await store.disconnect(tab(user="bob"), Ending.LOST, T + 1)
+    await store.renew("n1", RETURN, returning=True)
+    goodbye = await store.disconnect(tab(), Ending.GOODBYE, RETURN + 1)
+    assert changes(goodbye) == ["alice v2: online -> offline (goodbye)"]
+    assert changes(await store.release("acme", "bob", RETURN + 1)) == ["bob v2: online -> offline (released)"]
+
+
+async def test_a_connection_lost_right_after_an_outage_holds_its_user_until_nothing_is_prolonged_any_more(
+    store: Store,
+) -> None:
+    await store.connect(tab(), T)
+    await store.connect(tab(user="bob"), T)
+    await store.renew("n1", RETURN, returning=True)
+    await store.disconnect(tab(), Ending.LOST, RETURN + 1)
+    await store.disconnect(tab(user="bob"), Ending.LOST, END - GRACE + 1)
+    assert await sweep(store, END - 1) == []
+    assert await sweep(store, END) == ["alice v2: online -> offline (connection lost)"]
+    assert await sweep(store, END + 1) == ["bob v2: online -> offline (connection lost)"]
+
+
+async def test_a_user_turns_away_in_an_outage_as_at_any_time(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n1", T + AWAY_AFTER - 1, returning=True)
+    assert await sweep(store, T + AWAY_AFTER - 1) == []
+    assert await sweep(store, T + AWAY_AFTER) == ["alice v2: online -> away (inactive)"]
+
+
+# Giving back what the store lost
+
+
+def known(user: str = "alice", status: Status = Status.ONLINE, version: int = 7, **values: Any) -> UserStatus:
+    """What a node knows of a user."""
+    times = {"active_at": T - 100, "online_since": None if status is Status.OFFLINE else T - 200}
+    return UserStatus(tenant="acme", user_id=user, status=status, version=version, **(times | values))
+
+
+RESTORED_BY = T + LEASE + GRACE
+"""Until when nodes have time to register what was lost."""
+EVERYTHING = known(
+    active_at=T + 10, online_since=T - 7, profile=Profile(name="Alice"), meta_json=b'{"a":1}', ttl_until=T + 50_000
+)
+
+
+@pytest.mark.parametrize("status_known", [Status.ONLINE, Status.AWAY])
+async def test_a_user_whom_the_store_lost_is_as_a_node_knows_them(store: Store, status_known: Status) -> None:
+    given = msgspec.structs.replace(EVERYTHING, status=status_known)
+    commit = await store.restore("n1", [given], T)
+    assert changes(commit) == [f"alice v7: offline -> {status_known} (restored)"]
+    assert (commit.transitions[0].now, commit.transitions[0].at) == (given, T)
+    assert await status(store) == given
+
+
+async def test_a_user_of_a_lower_version_here_is_as_a_node_knows_them(store: Store) -> None:
+    await store.connect(tab(profile=Profile(name="A.", role="user")), T)
+    await store.beat("n1", [hold(T, meta={"b": 2})])
+    await store.disconnect(tab(), Ending.LOST, T)
+    commit = await store.restore("n1", [EVERYTHING], T)
+    assert changes(commit) == ["alice v7: online -> online (restored)"]
+    assert await status(store) == EVERYTHING
+
+
+async def test_what_a_node_does_not_know_is_not_kept_from_a_lower_version(store: Store) -> None:
+    await store.connect(tab(profile=Profile(name="A.")), T - 100)
+    await store.beat("n1", [hold(T - 100, meta={"b": 2})])
+    await store.restore("n1", [known()], T)
+    assert await status(store) == known()
+
+
+@pytest.mark.parametrize(
+    ("active_at", "expected"), [(T - 1, T), (T + 1, T + 1), (None, T)], ids=["earlier", "later", "never"]
+)
+async def test_a_restored_user_was_last_active_when_either_says_so_last(
+    store: Store, active_at: int | None, expected: int
+) -> None:
+    await store.connect(tab(), T)
+    commit = await store.restore("n1", [known(active_at=active_at)], T)
+    assert commit.transitions[0].now.active_at == expected
+    assert (await status(store)).active_at == expected
+
+
+async def test_a_restored_user_without_a_connection_is_held_for_a_lease_and_a_grace(store: Store) -> None:
+    await store.restore("n1", [known()], T)
+    assert (await store.explain("acme", "alice")).grace_until == RESTORED_BY
+    assert await sweep(store, RESTORED_BY - 1) == []
+    assert await sweep(store, RESTORED_BY) == ["alice v8: online -> offline (node died)"]
+
+
+async def test_a_restored_user_whom_a_ttl_holds_longer_stays_for_that(store: Store) -> None:
+    await store.restore("n1", [known(ttl_until=T + 50_000)], T)
+    assert await sweep(store, T + 49_999) == []
+    assert await sweep(store, T + 50_000) == ["alice v8: online -> offline (heartbeats stopped)"]
+
+
+async def test_a_connection_of_a_restored_user_that_is_registered_in_time_is_silent(store: Store) -> None:
+    await store.restore("n1", [known()], T)
+    back = await store.connect(tab(node="n2"), RESTORED_BY - 1)
+    assert (changes(back), back.resumed) == ([], True)
+    assert await sweep(store, RESTORED_BY) == []
+    goodbye = await store.disconnect(tab(node="n2"), Ending.GOODBYE, RESTORED_BY)
+    assert changes(goodbye) == ["alice v8: online -> offline (goodbye)"]
+
+
+async def test_a_restored_user_with_a_connection_here_is_held_by_it_alone(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert changes(await store.restore("n2", [known()], T)) == ["alice v7: online -> online (restored)"]
+    assert (await store.explain("acme", "alice")).grace_until is None
+    assert await sweep(store, RESTORED_BY) == []
+    goodbye = await store.disconnect(tab(), Ending.GOODBYE, RESTORED_BY)
+    assert changes(goodbye) == ["alice v8: online -> offline (goodbye)"]
+
+
+async def test_a_user_with_a_connection_here_is_there_whatever_a_node_knows_of_before(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.connect(tab(user="bob"), T)
+    given = [known("alice", Status.OFFLINE), known("bob", Status.AWAY)]
+    assert changes(await store.restore("n2", given, T)) == [
+        "alice v7: online -> offline (restored)",
+        "alice v8: offline -> online (connected)",
+        "bob v7: online -> away (restored)",
+        "bob v8: away -> online (connected)",
+    ]
+    assert await sweep(store, RESTORED_BY) == []
+    assert await sweep(store, T + AWAY_AFTER) == [
+        "alice v9: online -> away (inactive)",
+        "bob v9: online -> away (inactive)",
+    ]
+
+
+@pytest.mark.parametrize("ending", [Ending.GOODBYE, Ending.KICKED, Ending.TOKEN_EXPIRED, Ending.LOST])
+async def test_until_all_are_registered_again_no_ending_takes_a_user_offline(store: Store, ending: Ending) -> None:
+    for user in ("alice", "carol"):
+        await store.connect(tab(user=user), T)
+    await store.restore("n1", [known("bob")], T)
+    assert changes(await store.disconnect(tab(), ending, T + 1)) == []
+    assert changes(await store.disconnect(tab(user="carol"), ending, T + 1)) == []
+    back = await store.connect(tab("two", node="n2"), RESTORED_BY - 1)
+    assert (changes(back), back.resumed) == ([], True)
+    assert await sweep(store, RESTORED_BY - 1) == []
+    assert sorted(await sweep(store, RESTORED_BY)) == [
+        "bob v8: online -> offline (node died)",
+        f"carol v2: online -> offline ({ending})",
+    ]
+
+
+async def test_a_grace_that_is_longer_than_all_need_to_register_again_stays_so(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.restore("n1", [known("bob", Status.OFFLINE)], T)
+    await store.disconnect(tab(), Ending.LOST, RESTORED_BY - 1)
+    assert await sweep(store, RESTORED_BY - 2 + GRACE) == []
+    assert await sweep(store, RESTORED_BY - 1 + GRACE) == ["alice v2: online -> offline (connection lost)"]
+
+
+async def test_a_release_takes_a_restored_user_offline_at_once(store: Store) -> None:
+    await store.restore("n1", [known()], T)
+    assert changes(await store.release("acme", "alice", T)) == ["alice v8: online -> offline (released)"]
+
+
+async def test_where_nothing_was_lost_endings_are_as_ever(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.connect(tab(user="bob"), T)
+    await store.restore("n1", [known(version=1), known("bob", Status.AWAY, version=1)], T)
+    goodbye = await store.disconnect(tab(), Ending.GOODBYE, T)
+    assert changes(goodbye) == ["alice v2: online -> offline (goodbye)"]
+
+
+async def test_a_restored_user_turns_away_as_any_other(store: Store) -> None:
+    await store.connect(tab(), T - 100)
+    await store.restore("n1", [known(active_at=T)], T)
+    assert await sweep(store, T + AWAY_AFTER - 1) == []
+    assert await sweep(store, T + AWAY_AFTER) == ["alice v8: online -> away (inactive)"]
+
+
+async def test_a_user_who_is_offline_is_restored_with_when_they_were_last_seen(store: Store) -> None:
+    gone = known(status=Status.OFFLINE, profile=Profile(name="Alice"), meta_json=b"{}")
+    commit = await store.restore("n1", [gone], T)
+    assert changes(commit) == ["alice v7: offline -> offline (restored)"]
+    assert await status(store) == gone
+    assert await sweep(store, T + TTL) == []
+
+
+async def test_a_user_held_here_goes_offline_where_a_node_knows_that_they_went(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T)
+    gone = known(status=Status.OFFLINE, active_at=T)
+    assert changes(await store.restore("n1", [gone], T)) == ["alice v7: online -> offline (restored)"]
+    assert await status(store) == gone
+    assert (await store.explain("acme", "alice")).grace_until is None
+    assert await sweep(store, T + TTL) == []
+    assert changes(await store.connect(tab("two"), T + TTL)) == ["alice v8: offline -> online (connected)"]
+
+
+async def test_of_two_statuses_of_one_version_the_store_s_gets_a_version_that_nobody_has_seen(store: Store) -> None:
+    for other, user in [(Status.AWAY, "alice"), (Status.OFFLINE, "bob")]:
+        before = (await store.connect(tab(user=user), T)).transitions[0].now
+        commit = await store.restore("n1", [known(user, other, version=1, active_at=T + 9)], T + 5)
+        assert changes(commit) == [f"{user} v2: online -> online (restored)"]
+        assert await status(store, user) == msgspec.structs.replace(before, version=2)
+
+
+async def test_what_the_store_has_is_not_changed_by_what_was_before(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.KICKED, T)
+    await store.connect(tab(), T)
+    before = await store.snapshot()
+    assert (await status(store)).version == 3
+    for version, status_known in [(1, Status.AWAY), (2, Status.OFFLINE), (3, Status.ONLINE)]:
+        commit = await store.restore("n1", [known(status=status_known, version=version, active_at=T + 9)], T)
+        assert (changes(commit), commit.position) == ([], before.position)
+    assert changes(await store.restore("n1", [], T)) == []
+    assert await store.snapshot() == before
+
+
+async def test_what_was_given_back_once_changes_nothing_the_second_time(store: Store) -> None:
+    for node in NODES:
+        assert len((await store.restore(node, [known("alice"), known("bob")], T)).transitions) == (node == "n1") * 2
+    assert await sweep(store, RESTORED_BY - 1) == []
+
+
+async def test_a_node_without_a_lease_gives_back_nothing(store: Store) -> None:
+    before = await store.snapshot()
+    with pytest.raises(LeaseLostError):
+        await store.restore("never heard of", [known()], T)
+    assert await store.snapshot() == before
+
+
+async def test_every_version_that_is_given_back_is_a_transition_on_the_log(store: Store) -> None:
+    start = (await store.connect(tab(), T)).position
+    names = ["alice", *(f"user-{number}" for number in range(450))]
+    commit = await store.restore("n1", [known(name, version=5) for name in names], T)
+    assert [(t.user_id, t.now.version) for t in commit.transitions] == [(name, 5) for name in names]
+    assert list(await store.read(start, wait=False)) == list(commit.transitions)
+    assert commit.position == (await store.snapshot()).position == commit.transitions[-1].position
+    assert [t.reason for t in (await store.explain("acme", "alice")).transitions] == ["connected", "restored"]
 
 
 # Versions, tenants, profile and meta
@@ -640,8 +1024,35 @@ async def test_activity_is_logged_where_it_is_news_of_a_user_who_is_there(store:
     connected = await store.connect(tab(), T)
     commit = await store.beat("n1", [pulse(T + 1, meta={"a": 1}), pulse(T + 1, "nobody"), pulse(T + 1, meta={"a": 1})])
     assert list(await store.read(connected.position, wait=False)) == [
-        Activity(position=commit.position, tenant="acme", user_id="alice", active_at=T + 1, meta_json=b'{"a":1}')
+        Activity(
+            position=commit.position, tenant="acme", user_id="alice", version=1, active_at=T + 1, meta_json=b'{"a":1}'
+        )
     ]
+
+
+async def test_a_ttl_is_logged_where_it_grows_and_where_a_release_ends_it(store: Store) -> None:
+    start = (await store.connect(tab(), T)).position
+    held = await store.beat("n1", [hold(T + 1)])
+    older = await store.beat("n1", [hold(T)])
+    released = await store.release("acme", "alice", T + 2)
+    again = await store.release("acme", "alice", T + 3)
+
+    def activity(commit: Commit, **values: Any) -> Activity:
+        return Activity(position=commit.position, tenant="acme", user_id="alice", version=1, **values)
+
+    assert list(await store.read(start, wait=False)) == [
+        activity(held, active_at=T + 1, ttl_until=T + 1 + TTL),
+        activity(released, ttl_until=0),
+    ]
+    assert (older.position, again.position) == (held.position, released.position)
+
+
+async def test_a_transition_carries_the_ttl_of_a_user_whom_it_brings_online(store: Store) -> None:
+    commit = await store.beat("n1", [hold(T)])
+    assert commit.transitions[0].now.ttl_until == T + TTL
+    assert list(await store.read(0, wait=False)) == list(commit.transitions)
+    commit = await store.release("acme", "alice", T)
+    assert commit.transitions[0].now.ttl_until is None
 
 
 async def test_a_waiting_reader_gets_what_is_committed_next(store: Store) -> None:
@@ -698,6 +1109,10 @@ async def test_the_log_applied_to_any_snapshot_rebuilds_the_state(store: Store) 
     await photograph()
     await store.beat("n2", [hold(T + 1, "bob", meta={"a": 1}), pulse(T + 1)])
     await photograph()
+    await store.beat("n2", [hold(T + 1)])
+    await photograph()
+    await store.release("acme", "alice", T + 1)
+    await photograph()
     await store.disconnect(tab(), Ending.LOST, T + 2)
     await sweep(store, T + 2 + GRACE)
     await photograph()
@@ -722,7 +1137,7 @@ async def test_explain_tells_connections_and_leases_of_an_online_user(store: Sto
     assert explanation.status == await status(store)
     assert sorted(c.id for c in explanation.connections) == ["acme/alice/one", "acme/alice/two"]
     assert explanation.leases == {"n1": T + LEASE, "n2": T + 1_000 + LEASE}
-    assert (explanation.grace_until, explanation.ttl_until) == (None, T + TTL)
+    assert (explanation.grace_until, explanation.status.ttl_until) == (None, T + TTL)
     assert [t.now.version for t in explanation.transitions] == [1]
     assert explanation.because == "2 live connections (socketio)"
 
@@ -732,7 +1147,7 @@ async def test_explain_tells_the_grace_of_a_user_who_lost_the_connection(store: 
     await store.disconnect(tab(), Ending.LOST, T)
     explanation = await store.explain("acme", "alice")
     assert (explanation.connections, explanation.leases) == ((), {})
-    assert (explanation.grace_until, explanation.ttl_until) == (T + GRACE, None)
+    assert (explanation.grace_until, explanation.status.ttl_until) == (T + GRACE, None)
     assert explanation.because == "no connection lives, and the grace after the last one runs"
 
 
@@ -742,7 +1157,7 @@ async def test_explain_tells_the_ttl_where_it_outlasts_the_grace(store: Store) -
     await store.disconnect(tab(), Ending.LOST, T)
     await sweep(store, T + GRACE)
     explanation = await store.explain("acme", "alice")
-    assert explanation.ttl_until == T + TTL
+    assert explanation.status.ttl_until == T + TTL
     assert explanation.because == "no connection lives, and the last heartbeat is younger than the TTL"
 
 
@@ -763,7 +1178,7 @@ async def test_explain_tells_what_took_a_user_offline_and_the_last_transitions_o
         ("offline", "online", "connected"),
         ("online", "offline", "released"),
     ]
-    assert (explanation.grace_until, explanation.ttl_until) == (None, None)
+    assert (explanation.grace_until, explanation.status.ttl_until) == (None, None)
     assert explanation.because == "the last change was: released"
 
 

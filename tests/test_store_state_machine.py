@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -118,6 +118,7 @@ class StoreMachine(RuleBasedStateMachine):
     """One store, used by three nodes."""
 
     make_store: MakeStore
+    redis_url: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, timing: Timing, skews: tuple[int, ...]) -> None:
         self.timing = timing
         self.skew = dict(zip(NODES, skews, strict=True))
-        self.opened = self.make_store(timing, 100_000)
+        self.opened = self.make_store(timing, 100_000, self.redis_url)
         self.store: Store = self.run(self.opened.__aenter__())
         self.real = START
         self.latest = START
@@ -194,7 +195,9 @@ class StoreMachine(RuleBasedStateMachine):
     def renew_running(self) -> None:
         for node in sorted(self.running):
             now = self.clock(node)
-            assert self.run(self.store.renew(node, now)) == (node in self.leases)
+            lease = self.run(self.store.renew(node, now, position=self.log[-1].position if self.log else 0))
+            assert lease.held == (node in self.leases)
+            assert lease.log_continues
             self.leases[node] = max(self.leases.get(node, 0), now + self.timing.lease)
 
     # What happens
@@ -376,6 +379,7 @@ class StoreMachine(RuleBasedStateMachine):
             user = self.users[key]
             assert status.online == user.online
             assert status.online_since == user.since
+            assert status.ttl_until == (user.ttl or None)
             assert status.active_at == user.active_at
             assert status.meta_json == user.meta
             assert status.profile == user.profile
@@ -387,6 +391,16 @@ class StoreMachine(RuleBasedStateMachine):
                 assert status.status.value == "away"
             elif self.latest - user.active_at < self.timing.away_after:
                 assert status.status.value == "online"
+
+    @invariant()
+    def a_node_s_connections_are_those_of_its_users(self) -> None:
+        async def registered() -> list[Sequence[Connection]]:
+            return await asyncio.gather(*(self.store.connections(node) for node in NODES))
+
+        live = self.live()
+        for node, connections in zip(NODES, self.run(registered()), strict=True):
+            expected = [f"{key}/{where}/{tab}" for key, where, tab in live if where == node]
+            assert sorted(connection.id for connection in connections) == sorted(expected)
 
     @invariant()
     def every_change_is_one_transition_with_the_next_version(self) -> None:
@@ -405,6 +419,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_store_does_what_the_model_says(store: str) -> None:
-    machine = type(f"StoreMachine[{store}]", (StoreMachine,), {"make_store": staticmethod(STORES[store])})
+def test_a_store_does_what_the_model_says(store: str, redis_url: str) -> None:
+    members = {"make_store": staticmethod(STORES[store]), "redis_url": redis_url}
+    machine = type(f"StoreMachine[{store}]", (StoreMachine,), members)
     run_state_machine_as_test(machine, settings=PROFILE)

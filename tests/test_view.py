@@ -1,3 +1,5 @@
+from typing import Any
+
 import msgspec
 
 from gateway.presence.model import Activity, Event, Profile, Status, Transition, UserStatus
@@ -13,6 +15,10 @@ def user(name: str = "alice", status: Status = ONLINE, version: int = 1, tenant:
 
 def change(position: int, now: UserStatus, was: Status = OFFLINE) -> Transition:
     return Transition(position=position, at=10, was=was, now=now, reason="connected")
+
+
+def activity(position: int, name: str = "alice", version: int = 1, **values: Any) -> Activity:
+    return Activity(position=position, tenant="acme", user_id=name, version=version, **values)
 
 
 def ids(view: View, tenant: str = "acme", *, after: str | None = None, limit: int | None = None) -> list[str]:
@@ -46,9 +52,7 @@ def test_applying_an_entry_twice_or_an_older_one_changes_nothing() -> None:
 def test_activity_is_applied_and_is_no_transition() -> None:
     view = View()
     view.apply([change(1, user())])
-    news = Activity(
-        position=2, tenant="acme", user_id="alice", active_at=20, meta_json=b'{"a":1}', profile=Profile(name="A")
-    )
+    news = activity(2, active_at=20, meta_json=b'{"a":1}', profile=Profile(name="A"))
     assert view.apply([news]) == []
     expected = msgspec.structs.replace(user(), active_at=20, meta_json=b'{"a":1}', profile=Profile(name="A"))
     assert view.status("acme", "alice") == expected
@@ -59,10 +63,33 @@ def test_activity_older_than_what_is_known_changes_nothing() -> None:
     view = View()
     known = msgspec.structs.replace(user(), meta_json=b'{"new":1}', profile=Profile(name="new"))
     view.load(Snapshot(5, (known,)))
-    view.apply(
-        [Activity(position=4, tenant="acme", user_id="alice", meta_json=b'{"old":1}', profile=Profile(name="old"))]
-    )
+    view.apply([activity(4, meta_json=b'{"old":1}', profile=Profile(name="old"))])
     assert view.status("acme", "alice") == known
+
+
+def test_activity_of_another_version_than_the_known_changes_nothing_and_moves_the_position() -> None:
+    view = View()
+    known = user(version=3)
+    view.load(Snapshot(5, (known,)))
+    assert view.apply([activity(6, version=2, active_at=20, meta_json=b"{}", ttl_until=90)]) == []
+    assert view.apply([activity(7, version=4, active_at=20, meta_json=b"{}", ttl_until=90)]) == []
+    assert (view.status("acme", "alice"), view.position) == (known, 7)
+
+
+def test_activity_of_a_user_who_is_not_known_makes_nobody_known() -> None:
+    view = View()
+    view.apply([activity(1, version=1, active_at=20)])
+    assert view.status("acme", "alice") == UserStatus(tenant="acme", user_id="alice")
+
+
+def test_a_transition_is_told_from_what_was_known_here() -> None:
+    view = View()
+    view.load(Snapshot(1, (user("alice"), user("bob"))))
+    # By the log, both were offline before: the store lost that they had come, which was told here already.
+    away, back = change(2, user("alice", AWAY, 3), OFFLINE), change(3, user("bob", ONLINE, 3), OFFLINE)
+    news = view.apply([away, back])
+    assert news == [change(2, away.now, ONLINE), change(3, back.now, ONLINE)]
+    assert [transition.event for transition in news] == [Event.CHANGED, None]
 
 
 def test_a_snapshot_is_the_truth_and_tells_the_net_change_of_each_user_who_changed_unseen() -> None:
@@ -79,6 +106,55 @@ def test_a_snapshot_is_the_truth_and_tells_the_net_change_of_each_user_who_chang
     assert view.position == 9
     assert ids(view) == ["alice", "bob", "carol", "dave"]
     assert view.status("acme", "carol").version == 3
+
+
+def test_what_is_known_here_by_a_higher_version_than_the_snapshot_s_stays() -> None:
+    view = View()
+    view.load(Snapshot(5, (user("alice", AWAY, 4), user("bob", OFFLINE, 2), user("carol"))))
+    missed = view.load(Snapshot(3, (user("alice", ONLINE, 3), user("bob", ONLINE, 1))))
+    assert missed == []
+    assert view.status("acme", "alice") == user("alice", AWAY, 4)
+    assert view.status("acme", "bob") == user("bob", OFFLINE, 2)
+    assert view.status("acme", "carol") == user("carol")
+    assert ids(view) == ["alice", "carol"]
+    assert view.position == 3  # that of the log which goes on
+
+
+def test_a_snapshot_s_news_without_a_version_is_taken_and_told_to_nobody() -> None:
+    view = View()
+    view.load(Snapshot(5, (user("alice"), user("bob"))))
+    active = msgspec.structs.replace(user("alice"), active_at=20, meta_json=b"{}", ttl_until=90)
+    contradiction = msgspec.structs.replace(user("bob", AWAY), active_at=20)
+    assert view.load(Snapshot(9, (active, contradiction))) == []
+    assert view.status("acme", "alice") == active
+    assert view.status("acme", "bob") == user("bob")  # until it has a version that nobody has seen
+    assert view.online("acme") == [active, user("bob")]
+
+
+def test_a_view_is_ahead_of_a_snapshot_that_lost_or_contradicts_what_is_known_here() -> None:
+    view = View()
+    known = {
+        "same": user("same"),
+        "unknown there": user("unknown there", OFFLINE, 2),
+        "older there": user("older there", AWAY, 3),
+        "newer there": user("newer there", ONLINE, 3),
+        "another there": user("another there", AWAY, 3),
+        "more active there": user("more active there"),
+    }
+    view.load(Snapshot(5, tuple(known.values())))
+    snapshot = Snapshot(
+        4,
+        (
+            user("same"),
+            user("older there", ONLINE, 2),
+            user("newer there", OFFLINE, 4),
+            user("another there", ONLINE, 3),
+            msgspec.structs.replace(user("more active there"), active_at=20),
+            user("unknown here"),
+        ),
+    )
+    assert view.ahead_of(snapshot) == [known["unknown there"], known["older there"], known["another there"]]
+    assert view.ahead_of(Snapshot(6, tuple(known.values()))) == []
 
 
 def test_statuses_come_in_the_order_asked() -> None:

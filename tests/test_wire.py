@@ -120,11 +120,10 @@ def test_user_status_changed() -> None:
 def test_an_explanation() -> None:
     tab = Connection(tenant="acme", user_id="alice", id="tab", node="n1", door="socketio", connected_at=1_000)
     explanation = Explanation(
-        status=ALICE,
+        status=msgspec.structs.replace(ALICE, ttl_until=5_000),
         connections=(tab,),
         leases={"n1": 9_000},
         grace_until=None,
-        ttl_until=5_000,
         transitions=(change(Status.ONLINE, ALICE),),
     )
     assert sent(wire.explained(explanation)) == {

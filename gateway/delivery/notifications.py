@@ -20,24 +20,37 @@ class Delivery(msgspec.Struct, frozen=True):
     """What became of a notification."""
 
     sent: bool
-    """True where it was written to at least one connection."""
+    """True where it was written to a connection here, or went out to other nodes for a user who is online."""
     method: Literal["realtime"] | None
     """``realtime`` where it was; None where the user has no connection, and it is gone."""
 
 
-def notify(connections: Connections, tenant: str, user_id: str, event: str, data: object) -> Delivery:
-    """Send an event to every live connection of a user on this node.
+class Notification(msgspec.Struct, frozen=True):
+    """An event for all connections of one user, as it travels between nodes."""
 
-    Raises:
-        InvalidPayloadError: `event` is empty or one of the gateway's own, or `data` cannot be written as JSON.
-    """
-    if not event or event in _RESERVED:
-        raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
-    try:
-        payload = msgspec.Raw(wire.encode(data))  # once, whatever the recipients' codecs
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidPayloadError(f"data must be JSON: {error}") from None
-    recipients = connections.of_user(tenant, user_id)
-    for live in recipients:
-        live.emit(event, payload)
-    return Delivery(sent=bool(recipients), method="realtime" if recipients else None)
+    tenant: str
+    user_id: str
+    event: str
+    data: msgspec.Raw
+    """As JSON: encoded once, whatever the recipients' codecs."""
+
+    @classmethod
+    def of(cls, tenant: str, user_id: str, event: str, data: object) -> Notification:
+        """Check and encode one.
+
+        Raises:
+            InvalidPayloadError: `event` is empty or one of the gateway's own, or `data` cannot be written as JSON.
+        """
+        if not event or event in _RESERVED:
+            raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
+        try:
+            return cls(tenant, user_id, event, msgspec.Raw(wire.encode(data)))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidPayloadError(f"data must be JSON: {error}") from None
+
+    def deliver(self, connections: Connections) -> int:
+        """Write it to the user's connections to this node, and return to how many."""
+        recipients = connections.of_user(self.tenant, self.user_id)
+        for live in recipients:
+            live.emit(self.event, self.data)
+        return len(recipients)

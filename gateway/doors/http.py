@@ -25,9 +25,11 @@ from gateway.errors import (
     InternalError,
     InvalidPayloadError,
     NotFoundError,
+    NotReadyError,
     RateLimitedError,
     RefusedError,
     RequestError,
+    StoreUnavailableError,
     TokenInvalidError,
     UnavailableError,
 )
@@ -38,6 +40,7 @@ from gateway.requests import encode_meta, page_of_online, validate
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
+    from gateway.cluster import Cluster
     from gateway.connections import Connections
     from gateway.origins import Origins
     from gateway.presence.store import Store
@@ -50,6 +53,10 @@ _log = structlog.get_logger(__name__)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 _MAX_SAFE_INTEGER = 2**53 - 1
 """The greatest integer that JavaScript's numbers hold exactly."""
+
+
+CLOCK_TOLERANCE = 1000
+"""Milliseconds that this machine's clock may differ from Redis's before an operator is told."""
 
 
 class Caller(StrEnum):
@@ -98,7 +105,8 @@ class HTTPDoor:
     Args:
         settings: sizes and rates.
         origins: which pages may read the answers.
-        connections: which live connections to close.
+        connections: whose pages hear of a change before an answer knows of it.
+        cluster: which live connections to close.
         tracker: where commands go.
         view: what reads are answered from.
         store: what explains a user.
@@ -110,6 +118,7 @@ class HTTPDoor:
         settings: Settings,
         origins: Origins,
         connections: Connections,
+        cluster: Cluster,
         tracker: Tracker,
         view: View,
         store: Store,
@@ -118,6 +127,7 @@ class HTTPDoor:
         self._settings = settings
         self._origins = origins
         self._connections = connections
+        self._cluster = cluster
         self._tracker = tracker
         self._view = view
         self._store = store
@@ -219,7 +229,7 @@ class HTTPDoor:
             Operation(
                 method="GET",
                 path="/health/ready",
-                summary="Whether this node takes new connections; 503 while it drains",
+                summary="Whether this node takes new connections; 503 while it drains or the store is away",
                 caller=Caller.ANYONE,
                 answers=wire.Health,
                 handler=self._ready,
@@ -247,13 +257,14 @@ class HTTPDoor:
         return wire.explained(await self._store.explain(call.tenant, call.path["id"]))
 
     async def _disconnect(self, call: Call) -> wire.Closed:
-        return wire.Closed(closed=await self._connections.end_user(call.tenant, call.path["id"]))
+        closed = await self._cluster.disconnect(call.tenant, call.path["id"], self._tracker.now())
+        return wire.Closed(closed=closed)
 
     async def _heartbeat(self, call: Call) -> wire.HeartbeatRecorded:
         assert call.identity is not None  # noqa: S101 - Caller.USER says so
         user_id = call.identity.user_id
         now = self._tracker.now()
-        wait = self._heartbeats.take((call.tenant, user_id), now / 1000)
+        wait = self._heartbeats.take((call.tenant, user_id), asyncio.get_running_loop().time())
         if wait:
             rate = self._settings.rate_limit_heartbeat
             raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", wait)
@@ -287,7 +298,15 @@ class HTTPDoor:
     async def _ready(self, _call: Call) -> wire.Health:
         if self._connections.draining:
             raise UnavailableError("this node is draining")
-        return wire.Health(status="ok")
+        if self._tracker.away is not None:
+            raise UnavailableError(f"the store is away: {self._tracker.away}")
+        if not self._tracker.ready:
+            raise UnavailableError("this node is starting")
+        offset = self._tracker.clock_offset
+        if abs(offset) <= CLOCK_TOLERANCE:
+            return wire.Health(status="ok")
+        off = f"this machine's clock is {abs(offset) / 1000:.1f} s {'behind' if offset > 0 else 'ahead of'} Redis's"
+        return wire.Health(status="ok", warnings=[f"{off}; presence goes by Redis's, tokens expire by this one"])
 
     # Around each operation
 
@@ -301,6 +320,8 @@ class HTTPDoor:
                 response = web.Response(body=wire.encode(answer), content_type="application/json")
             except (RequestError, RefusedError) as error:
                 response = problem(error)
+            except StoreUnavailableError:
+                response = problem(UnavailableError("the store is away; try again in a moment"))
             except web.HTTPRequestTimeout:
                 response = problem(InvalidPayloadError("the body did not come, or not in time"), 408)
             except web.HTTPRequestEntityTooLarge:
@@ -336,6 +357,8 @@ class HTTPDoor:
         """Who calls: a tenant, and a user of it or None for a service."""
         if caller is Caller.ANYONE:
             return DEFAULT_TENANT, None
+        if not self._tracker.ready:
+            raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
         key = request.headers.get("X-API-Key")
         if key is None:
             identity = await self._authenticator.identify(

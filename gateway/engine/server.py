@@ -2,7 +2,8 @@
 
 What is relied on in it stands here and in this package's other modules, nowhere else: `AsyncServer`'s
 ``_handle_eio_connect``, ``_handle_eio_message``, ``_handle_event``, ``_handle_disconnect`` and ``_send_packet``;
-`AsyncManager.connect`; engineio's ``sockets`` and ``_async``; `AsyncSocket`'s ``queue``, ``close``,
+`AsyncManager.connect`, ``basic_…_room`` and ``basic_disconnect``; `AsyncPubSubManager`'s ``_publish``, ``_listen`` and
+``_thread``; engineio's ``sockets`` and ``_async``; `AsyncSocket`'s ``queue``, ``close``,
 ``handle_post_request``, ``_websocket_handler``, ``upgrading`` and ``upgraded``.
 """
 
@@ -21,7 +22,6 @@ from socketio import packet
 
 from gateway import wire
 from gateway.engine import json
-from gateway.engine.manager import Manager
 from gateway.engine.namespace import Namespace
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
 from gateway.engine.socket import Driver, MalformedError, Socket, describe
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from engineio import packet as eio_packet
 
+    from gateway.engine.manager import BusManager, Manager
     from gateway.origins import Origins
     from gateway.settings import Settings
 
@@ -62,8 +63,10 @@ class _Log:
 
     level = 0
 
-    def info(self, message: str, *args: object) -> None:
-        """One or more for each packet; nobody reads them."""
+    def debug(self, message: str, *args: object) -> None:
+        """One or more for each packet, or message of another node; nobody reads them."""
+
+    info = debug
 
     def warning(self, message: str, *args: object) -> None:
         """A client's mistake."""
@@ -110,15 +113,16 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
     Args:
         settings: sizes and times.
         origins: which pages may connect.
+        manager: what keeps its clients, of one node or of many.
     """
 
-    def __init__(self, settings: Settings, origins: Origins) -> None:
+    def __init__(self, settings: Settings, origins: Origins, manager: Manager | BusManager) -> None:
         def allowed(origin: str | None, environ: dict[str, Any]) -> bool:
             return origins.allows(origin, environ["aiohttp.request"])
 
         log = _Log()
         super().__init__(
-            client_manager=Manager(),
+            client_manager=manager,
             logger=log,
             engineio_logger=log,
             json=json,

@@ -141,9 +141,13 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         try:
             # aiohttp tells a handler that its client has gone only where the whole application asked for it.
             while not (await asyncio.wait({poll}, timeout=POLL_WATCH))[0]:
-                if request.transport is None or request.transport.is_closing():
+                if _is_gone(request):
                     poll.cancel()
-            return await poll
+            packets = await poll
+            # Answered in time for nobody: these packets are lost, and with them the connection.
+            if _is_gone(request) and not self.upgrading and not self.upgraded and not self.closed:
+                raise EngineIOError("the client left its poll")
+            return packets
         finally:
             poll.cancel()
 
@@ -206,3 +210,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         await self.close(abort=True, reason=reason)
         if self.driver is not None:
             await self.driver.close()
+
+
+def _is_gone(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()

@@ -67,35 +67,43 @@ class Audience:
 
     def __init__(self) -> None:
         self.members: dict[Member, int] = {}
-        """Each with the position of the log up to which it has heard everything."""
+        """Each with how many of all the changes ever published here it has heard of, or knew when it joined."""
         self.pending: list[Transition] = []
+        self.flushed = 0
+        """How many were published before those that are pending."""
         self.flushed_at = float("-inf")
         self.timer: asyncio.TimerHandle | None = None
         self._encoded: dict[tuple[Codec, int, int], list[Frame]] = {}
 
+    @property
+    def published(self) -> int:
+        """How many changes were ever published here."""
+        return self.flushed + len(self.pending)
+
     def flush(self) -> None:
-        """Write what is pending to every member, each from its own position on."""
+        """Write what is pending to every member, each from where it is on."""
         try:
             for member in tuple(self.members):
                 self.catch_up(member)
         finally:
+            self.flushed = self.published
             self.pending.clear()
             self._encoded.clear()
 
     def catch_up(self, member: Member) -> None:
         """Write what is pending to one member."""
         heard = self.members.get(member)  # None where it left while another was written to
-        if heard is None or not self.pending or heard >= self.pending[-1].position:
+        if heard is None or heard >= self.published:
             return
         # All who have heard of nothing pending share one encoding; the others joined or asked within the
         # interval, and are few.
-        start = heard if heard >= self.pending[0].position else 0
+        start = max(heard - self.flushed, 0)
         key = (member.codec, start, len(self.pending))
         frames = self._encoded.get(key)
         if frames is None:
-            changes = net_changes(change for change in self.pending if change.position > start)
+            changes = net_changes(self.pending[start:])
             frames = self._encoded[key] = [member.codec.encode(event, data) for event, data in changes]
-        self.members[member] = self.pending[-1].position
+        self.members[member] = self.published
         if frames:
             member.write(frames)
 
@@ -114,9 +122,10 @@ class FanOut:
         self._interval = interval
         self._audiences: dict[str, Audience] = {}
 
-    def join(self, tenant: str, member: Member, since: int) -> None:
-        """Let a member hear of the tenant's changes past position `since` of the log."""
-        self._audiences.setdefault(tenant, Audience()).members[member] = since
+    def join(self, tenant: str, member: Member) -> None:
+        """Let a member hear of the tenant's changes that are published from now on."""
+        audience = self._audiences.setdefault(tenant, Audience())
+        audience.members[member] = audience.published
 
     def leave(self, tenant: str, member: Member) -> None:
         """Let a member hear no more; one that never joined is ignored."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.errors import LogTrimmedError
+from gateway.errors import LogTrimmedError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.presence.model import Transition
+    from gateway.presence.model import Transition, UserStatus
     from gateway.presence.store import Store
     from gateway.presence.view import View
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-RETRY = 1.0
+RETRY = 0.25
 """Seconds to wait after the store failed, before it is asked again."""
+
+PATIENCE = 5.0
+"""Seconds that a position is waited for; longer than a connection takes that turns out to be dead."""
 
 
 class Follower:
@@ -35,38 +38,119 @@ class Follower:
     """
 
     def __init__(self, store: Store, view: View, listeners: Sequence[Listener]) -> None:
+        self.loaded = False
+        """True once the view holds a snapshot; before, it knows nobody."""
+        self.resyncs = 0
+        """How many snapshots had to be taken since the first."""
+        self.lost: list[UserStatus] = []
+        """What the view knows and the store has lost; the tracker gives it back."""
         self._store = store
         self._view = view
         self._listeners = listeners
+        self._resyncing = asyncio.Lock()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    @property
+    def position(self) -> int:
+        """Up to where the view has followed the log."""
+        return self._view.position
 
     async def start(self) -> None:
-        """Load the first snapshot. Nobody is told: whoever connects later reads the view."""
+        """Load the first snapshot. Nobody is told: whoever connects later reads the view.
+
+        Raises:
+            StoreUnavailableError: there is none to be had; `run` tries again.
+        """
         self._view.load(await self._store.snapshot())
+        self.loaded = True
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
         while True:
             try:
+                if not self.loaded:
+                    await self.start()
                 await self._advance()
-            except Exception:
+            except StoreUnavailableError as error:
+                self._wake(error)
+                await asyncio.sleep(RETRY)
+            except Exception as error:
                 _log.exception("following the log failed; trying again")
+                self._wake(StoreUnavailableError(str(error)))
                 await asyncio.sleep(RETRY)
 
     async def reach(self, position: int) -> None:
-        """Bring the view up to `position` of the log, by whoever reads it first: this call, or `run`."""
-        while self._view.position < position:
-            await self._advance()
+        """Return when the view has come to `position` of the log, or has passed it by a snapshot.
+
+        Raises:
+            StoreUnavailableError: the log cannot be read now.
+        """
+        if self._store.near:  # what `run` waits for is read here and now
+            while self._view.position < position:
+                await self._advance()
+        elif self._view.position < position:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((position, future))
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await future
+            except TimeoutError:
+                raise StoreUnavailableError("the log does not come") from None
+
+    async def resync(self) -> None:
+        """Take a snapshot, tell what was missed, and note what the store has lost."""
+        position = self._view.position
+        async with self._resyncing:
+            if self._view.position != position:  # another, who was quicker, has
+                return
+            snapshot = await self._store.snapshot()
+            self.resyncs += 1
+            self.lost = self._view.ahead_of(snapshot)
+            news = self._view.load(snapshot)
+            self.loaded = True
+            _log.warning(
+                "the log did not go on from where this node was: it was cut off, or the store lost data",
+                missed_here=len(news),
+                lost_there=len(self.lost),
+            )
+            self._publish(news)
+            self._wake(past_all=True)
 
     async def _advance(self) -> None:
-        """Read once, as soon as there is something. Two who do at a time do no harm: the view takes each entry once."""
+        """Read once, as soon as there is something."""
+        position = self._view.position
         try:
-            news = self._view.apply(await self._store.read(self._view.position, wait=True))
-        except LogTrimmedError as gap:
-            _log.warning("fell behind the log; taking a snapshot", position=self._view.position, gap=str(gap))
-            news = self._view.load(await self._store.snapshot())
+            entries = await self._store.read(position, wait=True)
+        except LogTrimmedError:
+            await self.resync()
+            return
+        if self._view.position == position:  # nobody else has brought it further meanwhile
+            self._publish(self._view.apply(entries))
+            if self._waiting:
+                self._wake()
+
+    def _publish(self, news: Sequence[Transition]) -> None:
         if news:
             for listener in self._listeners:
                 try:
                     listener(news)
                 except Exception:
                     _log.exception("a listener failed")
+
+    def _wake(self, error: Exception | None = None, *, past_all: bool = False) -> None:
+        """Let those go on who wait for what the view has now.
+
+        Args:
+            error: what they hear instead, all of them.
+            past_all: a snapshot was taken. Positions that the store lost never come.
+        """
+        waiting, self._waiting = self._waiting, []
+        for position, future in waiting:
+            if future.done():  # whoever waited has given up
+                continue
+            if error is not None:
+                future.set_exception(error)
+            elif past_all or position <= self._view.position:
+                future.set_result(None)
+            else:
+                self._waiting.append((position, future))

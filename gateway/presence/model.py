@@ -54,6 +54,7 @@ ACTIVE = "active"
 INACTIVE = "inactive"
 HEARTBEATS_STOPPED = "heartbeats stopped"
 RELEASED = "released"
+RESTORED = "restored"
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +122,15 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile | None = None
     """What the token of a heartbeat without a connection says of the user; None leaves it."""
 
+    def followed_by(self, later: Beat) -> Beat:
+        """Both as one."""
+        return msgspec.structs.replace(
+            later,
+            holds=self.holds or later.holds,
+            meta_json=self.meta_json if later.meta_json is None else later.meta_json,
+            profile=self.profile if later.profile is None else later.profile,
+        )
+
 
 class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A user's presence, as one version of it was committed."""
@@ -139,6 +149,8 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
     meta_json: bytes | None = None
     """What the last heartbeat said of itself, as JSON; None where none did. Kept encoded: the objects would take
     twenty times the memory, in each user and each entry of the log."""
+    ttl_until: int | None = None
+    """The last heartbeat without a connection keeps the user online until then; None where none does."""
 
     @property
     def online(self) -> bool:
@@ -210,15 +222,19 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
-    """News of a user that is no change of status, and has no version; an entry of the log."""
+    """News of a user that is no change of status, and makes no version; an entry of the log."""
 
     position: int
     tenant: str
     user_id: str
+    version: int
+    """The user's version when it was news: it says nothing of a later one."""
     active_at: int | None = None
-    """None leaves it as it was, as for the other two."""
+    """None leaves it as it was, as for the other three."""
     meta_json: bytes | None = None
     profile: Profile | None = None
+    ttl_until: int | None = None
+    """0 ends it."""
 
     def applied_to(self, status: UserStatus) -> UserStatus:
         """Return `status` with this news in it; applying twice changes nothing more."""
@@ -227,6 +243,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
             active_at=latest(status.active_at, self.active_at),
             meta_json=status.meta_json if self.meta_json is None else self.meta_json,
             profile=status.profile if self.profile is None else self.profile,
+            ttl_until=status.ttl_until if self.ttl_until is None else self.ttl_until or None,
         )
 
 
@@ -234,38 +251,54 @@ Entry = Transition | Activity
 """What the log is made of."""
 
 
+class Outage(msgspec.Struct, frozen=True):
+    """Time stood still for everyone: nobody could renew, connect or come back."""
+
+    begin: int = 0
+    end: int = 0
+
+    def delay(self, until: int) -> int:
+        """When what would run out at `until` does run out: had it not before the outage, then not before its end."""
+        return max(until, self.end) if until >= self.begin else until
+
+
+NO_OUTAGE = Outage()
+
+
 class Held(msgspec.Struct):
-    """What keeps one user online; the store holds one per user, and the rules below read it."""
+    """What besides heartbeats keeps one user online; the store holds one per user, and the rules below read it."""
 
     connections: dict[str, Connection] = {}
     grace_until: int | None = None
     """A grace runs until then. Set when the last connection ends, cleared when a connection comes back."""
     ending: Ending | None = None
     """How the last connection ended that began the grace."""
-    ttl_until: int | None = None
-    """The last heartbeat without a connection counts until then."""
-
-    def until(self) -> int | None:
-        """When a user without connections goes offline; None where nothing holds them."""
-        return latest(self.grace_until, self.ttl_until)
 
 
-def status_at(held: Held, active_at: int | None, now: int, timing: Timing) -> Status:
+def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:
+    """When a user without connections goes offline; None where nothing holds them."""
+    until = latest(held.grace_until, status.ttl_until)
+    return None if until is None else outage.delay(until)
+
+
+def status_at(held: Held, status: UserStatus, now: int, timing: Timing, outage: Outage = NO_OUTAGE) -> Status:
     """The status a user has at `now`: the rules of presence in one place."""
-    until = held.until()
+    until = held_until(held, status, outage)
     if not held.connections and (until is None or now >= until):
         return Status.OFFLINE
-    if active_at is not None and now - active_at >= timing.away_after:
+    if status.active_at is not None and now - status.active_at >= timing.away_after:
         return Status.AWAY
     return Status.ONLINE
 
 
-def next_change(held: Held, active_at: int | None, status: Status, timing: Timing) -> int | None:
-    """When `status_at` will next differ from `status` if nothing happens; None if never."""
-    if status is Status.OFFLINE:
+def next_change(held: Held, status: UserStatus, timing: Timing, outage: Outage = NO_OUTAGE) -> int | None:
+    """When `status_at` will next differ from the user's status if nothing happens; None if never."""
+    if not status.online:
         return None
-    gone = None if held.connections else held.until()
-    away = None if active_at is None or status is Status.AWAY else active_at + timing.away_after
+    gone = None if held.connections else held_until(held, status, outage)
+    away = None
+    if status.active_at is not None and status.status is not Status.AWAY:
+        away = status.active_at + timing.away_after
     return earliest(gone, away)
 
 

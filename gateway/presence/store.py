@@ -1,6 +1,6 @@
 """The store: where every change is committed, once, onto an ordered log.
 
-This is the port. Its adapters are `store_memory` (one process) and, later, Redis (many). What any adapter must do
+This is the port. Its adapters are `store_memory` (one process) and `store_redis` (many). What any adapter must do
 is written here and checked by ``tests/test_store_conformance.py`` and the state machine beside it.
 
 **The contract**
@@ -13,14 +13,18 @@ is written here and checked by ``tests/test_store_conformance.py`` and the state
 - Times come from the caller. A user's `active_at` never goes back, even where callers' clocks disagree.
 - The log is complete and ordered: applying it to a snapshot taken at any position rebuilds the state.
   It may be trimmed by length; a reader who fell behind is told so, and takes a snapshot.
+- A store may lose what it committed: emptied, or behind after a failover. Its log then does not go on from where its
+  readers are, and they are told the same. What they knew and it lost, they give back by `restore`.
 - A node holds a lease. Its connections count as long as the lease is renewed; when it runs out they end as
   `Ending.NODE_DIED` did at that moment. A node whose lease is gone commits nothing: its commands raise.
+- Each method raises `StoreUnavailableError` where the store cannot be reached. Whether the command was done is then
+  not known; each can be given again, and has its effect once.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.presence.model import Beat, Ending
+
+OUTAGE = 1000
+"""Milliseconds. Nodes renew several times in them: where none did, none could."""
 
 
 class Commit(msgspec.Struct, frozen=True):
@@ -50,6 +57,16 @@ class Snapshot(msgspec.Struct, frozen=True):
     statuses: tuple[UserStatus, ...]
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """What a node hears when it renews its lease."""
+
+    held: bool = True
+    """False where the lease is a new one: whatever connections the node had registered have ended, or are about
+    to, and the node registers them again."""
+    log_continues: bool = True
+    """False where the log does not hold the position that the caller gave: the caller takes a snapshot."""
+
+
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Why a user has the status it has. Times are Unix milliseconds."""
 
@@ -58,7 +75,6 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     leases: dict[str, int]
     """Until when each node that holds one of the connections has its lease."""
     grace_until: int | None
-    ttl_until: int | None
     transitions: tuple[Transition, ...]
     """The most recent ones, oldest first."""
 
@@ -71,7 +87,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
             kept = f"{count} live connection{'s' if count > 1 else ''} ({doors})"
         elif not self.status.online:
             return f"the last change was: {self.transitions[-1].reason}" if self.transitions else "never seen"
-        elif self.grace_until is not None and self.grace_until >= (self.ttl_until or 0):
+        elif self.grace_until is not None and self.grace_until >= (self.status.ttl_until or 0):
             kept = "no connection lives, and the grace after the last one runs"
         else:
             kept = "no connection lives, and the last heartbeat is younger than the TTL"
@@ -81,13 +97,43 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Store(ABC):
     """The port; see the module for the contract."""
 
+    near: ClassVar[bool]
+    """True where reading the log costs no round trip."""
+
     @abstractmethod
-    async def renew(self, node: str, now: int) -> bool:
+    async def time(self) -> int | None:
+        """Read the store's own clock, in Unix milliseconds; None where it has none."""
+
+    @abstractmethod
+    async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
         """Give `node` a lease from `now` on, or prolong the one it has.
 
-        Returns:
-            True if the store still had the node's lease. False if it is a new one: whatever connections the
-            node had registered have ended, and the node registers them again.
+        Args:
+            node: whose lease.
+            now: the time.
+            position: up to where the node has followed the log; 0 for one that has not begun.
+            returning: the node is new, or could not reach the store for a while. Where no other node has renewed
+                its lease for `OUTAGE` either, time stood still for all: nobody could renew, connect or come
+                back. Then no lease, grace or TTL runs out for a lease's length from `now`.
+        """
+
+    @abstractmethod
+    async def connections(self, node: str) -> Sequence[Connection]:
+        """Read the connections that count for `node`."""
+
+    @abstractmethod
+    async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
+        """Give back what a store lost: statuses that the caller knows, of versions that the store has not.
+
+        A user whose version is lower here takes what is known for theirs. One who is online by it and has no
+        connection here is held for a lease's length and a grace: their node registers them within it, or is dead.
+        A user of the same version and another status keeps theirs here, under a version that nobody has seen.
+
+        Until that time is over, no ending takes a user offline at once: others of their connections may be among
+        what was lost.
+
+        Raises:
+            LeaseLostError: `node` holds no lease.
         """
 
     @abstractmethod
@@ -141,7 +187,7 @@ class Store(ABC):
             wait: return only when there is an entry; otherwise return at once, possibly nothing.
 
         Raises:
-            LogTrimmedError: the entry after `after` is no longer held.
+            LogTrimmedError: the log does not go on from `after`: it was trimmed, or lost what it held.
         """
 
     @abstractmethod

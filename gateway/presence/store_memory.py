@@ -16,14 +16,17 @@ from gateway.presence.model import (
     CONNECTED,
     HEARTBEATS_STOPPED,
     INACTIVE,
+    NO_OUTAGE,
     NOBODY,
     RELEASED,
+    RESTORED,
     Activity,
     Beat,
     Connection,
     Ending,
     Entry,
     Held,
+    Outage,
     Profile,
     Status,
     Timing,
@@ -33,7 +36,7 @@ from gateway.presence.model import (
     next_change,
     status_at,
 )
-from gateway.presence.store import Commit, Explanation, Snapshot, Store
+from gateway.presence.store import OUTAGE, Commit, Explanation, Lease, Snapshot, Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +68,17 @@ class MemoryStore(Store):
         log_length: how many entries the log keeps.
     """
 
+    near = True
+
     def __init__(self, timing: Timing, *, log_length: int = LOG_LENGTH) -> None:
         self._timing = timing
         self._records: dict[tuple[str, str], _Record] = {}
         self._leases: dict[str, int] = {}
+        self._attended: int | None = None
+        """When a lease was last renewed."""
+        self._outage = NO_OUTAGE
+        self._loss_end = 0
+        """Until when connections may be missing here that were lost."""
         self._by_node: dict[str, dict[str, Connection]] = {}
         # (when, user): at least one for each record whose status will change by itself. An entry that the
         # record's own `due` no longer names is stale, and is dropped when it comes up.
@@ -81,17 +91,25 @@ class MemoryStore(Store):
 
     # Commands
 
-    async def renew(self, node: str, now: int) -> bool:
+    async def time(self) -> int | None:
+        """No clock of its own; see the port."""
+        return None
+
+    async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
         """Give or prolong a lease; see the port."""
+        if returning and self._attended is not None and now - self._attended >= OUTAGE:
+            self._outage = Outage(self._attended, now + self._timing.lease)
+        self._attended = latest(self._attended, now)
         held = node in self._leases
         self._leases[node] = max(self._leases.get(node, now), now + self._timing.lease)
-        return held
+        return Lease(held=held, log_continues=position <= self._position)
 
     async def connect(self, connection: Connection, now: int) -> Commit:
         """Count a connection; see the port."""
         self._require_lease(connection.node)
         record = self._record_at(connection.tenant, connection.user_id, now)
-        resumed = record.held.grace_until is not None and now < record.held.grace_until
+        grace_until = record.held.grace_until
+        resumed = grace_until is not None and now < self._outage.delay(grace_until)
         if connection.id not in record.held.connections:
             record.held.connections[connection.id] = connection
             self._by_node.setdefault(connection.node, {})[connection.id] = connection
@@ -117,31 +135,65 @@ class MemoryStore(Store):
         self._require_lease(node)
         for beat in beats:
             record = self._record_at(beat.tenant, beat.user_id, beat.at)
-            if beat.holds:
-                record.held.ttl_until = latest(record.held.ttl_until, beat.at + self._timing.ttl)
-            elif not record.status.online:
+            if not beat.holds and not record.status.online:
                 continue
-            self._note(record, active_at=beat.at, meta_json=beat.meta_json, profile=beat.profile)
+            self._note(
+                record,
+                active_at=beat.at,
+                meta_json=beat.meta_json,
+                profile=beat.profile,
+                ttl_until=latest(record.status.ttl_until, beat.at + self._timing.ttl) if beat.holds else None,
+            )
             self._settle(record, beat.at, ACTIVE)
         return self._commit()
 
     async def release(self, tenant: str, user_id: str, now: int) -> Commit:
         """End a TTL and a grace; see the port."""
         record = self._record_at(tenant, user_id, now)
-        record.held.ttl_until = record.held.grace_until = record.held.ending = None
-        self._settle(record, now, RELEASED)
+        record.held.grace_until = record.held.ending = None
+        if record.held.connections:
+            self._note(record, ttl_until=0)
+        else:
+            record.status = msgspec.structs.replace(record.status, ttl_until=None)
+            self._settle(record, now, RELEASED)
+        return self._commit()
+
+    async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
+        """Give back what was lost; see the port. This store loses nothing; its log is read by the same rules."""
+        self._require_lease(node)
+        hold = self._timing.lease + self._timing.grace
+        for status in known:
+            record = self._records.get((status.tenant, status.user_id))
+            if record is None:
+                record = _Record(UserStatus(tenant=status.tenant, user_id=status.user_id))
+            here = record.status
+            if status.version > here.version:
+                active_at = latest(here.active_at, status.active_at)
+                self._change(record, msgspec.structs.replace(status, active_at=active_at), now, RESTORED)
+                record.held.grace_until = record.held.ending = None
+                if status.online and not record.held.connections:
+                    record.held.grace_until = now + hold
+                    record.held.ending = Ending.NODE_DIED
+                if record.held.connections:  # that a user is gone was so before their node came back
+                    self._settle(record, now, CONNECTED)
+                else:
+                    self._expect(record)
+                self._loss_end = now + hold
+            elif status.version == here.version and status.status is not here.status:
+                self._change(record, msgspec.structs.replace(here, version=here.version + 1), now, RESTORED)
         return self._commit()
 
     async def sweep(self, now: int) -> Commit:
         """Commit what time has changed; see the port."""
         # The lease that ran out last comes last: it decides how long a user with connections on several stays.
         for node in sorted(
-            (node for node, until in self._leases.items() if now >= until), key=self._leases.__getitem__
+            (node for node, until in self._leases.items() if now >= self._outage.delay(until)),
+            key=self._leases.__getitem__,
         ):
             ran_out = self._leases.pop(node)
             for connection in list(self._by_node.get(node, {}).values()):
                 record = self._records[connection.tenant, connection.user_id]
-                self._forget(record, connection, Ending.NODE_DIED, ran_out)
+                self._forget(record, connection, Ending.NODE_DIED, self._outage.delay(ran_out))
                 self._settle(record, now, Ending.NODE_DIED)
         while self._due and self._due[0][0] <= now:
             when, key = heapq.heappop(self._due)
@@ -152,6 +204,10 @@ class MemoryStore(Store):
         return self._commit()
 
     # Reads
+
+    async def connections(self, node: str) -> Sequence[Connection]:
+        """Read a node's connections; see the port."""
+        return tuple(self._by_node.get(node, {}).values())
 
     async def snapshot(self) -> Snapshot:
         """Read the whole state; see the port."""
@@ -176,7 +232,6 @@ class MemoryStore(Store):
             connections=connections,
             leases={connection.node: self._leases[connection.node] for connection in connections},
             grace_until=record.held.grace_until,
-            ttl_until=record.held.ttl_until,
             transitions=tuple(record.recent),
         )
 
@@ -199,11 +254,11 @@ class MemoryStore(Store):
         return record
 
     def _forget(self, record: _Record, connection: Connection, ending: Ending, at: int) -> None:
-        """Take a connection away, and start the grace its ending gives where it was the last."""
+        """Take a connection away, and start the grace its ending gives where it was the last that is known here."""
         del record.held.connections[connection.id]
         del self._by_node[connection.node][connection.id]
-        hold = self._timing.hold_after(ending)
-        if hold and not record.held.connections:
+        hold = max(self._timing.hold_after(ending), self._loss_end - at)
+        if hold > 0 and not record.held.connections:
             record.held.grace_until = at + hold
             record.held.ending = ending
 
@@ -214,6 +269,7 @@ class MemoryStore(Store):
         active_at: int | None = None,
         meta_json: bytes | None = None,
         profile: Profile | None = None,
+        ttl_until: int | None = None,
     ) -> None:
         """Record news that is no change of status, and log it where it says anything new of a user who is there.
 
@@ -223,8 +279,10 @@ class MemoryStore(Store):
             position=self._position + 1,
             tenant=record.status.tenant,
             user_id=record.status.user_id,
+            version=record.status.version,
             active_at=active_at,
             meta_json=meta_json,
+            ttl_until=ttl_until,
             profile=None if profile == NOBODY else profile,  # a token that says nothing takes nothing back
         )
         status = news.applied_to(record.status)
@@ -235,45 +293,52 @@ class MemoryStore(Store):
                 self._append(news)
 
     def _settle_by_time(self, record: _Record, now: int) -> None:
-        """Commit what time alone has done to a user: out of a grace or a TTL, or away."""
-        until = record.held.until()
-        if record.held.connections or until is None or now < until:
-            self._settle(record, now, INACTIVE)
-        else:
-            ending = record.held.ending if until == record.held.grace_until else None
-            self._settle(record, now, ending or HEARTBEATS_STOPPED)
+        """Commit what time alone has done to a user: out of a grace or a TTL, or away. It brings nobody online."""
+        if not record.status.online:
+            return
+        held, ttl_until = record.held, record.status.ttl_until
+        by_grace = held.grace_until is not None and held.grace_until >= (ttl_until or 0)
+        self._settle(record, now, (held.ending if by_grace else None) or HEARTBEATS_STOPPED)
 
     def _settle(self, record: _Record, now: int, reason: str) -> None:
         """Commit the status that the rules give, if it is not the one the user has."""
         was = record.status
-        status = status_at(record.held, was.active_at, now, self._timing)
-        if status != was.status:
-            self._records[was.tenant, was.user_id] = record
+        status = status_at(record.held, was, now, self._timing, self._outage)
+        if status is not was.status:
             online = status is not Status.OFFLINE
             if not online:
                 record.held = Held()
-            record.status = msgspec.structs.replace(
+            changed = msgspec.structs.replace(
                 was,
                 status=status,
                 version=was.version + 1,
                 online_since=(was.online_since if was.online else now) if online else None,
+                ttl_until=was.ttl_until if online else None,
             )
-            transition = Transition(
-                position=self._position + 1,
-                at=now,
-                was=was.status,
-                now=record.status,
-                reason=INACTIVE if status is Status.AWAY else reason,
-            )
-            record.recent.append(transition)
-            self._committed.append(transition)
-            self._append(transition)
-        due = next_change(record.held, record.status.active_at, record.status.status, self._timing)
-        # A later time than the one queued is left to be found when that one comes up, so that a heartbeat,
-        # which only ever moves the time back, costs no queue operation.
+            self._change(record, changed, now, INACTIVE if status is Status.AWAY else reason)
+        self._expect(record)
+
+    def _change(self, record: _Record, status: UserStatus, now: int, reason: str) -> None:
+        """Commit a new version of a user."""
+        transition = Transition(
+            position=self._position + 1, at=now, was=record.status.status, now=status, reason=reason
+        )
+        record.status = status
+        self._records[status.tenant, status.user_id] = record
+        record.recent.append(transition)
+        self._committed.append(transition)
+        self._append(transition)
+
+    def _expect(self, record: _Record) -> None:
+        """Queue the time at which a user will next change by themselves.
+
+        A later time than the one queued is left to be found when that one comes up, so that a heartbeat, which
+        only ever moves the time back, costs no queue operation.
+        """
+        due = next_change(record.held, record.status, self._timing, self._outage)
         if due is not None and (record.due is None or due < record.due):
             record.due = due
-            heapq.heappush(self._due, (due, (was.tenant, was.user_id)))
+            heapq.heappush(self._due, (due, (record.status.tenant, record.status.user_id)))
 
     def _append(self, entry: Entry) -> None:
         self._position = entry.position

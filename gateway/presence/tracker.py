@@ -3,66 +3,128 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
-from gateway.errors import LeaseLostError
+from gateway.errors import LeaseLostError, StoreUnavailableError
+from gateway.presence.model import Beat, Ending
+from gateway.presence.store import OUTAGE, Commit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.presence.clock import Clock
     from gateway.presence.follower import Follower
-    from gateway.presence.model import Beat, Connection, Ending
-    from gateway.presence.store import Commit, Store
+    from gateway.presence.model import Connection
+    from gateway.presence.store import Lease, Store
 
 _log = structlog.get_logger(__name__)
 
-_Result = TypeVar("_Result")
-
 SWEEP_INTERVAL = 0.25
 """Seconds between sweeps: how late, at the most, a grace that ran out is committed."""
+
+CHUNK = 500
+"""Commands that a node gives at a time when it registers its connections again."""
+
+RECHECK = 60_000
+"""Milliseconds after which the store's picture of this node is compared with the truth, though nothing went wrong: a
+command that was taken for lost may have come late."""
+
+REMINDER = 60_000
+"""Milliseconds between log lines that say that the store is still away."""
+
+RETRIES = 3
+"""How often a command is tried again whose node lost its lease in between."""
+
+
+class _Late(msgspec.Struct, frozen=True):
+    """What one user did while the store was away."""
+
+    released: bool = False
+    beat: Beat | None = None
+    """After the release, where there was one."""
 
 
 class Tracker:
     """This node's hand on the store.
 
-    A command returns once this node's view holds what it committed, so that whoever gave it reads its effect.
+    A command returns once this node's view holds what it committed, so that whoever gave it reads its effect. While
+    the store is away it returns at once: what is to be so is remembered here, and made so when the store is back.
 
     Args:
         node: this node's name, unique in the cluster and new with each start.
         store: where commands are committed.
         follower: what brings their effect into the view.
-        now: the clock, in Unix milliseconds.
+        clock: the time, in Unix milliseconds; it is set by the store's where that has one.
     """
 
-    def __init__(self, node: str, store: Store, follower: Follower, now: Callable[[], int]) -> None:
+    def __init__(self, node: str, store: Store, follower: Follower, clock: Clock) -> None:
         self.node = node
-        self.now = now
+        self.away: str | None = "not connected to the store yet"
+        """Why the store cannot be reached; None where it can."""
+        self.now = clock
+        self._clock = clock
         self._store = store
         self._follower = follower
         self._connections: dict[str, Connection] = {}
+        """Those that live, which are those that the store is to know."""
+        self._late: dict[tuple[str, str], _Late] = {}
+        self._settled = False
+        """Whether it knows."""
+        self._settled_at = 0
+        self._recovering = asyncio.Lock()
+        self._recoveries = 0
+        self._lost_touch = False
+        self._reminded_at: int | None = None
+        self._sweeps_from = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether this node's view knows anybody: False until the store has answered once."""
+        return self._follower.loaded
+
+    @property
+    def clock_offset(self) -> int:
+        """Milliseconds that this machine's clock is behind the one that presence goes by."""
+        return self._clock.offset
 
     # Commands
 
     async def connect(self, connection: Connection) -> Commit:
         """Count a connection of this node for its user."""
-        commit = await self._fenced(lambda: self._store.connect(connection, self.now()))
         self._connections[connection.id] = connection
-        return await self._seen(commit)
+
+        async def register() -> Commit:
+            if connection.id not in self._connections:  # it ended while the node's lease was got back
+                return Commit(0)
+            return await self._store.connect(connection, self.now())
+
+        return await self._commit(register) or Commit(0)
 
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""
         self._connections.pop(connection.id, None)
-        return await self._seen(await self._fenced(lambda: self._store.disconnect(connection, ending, self.now())))
+        return await self._commit(lambda: self._store.disconnect(connection, ending, self.now())) or Commit(0)
 
     async def beat(self, beat: Beat) -> Commit:
         """Record activity."""
-        return await self._seen(await self._fenced(lambda: self._store.beat(self.node, [beat])))
+        commit = await self._commit(lambda: self._store.beat(self.node, [beat]))
+        if commit is None:
+            key = beat.tenant, beat.user_id
+            late = self._late.get(key, _Late())
+            self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
+        return commit or Commit(0)
 
     async def release(self, tenant: str, user_id: str) -> Commit:
         """End what keeps a user online but live connections."""
-        return await self._seen(await self._store.release(tenant, user_id, self.now()))
+        commit = await self._commit(lambda: self._store.release(tenant, user_id, self.now()))
+        if commit is None:
+            self._late[tenant, user_id] = _Late(released=True)
+        return commit or Commit(0)
 
     # Timers
 
@@ -71,30 +133,128 @@ class Tracker:
         while True:
             try:
                 await self.tick()
+            except (StoreUnavailableError, LeaseLostError):
+                pass  # said when it began
             except Exception:
                 _log.exception("a round of the tracker failed")
             await asyncio.sleep(SWEEP_INTERVAL)
 
     async def tick(self) -> None:
-        """Do what is due now. The lease comes first: a node that slept must not sweep itself away."""
-        await self._renew()
-        await self._store.sweep(self.now())
+        """Do what is due now. The lease comes first: a node that slept must not sweep itself away.
 
-    async def _renew(self) -> None:
-        if not await self._store.renew(self.node, self.now()) and self._connections:
-            _log.warning("the node's lease ran out; registering again", connections=len(self._connections))
-            for connection in list(self._connections.values()):
-                if connection.id in self._connections:  # it may have ended while another was registered
-                    await self._store.connect(connection, self.now())
-
-    async def _fenced(self, command: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Run a command; where the lease turns out to be gone, get it back first."""
+        Raises:
+            StoreUnavailableError: the store is away.
+            LeaseLostError: the lease went again at once.
+        """
         try:
-            return await command()
-        except LeaseLostError:
-            await self._renew()
-            return await command()
+            async with self._recovering:
+                await self._recover()
+            if self.now() >= self._sweeps_from:
+                await self._store.sweep(self.now())
+        except StoreUnavailableError as error:
+            self._lose_touch(error)
+            raise
 
-    async def _seen(self, commit: Commit) -> Commit:
-        await self._follower.reach(commit.position)
+    # One step each
+
+    async def _commit(self, command: Callable[[], Awaitable[Commit]]) -> Commit | None:
+        """Run a command, and wait until the view shows what it did; None where the store is away."""
+        if self.away is not None:
+            return None
+        try:
+            commit = await self._fenced(command)
+        except StoreUnavailableError as error:
+            self._lose_touch(error)
+            return None
+        except LeaseLostError as error:  # again and again: whatever takes it away, this is done when it is over
+            self._lose_touch(StoreUnavailableError(str(error)))
+            return None
+        except Exception:
+            self._settled = False  # whatever the store made of it
+            raise
+        with suppress(StoreUnavailableError):  # it is committed, and will be seen
+            await self._follower.reach(commit.position)
         return commit
+
+    async def _fenced(self, command: Callable[[], Awaitable[Commit]]) -> Commit:
+        """Run a command; where the lease turns out to be gone, get it back first."""
+        for _ in range(RETRIES):
+            recoveries = self._recoveries
+            try:
+                return await command()
+            except LeaseLostError:
+                async with self._recovering:
+                    if self._recoveries == recoveries:  # nobody else has meanwhile
+                        await self._recover()
+        return await command()
+
+    async def _recover(self) -> None:
+        """Renew the lease; where the store does not know what it should of this node, tell it. Under the lock."""
+        asked_at = self._clock.monotonic()
+        theirs = await self._store.time()
+        if theirs is not None:
+            self._clock.set_by(theirs, asked_at)
+        lease = await self._renew()
+        if not lease.log_continues:
+            await self._follower.resync()
+        sound = lease.held and lease.log_continues and not self._follower.lost
+        self._settled = self._settled and sound and self.now() < self._settled_at + RECHECK
+        while lost := self._follower.lost:
+            await self._store.restore(self.node, lost[:CHUNK], self.now())
+            del lost[:CHUNK]
+            if lost:
+                await self._renew()
+        if not self._settled:
+            await self._reconcile()
+        self._recoveries += 1
+
+    async def _renew(self) -> Lease:
+        return await self._store.renew(
+            self.node, self.now(), position=self._follower.position, returning=self.away is not None
+        )
+
+    async def _reconcile(self) -> None:
+        """Make the store know which connections this node has, and what its users did while it was away."""
+        registered = {connection.id: connection for connection in await self._store.connections(self.node)}
+        while True:
+            missing = [known for name, known in self._connections.items() if name not in registered][:CHUNK]
+            ended = [known for name, known in registered.items() if name not in self._connections][:CHUNK]
+            late = dict(islice(self._late.items(), CHUNK))
+            if not missing and not ended and not late:
+                break
+            _log.info("bringing the store up to date", connected=len(missing), ended=len(ended), active=len(late))
+            # Who came back is told first, so that who left meanwhile is found to have come back.
+            await asyncio.gather(*(self._store.connect(known, self.now()) for known in missing))
+            registered.update((known.id, known) for known in missing)
+            await self._tell(late)
+            # With a grace, however they ended: their users may be back on a node that has yet to say so.
+            await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))
+            for known in ended:
+                del registered[known.id]
+            if CHUNK in {len(missing), len(ended), len(late)}:  # which takes its time
+                await self._renew()
+        self._settled, self._settled_at = True, self.now()
+        if self.away is not None:
+            if not self._store.near:
+                _log.info("in touch with the store", node=self.node)
+            self.away = self._reminded_at = None
+            if self._lost_touch:  # others have yet to say what their users did meanwhile
+                self._lost_touch, self._sweeps_from = False, self.now() + OUTAGE
+
+    async def _tell(self, late: dict[tuple[str, str], _Late]) -> None:
+        """Say what users did while the store was away."""
+        released = [key for key, did in late.items() if did.released]
+        await asyncio.gather(*(self._store.release(tenant, user, self.now()) for tenant, user in released))
+        if beats := [did.beat for did in late.values() if did.beat is not None]:
+            await self._store.beat(self.node, beats)
+        for key, did in late.items():
+            if self._late.get(key) is did:  # nothing came after it
+                del self._late[key]
+
+    def _lose_touch(self, error: StoreUnavailableError) -> None:
+        if self._reminded_at is None or self.now() - self._reminded_at >= REMINDER:
+            self._reminded_at = self.now()
+            _log.warning("the store is away; presence stays as it is until it is back", error=str(error))
+        self.away = str(error)
+        self._lost_touch = True
+        self._settled = False

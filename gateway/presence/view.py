@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import msgspec
 from sortedcontainers import SortedDict
 
 from gateway.presence.model import Activity, Entry, Transition, UserStatus
@@ -30,7 +31,10 @@ class View:
     # Written by the follower
 
     def load(self, snapshot: Snapshot) -> list[Transition]:
-        """Take a snapshot for the truth.
+        """Go on from a snapshot.
+
+        Whoever is known here by a version that the snapshot has not, is left as known: a store that lost it gets
+        it back, from `ahead_of`.
 
         Returns:
             The net changes between what was known and the snapshot: one transition for each user whose version
@@ -39,8 +43,8 @@ class View:
         missed = []
         for status in snapshot.statuses:
             was = self.status(status.tenant, status.user_id)
-            self._put(status)
             if status.version > was.version:
+                self._put(status)
                 missed.append(
                     Transition(
                         position=snapshot.position,
@@ -50,24 +54,41 @@ class View:
                         reason="resynchronised",
                     )
                 )
+            elif status.version == was.version and status.status is was.status:
+                self._put(status)
         self.position = snapshot.position
         return missed
+
+    def ahead_of(self, snapshot: Snapshot) -> list[UserStatus]:
+        """The statuses known here that the snapshot contradicts, or knows only older versions of."""
+        theirs = {(status.tenant, status.user_id): status for status in snapshot.statuses}
+        ahead = []
+        for key, known in self._statuses.items():
+            status = theirs.get(key)
+            if (
+                status is None
+                or status.version < known.version
+                or (status.version == known.version and status.status is not known.status)
+            ):
+                ahead.append(known)
+        return ahead
 
     def apply(self, entries: Iterable[Entry]) -> list[Transition]:
         """Follow the log.
 
         Returns:
-            The transitions among the entries that were news.
+            The transitions among the entries that were news, each from what was known here.
         """
         news = []
         for entry in entries:
             known = self.status(entry.tenant, entry.user_id)
             if isinstance(entry, Activity):
-                if entry.position > self.position:
+                if entry.version == known.version and entry.position > self.position:
                     self._put(entry.applied_to(known))
             elif entry.now.version > known.version:
                 self._put(entry.now)
-                news.append(entry)
+                # They differ where a store lost changes that had been told already.
+                news.append(entry if entry.was is known.status else msgspec.structs.replace(entry, was=known.status))
             self.position = max(self.position, entry.position)
         return news
 

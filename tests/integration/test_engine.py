@@ -13,7 +13,7 @@ from conftest import STEP, Running, eventually, make_settings, make_token
 from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
-from gateway.app import SteadyClock, create_app
+from gateway.app import create_app
 from gateway.engine import json
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
@@ -57,17 +57,6 @@ async def test_a_client_is_forgotten_whole_and_the_others_stay() -> None:
     assert manager.pending_disconnect == {}
     await manager.disconnect(second, "/a")
     assert manager.rooms == {}
-
-
-def test_the_clock_never_goes_back_and_follows_forward() -> None:
-    wall, monotonic = [10_000_000_000], [5_000_000_000]
-    clock = SteadyClock(lambda: wall[0], lambda: monotonic[0])
-    assert clock() == 10_000
-    wall[0] -= 3_600_000_000_000
-    monotonic[0] += 1_000_000_000
-    assert clock() == 11_000
-    wall[0] = 20_000_000_000
-    assert clock() == 20_000
 
 
 async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -> None:

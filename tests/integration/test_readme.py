@@ -16,10 +16,6 @@ from gateway.requests import Requests
 
 README = (ROOT / "README.md").read_text()
 UNBUILT = {
-    "redis_url",
-    "redis_host",
-    "redis_port",
-    "redis_prefix",
     "presence_audience",
     "presence_webhook_url",
     "presence_webhook_secret",

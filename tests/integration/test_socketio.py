@@ -725,6 +725,21 @@ async def test_without_activity_a_user_turns_away_and_back_with_the_next(serve: 
     await bob.hears("user-status-changed", userId="bob", status="online")
 
 
+async def test_a_client_that_vanishes_from_its_poll_is_missed_though_an_event_was_due(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    gateway = await serve(presence_offline_grace=0.2)
+    watcher = await Client.connect(closing, gateway.url, "watcher")
+    polling = await Polling.connect(closing, gateway.url, "bob")
+    await watcher.hears("user-online", userId="bob")
+    poll = asyncio.create_task(polling.poll())
+    await asyncio.sleep(0.1)  # the poll waits at the gateway
+    poll.cancel()
+    await asyncio.gather(poll, return_exceptions=True)
+    await gateway.gateway.presence.set_online("carol")  # which the poll is answered with, to nobody
+    await watcher.hears("user-offline", userId="bob")
+
+
 async def test_a_heartbeat_brings_back_from_away(serve: Serve, closing: AsyncExitStack) -> None:
     gateway = await serve(presence_away_after=0.3)
     bob = await Client.connect(closing, gateway.url, "bob")

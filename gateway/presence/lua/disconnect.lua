@@ -1,0 +1,21 @@
+-- End a connection.
+--
+-- KEYS[6] node  [7] user  [8] recent
+-- ARGV[4] node  [5] user  [6] connection  [7] how it ended  [8] milliseconds that the user stays
+--     [9] 1 where the ending is activity
+-- Returns result(); LEASE where the node holds none.
+
+local node, id, connection = ARGV[4], ARGV[5], ARGV[6]
+if not holds_lease(node) then
+  return LEASE_LOST
+end
+local user = user_at(NOW, id, KEYS[7], KEYS[8])
+if redis.call('HDEL', KEYS[6], connection) == 1 then
+  if ARGV[9] == '1' then
+    note(user, { active_at = NOW })
+  end
+  forget(user, connection, ARGV[7], tonumber(ARGV[8]), NOW)
+  settle(user, NOW, ARGV[7])
+end
+save(user)
+return result()

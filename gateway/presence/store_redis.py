@@ -1,0 +1,394 @@
+"""The store in Redis, for any number of nodes: one Lua script per command, under ``lua/``.
+
+The rules of presence stand there a second time, because a command must be one step in Redis; the conformance suite
+and the state machine hold both adapters to the same words.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+from redis.exceptions import ResponseError
+
+from gateway.errors import LeaseLostError, LogTrimmedError
+from gateway.presence.model import (
+    NOBODY,
+    Activity,
+    Connection,
+    Ending,
+    Entry,
+    Profile,
+    Status,
+    Transition,
+    UserStatus,
+)
+from gateway.presence.store import OUTAGE, Commit, Explanation, Lease, Snapshot, Store
+from gateway.redis.commands import Call, Commands, Script
+from gateway.redis.stream import Stream, to_id, to_position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gateway.presence.model import Beat, Timing
+    from gateway.redis.connection import Client
+
+_log = structlog.get_logger(__name__)
+
+LOG_LENGTH = 100_000
+"""Entries kept, about: minutes of a busy site, for a node that was cut off. Some 40 MB in Redis."""
+
+CHUNK = 200
+"""Users that one script changes at the most: a few milliseconds in which Redis serves nobody else."""
+
+SWEEPS = 20
+"""Such scripts in one sweep: what is due besides waits for the next, and no node for its lease."""
+
+SCAN = 1000
+"""Users in one step of a snapshot."""
+
+BEATS = 500
+"""Beats that go out as one script."""
+
+_SEPARATOR = "\x1f"
+_STATUS_FIELDS = ("status", "version", "active_at", "online_since", "ttl_until", "profile", "meta")
+
+
+def _script(name: str) -> Script:
+    folder = files("gateway.presence") / "lua"
+    return Script((folder / "rules.lua").read_text() + (folder / f"{name}.lua").read_text())
+
+
+class _Body(msgspec.Struct, frozen=True):
+    """An entry of the log, as the scripts write it: a transition where it has a status, otherwise an activity."""
+
+    user: str
+    version: int
+    at: int = 0
+    was: Status = Status.OFFLINE
+    status: Status | None = None
+    reason: str = ""
+    active_at: int | None = None
+    online_since: int | None = None
+    ttl_until: int | None = None
+    profile: str | None = None
+    meta: str | None = None
+
+    def entry(self, position: int) -> Entry:
+        """The entry, as it stands at `position`."""
+        tenant, user_id = self.user.split(_SEPARATOR)
+        profile = None if self.profile is None else _decode_profile(self.profile)
+        meta_json = None if self.meta is None else self.meta.encode()
+        if self.status is None:
+            return Activity(
+                position=position,
+                tenant=tenant,
+                user_id=user_id,
+                version=self.version,
+                active_at=self.active_at,
+                meta_json=meta_json,
+                profile=profile,
+                ttl_until=self.ttl_until,
+            )
+        status = UserStatus(
+            tenant=tenant,
+            user_id=user_id,
+            status=self.status,
+            active_at=self.active_at,
+            online_since=self.online_since,
+            version=self.version,
+            profile=profile or NOBODY,
+            meta_json=meta_json,
+            ttl_until=self.ttl_until,
+        )
+        return Transition(position=position, at=self.at, was=self.was, now=status, reason=self.reason)
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_profile = msgspec.json.Decoder(Profile).decode
+_decode_connection = msgspec.json.Decoder(Connection).decode
+_encode = msgspec.json.encode
+
+
+class RedisStore(Store):
+    """A store that any number of nodes share.
+
+    Args:
+        client: how to reach Redis.
+        prefix: what its keys begin with; gateways of one prefix are one gateway.
+        timing: the durations that presence follows, the same on every node.
+        log_length: how many entries the log keeps, at least.
+    """
+
+    near = False
+
+    def __init__(self, client: Client, prefix: str, timing: Timing, *, log_length: int = LOG_LENGTH) -> None:
+        self._client = client
+        self._commands = Commands(client)
+        self._base = f"{{{prefix}}}:"
+        self._timing = timing
+        self._log_length = log_length
+        self._common = [self._key(name) for name in ("log", "state", "leases", "due", "users")]
+        self._log = Stream(client, self._key("log"))
+        self._scripts = {
+            name: _script(name)
+            for name in ("time", "renew", "connect", "disconnect", "beat", "release", "restore", "bury", "sweep")
+        }
+        self._beats: Call | None = None
+        """The last script of beats, which takes more until it is sent, or until another command follows it."""
+
+    # Commands
+
+    async def time(self) -> int | None:
+        """Read Redis's clock; see the port."""
+        seconds, microseconds = await self._run("time", 0, [], [])
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
+        """Give or prolong a lease; see the port."""
+        held, continues = await self._run(
+            "renew",
+            now,
+            [self._key("dying")],
+            [node, self._timing.lease, to_id(position), int(returning), OUTAGE],
+        )
+        return Lease(held=bool(held), log_continues=bool(continues))
+
+    async def connect(self, connection: Connection, now: int) -> Commit:
+        """Count a connection; see the port."""
+        user = _user(connection.tenant, connection.user_id)
+        profile = b"" if connection.profile == NOBODY else _encode(connection.profile)
+        arguments = [connection.node, user, connection.id, _encode(connection), profile]
+        keys = [self._key("node", connection.node), *self._user_keys(user)]
+        return _commit(await self._run("connect", now, keys, arguments))
+
+    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+        """End a connection; see the port."""
+        user = _user(connection.tenant, connection.user_id)
+        hold, activity = self._timing.hold_after(ending), int(ending is Ending.GOODBYE)
+        arguments = [connection.node, user, connection.id, ending.value, hold, activity]
+        keys = [self._key("node", connection.node), *self._user_keys(user)]
+        return _commit(await self._run("disconnect", now, keys, arguments))
+
+    async def beat(self, node: str, beats: Sequence[Beat]) -> Commit:
+        """Record activity; see the port. Beats of one moment are one script."""
+        call = self._beats
+        if call is None or call.sent or call.arguments[3] != node or len(call.keys) > 2 * BEATS:
+            call = self._start("beat", 0, [], [node, self._timing.ttl])
+        for beat in beats:
+            user = _user(beat.tenant, beat.user_id)
+            profile = b"" if beat.profile is None or beat.profile == NOBODY else _encode(beat.profile)
+            call.keys += self._user_keys(user)
+            call.arguments += [user, beat.at, int(beat.holds), beat.meta_json or b"", profile]
+        self._beats = call
+        commit = _commit(await self._answer(call))
+        mine = {(beat.tenant, beat.user_id) for beat in beats}
+        transitions = tuple(change for change in commit.transitions if (change.tenant, change.user_id) in mine)
+        return Commit(commit.position, transitions)
+
+    async def release(self, tenant: str, user_id: str, now: int) -> Commit:
+        """End a TTL and a grace; see the port."""
+        user = _user(tenant, user_id)
+        return _commit(await self._run("release", now, self._user_keys(user), [user]))
+
+    async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
+        """Give back what was lost; see the port."""
+        commits = []
+        for chunk in _chunks(known):
+            keys: list[str] = []
+            arguments: list[Any] = [node, self._timing.lease + self._timing.grace]
+            for status in chunk:
+                user = _user(status.tenant, status.user_id)
+                keys += self._user_keys(user)
+                profile = b"" if status.profile == NOBODY else _encode(status.profile)
+                times = (status.active_at, status.online_since, status.ttl_until)
+                arguments += [user, status.status.value, status.version, *("" if at is None else at for at in times)]
+                arguments += [profile, status.meta_json or b""]
+            commits.append(_commit(await self._run("restore", now, keys, arguments)))
+        return _joined(commits)
+
+    async def sweep(self, now: int) -> Commit:
+        """Commit what time has changed; see the port."""
+        out, dying, due, position = await self._together(
+            ("ZRANGEBYSCORE", self._key("leases"), 0, now, "WITHSCORES"),
+            ("ZRANGE", self._key("dying"), 0, -1, "WITHSCORES"),
+            self._due(now),
+            ("HGET", self._key("state"), "position"),
+        )
+        commits = [Commit(to_position(position or b"0-0"))]
+        # By when their lease ran out: the last decides how long a user with connections on several stays.
+        for node, _ in sorted((_pairs(out) | _pairs(dying)).items(), key=lambda item: float(item[1])):
+            commits += await self._bury(node.decode(), now)
+        for _ in range(SWEEPS):
+            if not due:
+                break
+            users = [user.decode() for user in due]
+            keys = [key for user in users for key in self._user_keys(user)]
+            commits.append(_commit(await self._run("sweep", now, keys, users)))
+            due = await self._commands.send(*self._due(now))
+        return _joined(commits)
+
+    # Reads
+
+    async def connections(self, node: str) -> Sequence[Connection]:
+        """Read a node's connections; see the port."""
+        return [_decode_connection(text) for text in await self._commands.send("HVALS", self._key("node", node))]
+
+    async def snapshot(self) -> Snapshot:
+        """Read the whole state; see the port.
+
+        Not in one step: what changes meanwhile comes after the position, and applying it again changes nothing.
+        """
+        position = to_position(await self._commands.send("HGET", self._key("state"), "position") or b"0-0")
+        statuses: dict[bytes, UserStatus] = {}
+        cursor: bytes | int = b"0"
+        while True:
+            cursor, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
+            found = await self._together(*(("HMGET", self._key("user", u.decode()), *_STATUS_FIELDS) for u in users))
+            statuses.update((user, _status(user.decode(), fields)) for user, fields in zip(users, found, strict=True))
+            if int(cursor) == 0:
+                return Snapshot(position, tuple(statuses.values()))
+
+    async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
+        """Read the log; see the port."""
+        found = await self._log.read(after, wait=wait)
+        if not found.continues:
+            raise LogTrimmedError(f"the log does not go on from {to_id(after)}")
+        try:
+            return [_decode_body(body).entry(position) for position, body in found.bodies]
+        except (msgspec.MsgspecError, ValueError) as error:  # of a newer version, say; a snapshot leads past it
+            raise LogTrimmedError(f"an entry of the log cannot be read: {error}") from error
+
+    async def explain(self, tenant: str, user_id: str) -> Explanation:
+        """Read all that is known of one user; see the port."""
+        user = _user(tenant, user_id)
+        key, recent = self._user_keys(user)
+        found, transitions, leases = await self._together(
+            ("HGETALL", key), ("LRANGE", recent, 0, -1), ("ZRANGE", self._key("leases"), 0, -1, "WITHSCORES")
+        )
+        fields = _pairs(found)
+        at = {name.removeprefix(b"c:"): node.decode() for name, node in fields.items() if name.startswith(b"c:")}
+        texts = await self._together(*(("HGET", self._key("node", node), name) for name, node in at.items()))
+        until = {node.decode(): int(float(score)) for node, score in _pairs(leases).items()}
+        grace_until = fields.get(b"grace_until")
+        return Explanation(
+            status=_status(user, [fields.get(name.encode()) for name in _STATUS_FIELDS]),
+            # One may have ended meanwhile.
+            connections=tuple(_decode_connection(text) for text in texts if text is not None),
+            leases={node: until[node] for node in at.values() if node in until},
+            grace_until=None if grace_until is None else int(grace_until),
+            transitions=tuple(_transition(*text.split(b" ", 1)) for text in reversed(transitions)),
+        )
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        await self._log.close()
+        await self._commands.close()
+        await self._client.aclose()
+
+    # One step each
+
+    async def _together(self, *commands: Sequence[Any]) -> list[Any]:
+        """Send plain commands in one round trip."""
+        calls = [self._commands.enqueue(*command) for command in commands]
+        return [await self._commands.answer(call) for call in calls]
+
+    def _due(self, now: int) -> Sequence[Any]:
+        return ("ZRANGEBYSCORE", self._key("due"), 0, now, "LIMIT", 0, CHUNK)
+
+    async def _bury(self, node: str, now: int) -> list[Commit]:
+        """End the connections of a node whose lease ran out, in pieces."""
+        key, commits = self._key("node", node), []
+        while True:
+            # Any of them: a scan that begins anew each time would see only what it has emptied.
+            found = _pairs(await self._commands.send("HRANDFIELD", key, CHUNK, "WITHVALUES"))
+            keys = [self._key("dying"), key]
+            arguments: list[Any] = [node, self._timing.hold_after(Ending.NODE_DIED)]
+            for connection, text in found.items():
+                known = _decode_connection(text)
+                user = _user(known.tenant, known.user_id)
+                keys += self._user_keys(user)
+                arguments += [user, connection]
+            reply = await self._run("bury", now, keys, arguments)
+            commits.append(_commit(reply))
+            if found and len(commits) == 1 and reply[2]:
+                _log.warning("a node died; its connections end", node=node)
+            if not reply[1] or not found:
+                return commits
+
+    def _key(self, *names: str) -> str:
+        return self._base + ":".join(names)
+
+    def _user_keys(self, user: str) -> list[str]:
+        return [self._key("user", user), self._key("recent", user)]
+
+    def _start(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Call:
+        self._beats = None  # order is kept: what comes later is no part of an earlier script
+        common = [now, self._timing.away_after, self._log_length]
+        return self._commands.start(self._scripts[name], [*self._common, *keys], [*common, *arguments])
+
+    async def _run(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Any:
+        return await self._answer(self._start(name, now, keys, arguments))
+
+    async def _answer(self, call: Call) -> Any:
+        try:
+            return await self._commands.answer(call)
+        except ResponseError as error:
+            if str(error).startswith("LEASE"):
+                raise LeaseLostError(str(error)) from None
+            raise
+
+
+def _user(tenant: str, user_id: str) -> str:
+    return f"{tenant}{_SEPARATOR}{user_id}"
+
+
+def _chunks(items: Sequence[UserStatus]) -> Iterable[Sequence[UserStatus]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def _pairs(reply: Any) -> dict[bytes, bytes]:
+    """A reply of names and values, which is a dict or flat or pairs by the version of the protocol."""
+    if isinstance(reply, dict):
+        return reply
+    if reply and isinstance(reply[0], (list, tuple)):
+        return dict(reply)
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _status(user: str, fields: Sequence[bytes | None]) -> UserStatus:
+    status, version, active_at, online_since, ttl_until, profile, meta = fields
+    tenant, user_id = user.split(_SEPARATOR)
+    return UserStatus(
+        tenant=tenant,
+        user_id=user_id,
+        status=Status(status.decode()) if status else Status.OFFLINE,
+        active_at=None if active_at is None else int(active_at),
+        online_since=None if online_since is None else int(online_since),
+        version=int(version or 0),
+        profile=NOBODY if profile is None else _decode_profile(profile),
+        meta_json=meta,
+        ttl_until=None if ttl_until is None else int(ttl_until),
+    )
+
+
+def _transition(position: bytes, body: bytes) -> Transition:
+    entry = _decode_body(body).entry(to_position(position))
+    assert isinstance(entry, Transition)  # noqa: S101 - by the scripts: only these are answered
+    return entry
+
+
+def _commit(reply: Any) -> Commit:
+    position, resumed, committed = reply
+    transitions = tuple(_transition(*pair) for pair in zip(committed[::2], committed[1::2], strict=True))
+    return Commit(to_position(position), transitions, bool(resumed))
+
+
+def _joined(commits: Sequence[Commit]) -> Commit:
+    """What several scripts of one command did."""
+    return Commit(
+        max((commit.position for commit in commits), default=0),
+        tuple(transition for commit in commits for transition in commit.transitions),
+    )
