@@ -1,7 +1,7 @@
 # make run     sets up and serves on http://127.0.0.1:3000 in development mode
 # make test    sets up and runs the whole suite
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run test lint format bench chaos lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,6 +26,9 @@ format: .venv/development ## put the code in its one form
 
 bench: .venv/development benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: .venv/development node_modules/.stamp ## break everything at random for an hour (ARGS="--seconds 60 --seed 1")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # Names, versions and hashes for every platform; no addresses.
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \

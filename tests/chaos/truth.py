@@ -1,0 +1,441 @@
+"""What must have been, from the clients' side and the faults: who was there, who was gone, and who had to hear of it.
+
+Pure, like `trace`: no clock, no I/O; times are milliseconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from chaos.trace import (
+    OFFLINE,
+    Abandoned,
+    Heard,
+    Left,
+    Lost,
+    Picture,
+    Record,
+    Rule,
+    Up,
+    Violation,
+)
+
+INFINITY = float("inf")
+
+RENEWAL = 1_000.0
+"""How much of a lease may have passed at its node's last sign of life."""
+RECOVERY = 2_000.0
+"""How long a node that was cut off may take to be itself again."""
+PROMPT = 2_000.0
+"""How long anything may take that nothing holds up: the contract's "+ 2 s"."""
+NETTING = 1_000.0
+"""Changes of one user within this long may go out as their net effect: the flush interval, and a busy machine."""
+PRECISION = 120.0
+"""How well a timestamp, which goes by the store's clock, and a client's own clock agree."""
+HEARING = 1_000.0
+"""How long after its commit a change is heard by the first client, where its timestamp cannot be believed."""
+
+
+class Harm(StrEnum):
+    """What a fault does, as far as the rules care."""
+
+    KILLED = "killed"
+    STOPPED = "stopped"
+    CUT_OFF = "cut off from the store"
+    SHAKEN = "its connections to the store break"
+    STORE_AWAY = "store away"
+
+
+class Impairment(msgspec.Struct, frozen=True):
+    """A time in which a node, or the store, could not do its work."""
+
+    harm: Harm
+    begin: float
+    end: float = INFINITY
+    node: int | None = None
+    """None for the store, which is everyone's."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """The gateways' settings, in milliseconds."""
+
+    lease: float
+    grace: float
+
+    @property
+    def detection(self) -> float:
+        """Within what a dead node's users are told to be offline: the contract's section 3."""
+        return self.lease + self.grace + PROMPT
+
+
+class Session(msgspec.Struct, frozen=True):
+    """One connection as its client saw it."""
+
+    client: str
+    user: str
+    node: int
+    begin: float
+    end: float = INFINITY
+    goodbye: bool = False
+    greeted: bool = True
+    """False for one that the client gave up before: nobody knows whether there was a connection."""
+
+
+Interval = tuple[float, float]
+
+
+def sessions(records: Iterable[Record], users: Mapping[str, str]) -> list[Session]:
+    """The connections in a trace.
+
+    Args:
+        records: the trace of all clients.
+        users: whose each client is.
+    """
+    open_: dict[str, Session] = {}
+    found: list[Session] = []
+    for record in records:
+        match record:
+            case Up():
+                open_[record.client] = Session(record.client, users[record.client], record.node, record.at)
+            case Abandoned(client=client, node=node, since=since):
+                found.append(Session(client, users[client], node, since, record.at, greeted=False))
+            case Left() | Lost():
+                session = open_.pop(record.client, None)
+                if session is not None:
+                    goodbye = isinstance(record, Left)
+                    found.append(msgspec.structs.replace(session, end=record.at, goodbye=goodbye))
+            case _:
+                pass
+    return [*found, *open_.values()]
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Intervals that touch, as one."""
+    joined: list[Interval] = []
+    for begin, end in sorted(intervals):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def without(interval: Interval, hole: Interval) -> Iterator[Interval]:
+    """What is left of an interval."""
+    if hole[0] > interval[0]:
+        yield interval[0], min(interval[1], hole[0])
+    if hole[1] < interval[1]:
+        yield max(interval[0], hole[1]), interval[1]
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """All that the harness knows of a run without asking a gateway."""
+
+    timing: Timing
+    sessions: Sequence[Session]
+    impairments: Sequence[Impairment] = ()
+    wall: float = 0.0
+    """Unix milliseconds minus those of the monotonic clock."""
+    skewed: bool = False
+    """True where a node's clock is wrong: timestamps tell nothing then."""
+
+    def of_node(self, node: int, *harms: Harm) -> list[Impairment]:
+        return [each for each in self.impairments if each.node == node and each.harm in harms]
+
+    @property
+    def outages(self) -> list[Impairment]:
+        return [each for each in self.impairments if each.harm is Harm.STORE_AWAY]
+
+    def died_at(self, session: Session, slack: float = 0.0) -> float | None:
+        """When a session's node was killed under it, or `slack` after its end; None where it was not."""
+        kills = self.of_node(session.node, Harm.KILLED)
+        return min((kill.begin for kill in kills if session.begin <= kill.begin <= session.end + slack), default=None)
+
+    def recovered(self, node: int, at: float) -> float:
+        """When a node was itself again that was impaired at a time; one impairment may follow upon another."""
+        for each in sorted(self.impairments, key=lambda one: one.begin):
+            if each.node in (node, None) and each.begin <= at < each.end + RECOVERY:
+                at = each.end + RECOVERY
+        return at
+
+    def blind(self, node: int, at: float) -> bool:
+        """Whether a node may have told at a time what was before, because it could not read the store."""
+        harms = (Harm.CUT_OFF, Harm.SHAKEN, Harm.STORE_AWAY)
+        return any(
+            each.harm in harms and each.begin <= at <= self.recovered(node, each.end)
+            for each in self.impairments
+            if each.node in (node, None)
+        )
+
+    # Who was surely there
+
+    def present(self, user: str) -> list[Interval]:
+        """When nothing may have told a user to be offline: each session, and the hold after it.
+
+        Where a node is cut off or stopped, its sessions count for as long as its lease surely did, and again once it
+        has recovered. The store's outages take nothing away: presence freezes then.
+        """
+        pieces: list[Interval] = []
+        alive = {
+            session: self._alive_until(session) for session in self.sessions if session.user == user and session.greeted
+        }
+        for session, end in alive.items():
+            goodbye = session.goodbye and end == session.end
+            held = end if goodbye else end + self.timing.grace
+            # What ended the last connection decides: a later one's end ends this one's hold.
+            later = [
+                max(end, other)
+                for one, other in alive.items()
+                if one is not session and one.begin <= held and self._told_by(one, other) > end
+            ]
+            pieces += self._while_node_was_there(session, (session.begin, min([held, *later])))
+        return union(pieces)
+
+    def _alive_until(self, session: Session) -> float:
+        """Until when the store surely takes a session for alive."""
+        died = self.died_at(session)
+        return session.end if died is None else died + self.timing.lease - RENEWAL
+
+    def _told_by(self, session: Session, end: float) -> float:
+        """By when the store knows of a session's end: a goodbye to a node that is away comes when it is back."""
+        return self.recovered(session.node, end) if session.goodbye else end
+
+    def _while_node_was_there(self, session: Session, interval: Interval) -> list[Interval]:
+        died = self.died_at(session)
+        pieces = [interval]
+        for each in self.of_node(session.node, Harm.STOPPED, Harm.CUT_OFF):
+            if each.begin < session.end:
+                # Of a session that began while its node was away nobody knew; one that was killed then stays away.
+                least = self.timing.lease - RENEWAL + self.timing.grace
+                since = each.begin + least if session.begin < each.begin else session.begin
+                hole = (
+                    since,
+                    INFINITY if died is not None and died >= each.begin else self.recovered(session.node, each.end),
+                )
+                if hole[0] < hole[1]:
+                    pieces = [left for piece in pieces for left in without(piece, hole)]
+        return pieces
+
+    def false_offlines(self, records: Iterable[Record]) -> Iterator[Violation]:
+        """Offlines of users who were surely there when they were committed."""
+        first: dict[tuple[str, int], Heard] = {}
+        for record in records:
+            if isinstance(record, Heard) and record.status == OFFLINE:
+                first.setdefault((record.user, record.version), record)
+        for heard in first.values():
+            begin, end = self._committed(heard)
+            for there in self.present(heard.user):
+                if there[0] <= begin and end <= there[1]:
+                    committed = f"version {heard.version}, committed between {begin:.0f} and {end:.0f}"
+                    detail = f"{committed}; there from {there[0]:.0f} to {there[1]:.0f}"
+                    yield Violation(Rule.FALSE_OFFLINE, heard.at, heard.user, heard.client, detail)
+
+    def _committed(self, heard: Heard) -> Interval:
+        """Within when an event that was first heard now was committed."""
+        stamp = heard.stamp - self.wall
+        if not self.skewed and heard.at - HEARING <= stamp <= heard.at + PRECISION:
+            return stamp - PRECISION, stamp + PRECISION
+        begin = heard.at - HEARING
+        for outage in self.outages:  # nobody could hear what was committed just before
+            if outage.begin <= heard.at and begin <= outage.end + RECOVERY:
+                begin = min(begin, outage.begin - HEARING)
+        return begin, heard.at
+
+    # Who was surely gone
+
+    def departures(self) -> Iterator[Departure]:
+        """Every time after which a user must have been told to be offline."""
+        by_user: dict[str, list[Departure]] = {}
+        for session in self.sessions:
+            by_user.setdefault(session.user, []).extend(self._pieces(session))
+        for pieces in by_user.values():
+            pieces.sort(key=lambda piece: piece.begin)
+            latest = pieces[0]
+            for piece in pieces[1:]:
+                if piece.begin > latest.due:
+                    yield latest
+                latest = max(latest, piece, key=lambda one: one.due)
+            if latest.due < INFINITY:
+                yield latest
+
+    def _pieces(self, session: Session) -> Iterator[Departure]:
+        """A session as the store may see it: it ends with its node, and again where the node comes back to it."""
+        if not session.greeted:
+            at = self.recovered(session.node, session.end)
+            yield self._departure(session, session.begin, at, self.timing.grace + RECOVERY)
+            return
+        begin = session.begin
+        # A node that was killed right after a goodbye may not have passed it on.
+        died = self.died_at(session, PRECISION)
+        for each in sorted(
+            self.of_node(session.node, Harm.STOPPED, Harm.CUT_OFF, Harm.KILLED), key=lambda one: one.begin
+        ):
+            gone = each.harm is Harm.KILLED
+            if (gone and each.begin == died) or (not gone and begin <= each.begin < session.end):
+                yield self._departure(session, begin, each.begin, self.timing.lease + self.timing.grace, died=True)
+                if gone or each.end >= session.end:
+                    # Ended while its node was away: what the node said of it came when it was back, if ever.
+                    if not gone and each.end < INFINITY:
+                        yield self._departure(session, each.end, each.end, self.timing.grace + RECOVERY)
+                    return
+                begin = each.end
+        hold = 0.0 if session.goodbye else self.timing.grace
+        yield self._departure(session, begin, session.end, hold)
+
+    def _departure(self, session: Session, begin: float, at: float, hold: float, *, died: bool = False) -> Departure:
+        due = at + hold + PROMPT
+        for outage in sorted(self.outages, key=lambda one: one.begin):
+            if outage.begin - RENEWAL <= due and outage.end >= at:
+                # Leases begin anew when the store is back.
+                due = max(due, outage.end + RECOVERY + self.timing.lease + hold + PROMPT)
+        return Departure(session.user, session.node, begin, at, due, died)
+
+    def deaf(self, node: int, begin: float, end: float) -> bool:
+        """Whether a node's clients may have heard nothing at some moment of a time."""
+        return any(
+            each.begin <= end and each.end + RECOVERY >= begin for each in self.impairments if each.node in (node, None)
+        )
+
+
+class Departure(msgspec.Struct, frozen=True):
+    """The end of a user's last connection."""
+
+    user: str
+    node: int
+    begin: float
+    """When the presence that ended had begun."""
+    at: float
+    due: float
+    """By when every watcher must know."""
+    died: bool
+    """True where it was the node that went."""
+
+
+def leaves(
+    facts: Facts, records: Sequence[Record], drawn: Mapping[str, Picture], until: float
+) -> tuple[list[float], list[Violation]]:
+    """Check that every departure was told in time, to every watcher whose own node could hear of it.
+
+    Returns:
+        How long after its node's death each user's ``user-offline`` came to each watcher; and what came too late.
+    """
+    took: list[float] = []
+    late: list[Violation] = []
+    offlines: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if isinstance(record, Heard) and record.status == OFFLINE:
+            offlines.setdefault((record.client, record.user), []).append(record.at)
+    for departure in facts.departures():
+        if departure.due > until:
+            continue
+        for watcher in facts.sessions:
+            if not (watcher.greeted and watcher.begin < departure.at and departure.due < watcher.end):
+                continue
+            if facts.deaf(watcher.node, departure.at, departure.due) and not _only_outages(facts, watcher, departure):
+                continue
+            heard = [at for at in offlines.get((watcher.client, departure.user), []) if at >= departure.at - PRECISION]
+            known = drawn[watcher.client].known(departure.user, departure.due)
+            in_time = bool(heard) and heard[0] <= departure.due  # who comes back is told so only after
+            if known is not None and known.status != OFFLINE and not in_time:
+                detail = f"{departure.due - departure.at:.0f} ms after the last connection ended, still {known.status}"
+                late.append(Violation(Rule.LATE, departure.due, departure.user, watcher.client, detail))
+            if heard and departure.died:
+                took.append(heard[0] - departure.at)
+    return took, late
+
+
+def _only_outages(facts: Facts, watcher: Session, departure: Departure) -> bool:
+    """Whether all that held a watcher up is in the departure's due time already."""
+    return not any(
+        each.begin <= departure.due and each.end + RECOVERY >= departure.at
+        for each in facts.impairments
+        if each.node == watcher.node
+    )
+
+
+def missed(facts: Facts, records: Iterable[Record], drawn: Mapping[str, Picture], until: float) -> Iterator[Violation]:
+    """Versions that one client heard of, and another, who had to, did not.
+
+    Who knows an older version is right all the same where its status is that of a later change soon after: their net
+    effect was nothing.
+    """
+    first: dict[tuple[str, int], Heard] = {}
+    for record in records:
+        if isinstance(record, Heard):
+            first.setdefault((record.user, record.version), record)
+    by_user: dict[str, list[Heard]] = {}
+    for heard in first.values():
+        by_user.setdefault(heard.user, []).append(heard)
+    for session in facts.sessions:
+        for heard in first.values():
+            due = _hears_by(facts, session.node, heard.at)
+            if not (session.greeted and session.begin + PROMPT < due < min(session.end, until)):
+                continue
+            known = drawn[session.client].known(heard.user, due)
+            if known is not None and known.version >= heard.version:
+                continue
+            # What a node that was deaf catches up on is one net effect, too.
+            together = max(heard.at + NETTING, due - PROMPT)
+            netted = known is not None and any(
+                later.version >= heard.version and later.at <= together and later.status == known.status
+                for later in by_user[heard.user]
+            )
+            if not netted:
+                detail = f"{heard.event} of version {heard.version}, first heard at {heard.at:.0f}; knew {known}"
+                yield Violation(Rule.LOST, due, heard.user, session.client, detail)
+
+
+def _hears_by(facts: Facts, node: int, at: float) -> float:
+    """When a node's clients must have heard what others heard."""
+    due = at + PROMPT
+    for each in sorted(facts.impairments, key=lambda one: one.begin):
+        if each.node in (node, None) and each.begin - PROMPT <= due and each.end + RECOVERY >= at:
+            due = max(due, each.end + RECOVERY + PROMPT)
+    return due
+
+
+class Truth(msgspec.Struct, frozen=True):
+    """What the gateways say at the end, when all is quiet."""
+
+    at: float
+    views: Mapping[int, Mapping[str, tuple[int, str]]]
+    """Each node's view: version and status by user."""
+    store: Mapping[str, tuple[int, str]]
+    ledger: Mapping[str, Sequence[tuple[int, str, str]]] = {}
+    """Each user's last transitions, oldest first: version, status before, status after. Those of which the store was
+    told, because it had lost them, are not among them."""
+
+
+def agreement(facts: Facts, drawn: Mapping[str, Picture], truth: Truth) -> Iterator[Violation]:
+    """Check that after quiet all views, all clients and the store agree, with who is really there."""
+    here = [session for session in facts.sessions if session.end == INFINITY]
+    there = {session.user for session in here}
+    for user, (version, status) in sorted(truth.store.items()):
+        if (status != OFFLINE) != (user in there):
+            detail = f"{status}, version {version}, with {sum(one.user == user for one in here)} connections"
+            yield Violation(Rule.WRONG, truth.at, user, "", detail)
+        for node, view in truth.views.items():
+            if view[user] != (version, status):
+                detail = f"node {node} has {view[user]}, the store {(version, status)}"
+                yield Violation(Rule.DISAGREE, truth.at, user, "", detail)
+        for session in here:
+            known = drawn[session.client].known(user)
+            # An older version is a net effect of nothing; `missed` looks whether it may be.
+            if known is None or known.status != status or known.version > version:
+                detail = f"knows {known}, and the store has {status}, version {version}"
+                yield Violation(Rule.LOST, truth.at, user, session.client, detail)
+        yield from _ledger(user, truth)
+
+
+def _ledger(user: str, truth: Truth) -> Iterator[Violation]:
+    before: tuple[int, str, str] | None = None
+    for entry in truth.ledger.get(user, ()):
+        version, was, now = entry
+        if before is not None and (version <= before[0] or was != before[2]):
+            yield Violation(Rule.DIVERGENT, truth.at, user, "", f"the store's log has {entry} after {before}")
+        if was == now:
+            yield Violation(Rule.DIVERGENT, truth.at, user, "", f"the store's log has {entry}, which is no change")
+        before = entry
