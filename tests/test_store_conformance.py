@@ -613,6 +613,18 @@ async def test_a_lease_that_ran_out_while_nobody_could_renew_runs_on_for_a_lease
     assert list(await store.connections("n1")) == [tab("back", user="alice", node="n1")]
 
 
+async def test_an_outage_soon_after_another_undoes_nothing_of_it(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    await store.disconnect(tab("one", node="n1"), Ending.LOST, T + 1)
+    await store.connect(tab(user="bob", node="n1"), T + 1)
+    await store.renew("n2", RETURN, returning=True)
+    await store.renew("n2", RETURN + 2_000, returning=True)
+    assert changes(await store.sweep(RETURN + 2_001)) == []
+    back = await store.connect(tab("two", node="n2"), RETURN + 2_001)
+    assert (changes(back), back.resumed) == ([], True)
+    assert [each.user_id for each in await store.connections("n1")] == ["bob"]
+
+
 async def test_each_node_that_comes_back_within_a_lease_of_the_first_has_lost_nothing(store: Store) -> None:
     await store.connect(tab(node="n2"), T)
     await store.renew("n1", RETURN, returning=True)

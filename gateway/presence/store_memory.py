@@ -98,11 +98,13 @@ class MemoryStore(Store):
     async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
         """Give or prolong a lease; see the port."""
         if returning and self._attended is not None and now - self._attended >= OUTAGE:
-            self._outage = Outage(self._attended, now + self._timing.lease)
+            # One outage soon after another is one with it: what the first prolonged had not run out.
+            begin = min(self._outage.begin, self._attended) if self._attended < self._outage.end else self._attended
+            self._outage = Outage(begin, now + self._timing.lease)
         self._attended = latest(self._attended, now)
         held = node in self._leases
         self._leases[node] = max(self._leases.get(node, now), now + self._timing.lease)
-        return Lease(held=held, log_continues=position <= self._position)
+        return Lease(held=held, log_continues=not position or 0 <= self._position - position <= len(self._log))
 
     async def connect(self, connection: Connection, now: int) -> Commit:
         """Count a connection; see the port."""

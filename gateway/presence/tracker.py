@@ -79,6 +79,8 @@ class Tracker:
         self._recovering = asyncio.Lock()
         self._recoveries = 0
         self._lost_touch = False
+        self._disturbed = False
+        """Whether touch was lost since the last reconciliation began."""
         self._reminded_at: int | None = None
         self._sweeps_from = 0
 
@@ -215,6 +217,7 @@ class Tracker:
 
     async def _reconcile(self) -> None:
         """Make the store know which connections this node has, and what its users did while it was away."""
+        self._disturbed = False
         registered = {connection.id: connection for connection in await self._store.connections(self.node)}
         while True:
             missing = [known for name, known in self._connections.items() if name not in registered][:CHUNK]
@@ -233,7 +236,8 @@ class Tracker:
                 del registered[known.id]
             if CHUNK in {len(missing), len(ended), len(late)}:  # which takes its time
                 await self._renew()
-        self._settled, self._settled_at = True, self.now()
+        # A command that failed meanwhile may have left what was looked at before.
+        self._settled, self._settled_at = not self._disturbed, self.now()
         if self.away is not None:
             if not self._store.near:
                 _log.info("in touch with the store", node=self.node)
@@ -256,5 +260,5 @@ class Tracker:
             self._reminded_at = self.now()
             _log.warning("the store is away; presence stays as it is until it is back", error=str(error))
         self.away = str(error)
-        self._lost_touch = True
+        self._lost_touch = self._disturbed = True
         self._settled = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from sortedcontainers import SortedDict
 
-from gateway.presence.model import Activity, Entry, Transition, UserStatus
+from gateway.presence.model import Activity, Entry, Transition, UserStatus, latest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ class View:
                     )
                 )
             elif status.version == was.version and status.status is was.status:
-                self._put(status)
+                self._put(msgspec.structs.replace(status, active_at=latest(status.active_at, was.active_at)))
         self.position = snapshot.position
         return missed
 

@@ -8,7 +8,9 @@
 local node, lease, last = ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local attended = tonumber(redis.call('HGET', STATE, 'attended'))
 if ARGV[7] == '1' and attended and NOW - attended >= tonumber(ARGV[8]) then
-  redis.call('HSET', STATE, 'outage_begin', attended, 'outage_end', NOW + lease)
+  -- One outage soon after another is one with it: what the first prolonged had not run out.
+  local begin = attended < outage_end and math.min(outage_begin, attended) or attended
+  redis.call('HSET', STATE, 'outage_begin', begin, 'outage_end', NOW + lease)
 end
 redis.call('HSET', STATE, 'attended', math.max(attended or 0, NOW))
 
