@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from conftest import ROOT, SECRET, SERVICE_KEY, require_program
+from redis.exceptions import RedisError
 from redis_servers import (
     ClusterServers,
     RedisServer,
@@ -63,9 +64,12 @@ def now() -> float:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, *, within: float = START) -> None:
-    """Wait for something that a cluster comes to by itself."""
+    """Wait for something that a cluster comes to by itself; while it does, who is asked may drop the connection."""
     deadline = time.monotonic() + within
-    while not await condition():
+    while True:
+        with suppress(OSError, RedisError):
+            if await condition():
+                return
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {within:.0f} s: {what}")
         await asyncio.sleep(0.05)
