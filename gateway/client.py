@@ -12,7 +12,7 @@ import structlog
 
 from gateway.cluster import Cluster
 from gateway.errors import StoreUnavailableError
-from gateway.presence.clock import SteadyClock
+from gateway.presence.clock import SteadyClock, follow
 from gateway.presence.follower import Follower
 from gateway.presence.model import DEFAULT_TENANT, Timing
 from gateway.presence.store_redis import RedisStore
@@ -98,7 +98,7 @@ class PresenceClient:
         if self._tasks or self._closed:
             raise RuntimeError("a client is started once")
         try:
-            await self._set_clock()
+            await follow(self._clock, self._store.time)
             await self._follower.start()
         except BaseException:
             await self._store.close()  # whoever does not get in need not go out
@@ -150,18 +150,12 @@ class PresenceClient:
         """
         self._check()
         with suppress(StoreUnavailableError):
-            await self._set_clock()
+            await follow(self._clock, self._store.time)
         return await self._cluster.disconnect(tenant, user_id, self._clock())
 
     def _check(self) -> None:
         if not self._tasks or self._closed:
             raise RuntimeError("use the client within `async with`, or between `start` and `close`")
-
-    async def _set_clock(self) -> None:
-        asked_at = self._clock.monotonic()
-        theirs = await self._store.time()
-        if theirs is not None:
-            self._clock.set_by(theirs, asked_at)
 
     async def _follow(self) -> None:
         """Follow the log; begin anew where Redis lost what nobody gives back."""

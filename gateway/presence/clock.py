@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 ACCURACY = 100
 """Milliseconds. An answer that took longer is not taken for the time, unless it is the first; nor is a difference that
@@ -33,6 +33,14 @@ class Clock(Protocol):
             theirs: its time, in Unix milliseconds.
             asked_at: `monotonic` when it was asked.
         """
+
+
+async def follow(clock: Clock, read: Callable[[], Awaitable[int | None]]) -> None:
+    """Set a clock by another, which is read over some way; one that is not there leaves it."""
+    asked_at = clock.monotonic()
+    theirs = await read()
+    if theirs is not None:
+        clock.set_by(theirs, asked_at)
 
 
 class SteadyClock:

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from gateway.errors import LeaseLostError, StoreUnavailableError
+from gateway.presence.clock import follow
 from gateway.presence.model import Beat, Ending
 from gateway.presence.store import OUTAGE, Commit
 
@@ -192,10 +193,7 @@ class Tracker:
 
     async def _recover(self) -> None:
         """Renew the lease; where the store does not know what it should of this node, tell it. Under the lock."""
-        asked_at = self._clock.monotonic()
-        theirs = await self._store.time()
-        if theirs is not None:
-            self._clock.set_by(theirs, asked_at)
+        await follow(self._clock, self._store.time)
         lease = await self._renew()
         if not lease.log_continues:
             await self._follower.resync()
