@@ -194,24 +194,31 @@ class Tracker:
     async def _recover(self) -> None:
         """Renew the lease; where the store does not know what it should of this node, tell it. Under the lock."""
         await follow(self._clock, self._store.time)
-        lease = await self._renew()
+        lease = await self._renew(returning=self.away is not None)
         if not lease.log_continues:
             await self._follower.resync()
+            await self._prolong()
         sound = lease.held and lease.log_continues and not self._follower.lost
         self._settled = self._settled and sound and self.now() < self._settled_at + RECHECK
         while lost := self._follower.lost:
             await self._store.restore(self.node, lost[:CHUNK], self.now())
             del lost[:CHUNK]
-            if lost:
-                await self._renew()
+            await self._prolong()
         if not self._settled:
             await self._reconcile()
         self._recoveries += 1
 
-    async def _renew(self) -> Lease:
-        return await self._store.renew(
-            self.node, self.now(), position=self._follower.position, returning=self.away is not None
-        )
+    async def _renew(self, *, returning: bool = False) -> Lease:
+        return await self._store.renew(self.node, self.now(), position=self._follower.position, returning=returning)
+
+    async def _prolong(self) -> None:
+        """Renew the lease between the steps of a recovery, which may take longer than one, over a slow link say.
+
+        Raises:
+            LeaseLostError: it ran out meanwhile, and with it went what was told.
+        """
+        if not (await self._renew()).held:
+            raise LeaseLostError("the lease ran out while the store was told")
 
     async def _reconcile(self) -> None:
         """Make the store know which connections this node has, and what its users did while it was away."""
@@ -232,8 +239,7 @@ class Tracker:
             await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))
             for known in ended:
                 del registered[known.id]
-            if CHUNK in {len(missing), len(ended), len(late)}:  # which takes its time
-                await self._renew()
+            await self._prolong()
         # A command that failed meanwhile may have left what was looked at before.
         self._settled, self._settled_at = not self._disturbed, self.now()
         if self.away is not None:
