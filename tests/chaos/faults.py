@@ -161,9 +161,10 @@ async def swallow(world: World, node: int) -> AsyncIterator[None]:
     backends=_PROXIED,
 )
 async def slow(world: World, node: int) -> AsyncIterator[None]:
-    world.proxies[node].slow(delay=0.15, rate=65536)
-    yield
-    world.proxies[node].slow()
+    with world.impaired(Harm.SLOWED, node):
+        world.proxies[node].slow(delay=0.15, rate=65536)
+        yield
+        world.proxies[node].slow()
 
 
 @fault("reset", "one node's connections to Redis reset, again and again", Target.NODE, (4.0, 6.0), backends=_PROXIED)

@@ -233,6 +233,17 @@ def test_an_offline_of_one_who_came_to_a_node_that_was_cut_off() -> None:
     assert false_offlines(trace, 14_200, away) == [Rule.FALSE_OFFLINE]
 
 
+def test_an_offline_of_one_who_came_to_a_node_far_from_a_store_that_was_coming_back() -> None:
+    away, slow = Impairment(Harm.STORE_AWAY, 4000, 12_000), Impairment(Harm.SLOWED, 6000, 12_500, 0)
+    left = [up(0, "a/0", 1), Left(5000, "a/0")]
+    assert false_offlines([*left, up(7000, "a/0")], 9000, away, slow) == []
+    assert false_offlines([*left, up(7000, "a/0")], 9000, away) == [Rule.FALSE_OFFLINE]
+    assert false_offlines([*left, up(7000, "a/0")], 12_300, away, slow) == [Rule.FALSE_OFFLINE]
+    assert false_offlines([*left, up(7000, "a/0"), Lost(11_500, "a/0", "")], 12_300, away, slow) == []
+    assert false_offlines([up(0, "a/0")], 9000, away, slow) == [Rule.FALSE_OFFLINE]
+    assert false_offlines([up(0, "a/0")], 14_000, slow) == [Rule.FALSE_OFFLINE]
+
+
 def test_an_offline_because_the_store_was_away() -> None:
     away = Impairment(Harm.STORE_AWAY, 5000, 15_000)
     for at in (6000, 12_000, 15_500, 20_000):

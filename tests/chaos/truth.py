@@ -46,6 +46,7 @@ class Harm(StrEnum):
     STOPPED = "stopped"
     CUT_OFF = "cut off from the store"
     SHAKEN = "its connections to the store break"
+    SLOWED = "far from the store"
     STORE_AWAY = "store away"
 
 
@@ -145,6 +146,10 @@ class Facts(msgspec.Struct, frozen=True):
     def of_node(self, node: int, *harms: Harm) -> list[Impairment]:
         return [each for each in self.impairments if each.node == node and each.harm in harms]
 
+    def hampering(self, node: int) -> list[Impairment]:
+        """What kept a node from its work. One that is only far from the store does it, if later."""
+        return [each for each in self.impairments if each.node in (node, None) and each.harm is not Harm.SLOWED]
+
     @property
     def outages(self) -> list[Impairment]:
         return [each for each in self.impairments if each.harm is Harm.STORE_AWAY]
@@ -156,8 +161,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     def recovered(self, node: int, at: float) -> float:
         """When a node was itself again that was impaired at a time; one impairment may follow upon another."""
-        for each in sorted(self.impairments, key=lambda one: one.begin):
-            if each.node in (node, None) and each.begin <= at < each.end + RECOVERY:
+        for each in sorted(self.hampering(node), key=lambda one: one.begin):
+            if each.begin <= at < each.end + RECOVERY:
                 at = each.end + RECOVERY
         return at
 
@@ -165,9 +170,7 @@ class Facts(msgspec.Struct, frozen=True):
         """Whether a node may have told at a time what was before, because it could not read the store."""
         harms = (Harm.CUT_OFF, Harm.SHAKEN, Harm.STORE_AWAY)
         return any(
-            each.harm in harms and each.begin <= at <= self.recovered(node, each.end)
-            for each in self.impairments
-            if each.node in (node, None)
+            each.harm in harms and each.begin <= at <= self.recovered(node, each.end) for each in self.hampering(node)
         )
 
     # Who was surely there
@@ -205,6 +208,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def _while_node_was_there(self, session: Session, interval: Interval) -> list[Interval]:
         died = self.died_at(session)
+        slowed = self.of_node(session.node, Harm.SLOWED)
         pieces = [interval]
         for each in self.of_node(session.node, Harm.STOPPED, Harm.CUT_OFF):
             if each.begin < session.end:
@@ -217,6 +221,12 @@ class Facts(msgspec.Struct, frozen=True):
                 )
                 if hole[0] < hole[1]:
                     pieces = [left for piece in pieces for left in without(piece, hole)]
+        for outage in self.outages:
+            # A node that is far from the store when it is back has yet to say who came to it.
+            far = any(each.begin <= outage.end and outage.begin <= each.end for each in slowed)
+            if far and outage.begin <= session.begin < outage.end:
+                hole = (session.begin, outage.end if outage.end < session.end else INFINITY)
+                pieces = [left for piece in pieces for left in without(piece, hole)]
         return pieces
 
     def false_offlines(self, records: Iterable[Record]) -> Iterator[Violation]:
@@ -295,9 +305,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     def deaf(self, node: int, begin: float, end: float) -> bool:
         """Whether a node's clients may have heard nothing at some moment of a time."""
-        return any(
-            each.begin <= end and each.end + RECOVERY >= begin for each in self.impairments if each.node in (node, None)
-        )
+        return any(each.begin <= end and each.end + RECOVERY >= begin for each in self.hampering(node))
 
 
 class Departure(msgspec.Struct, frozen=True):
@@ -351,8 +359,8 @@ def _only_outages(facts: Facts, watcher: Session, departure: Departure) -> bool:
     """Whether all that held a watcher up is in the departure's due time already."""
     return not any(
         each.begin <= departure.due and each.end + RECOVERY >= departure.at
-        for each in facts.impairments
-        if each.node == watcher.node
+        for each in facts.hampering(watcher.node)
+        if each.node is not None
     )
 
 
@@ -391,8 +399,8 @@ def missed(facts: Facts, records: Iterable[Record], drawn: Mapping[str, Picture]
 def _hears_by(facts: Facts, node: int, at: float) -> float:
     """When a node's clients must have heard what others heard."""
     due = at + PROMPT
-    for each in sorted(facts.impairments, key=lambda one: one.begin):
-        if each.node in (node, None) and each.begin - PROMPT <= due and each.end + RECOVERY >= at:
+    for each in sorted(facts.hampering(node), key=lambda one: one.begin):
+        if each.begin - PROMPT <= due and each.end + RECOVERY >= at:
             due = max(due, each.end + RECOVERY + PROMPT)
     return due
 

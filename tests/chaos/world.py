@@ -209,7 +209,9 @@ class World:
 
     def away(self, node: int) -> bool:
         """Whether a node is down or cut off now."""
-        return any(each.node == node and each.end == float("inf") for each in self.impairments)
+        return any(
+            each.node == node and each.end == float("inf") and each.harm is not Harm.SLOWED for each in self.impairments
+        )
 
     async def ready(self) -> None:
         """Wait until every node that is not down itself has the store."""
