@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
+import time
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ _UPGRADE = (
 )
 _TEXT, _CLOSE = 0x81, 0x88
 _MASKED, _LENGTH_16, _LENGTH_64 = 0x80, 126, 127
+_BIND_WITHOUT_PORT = 24  # IP_BIND_ADDRESS_NO_PORT: the port is chosen when it is known where to
 _NO_MASK = bytes(4)  # a mask like any other to the server, and nothing to do for the client
 
 
@@ -60,6 +63,13 @@ class Client(asyncio.Protocol):
         token: who it is.
         on_answer: called with each acknowledgement.
         on_event: called with each event; both get the text of the packet.
+
+    Attributes:
+        ready: done when the server has greeted the user.
+        closed: done when the connection has ended.
+        asked_at: when it sent its CONNECT packet, in seconds of `time.perf_counter`; None before.
+        close_code: what the server closed it with; None where it did not, or gave no code.
+        frame_bytes: how long the last frame was, its head included.
     """
 
     def __init__(
@@ -68,6 +78,9 @@ class Client(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
+        self.asked_at: float | None = None
+        self.close_code: int | None = None
+        self.frame_bytes = 0
         self.send: Callable[[bytes], None]
         self._token = token
         self._on_answer = on_answer
@@ -83,15 +96,34 @@ class Client(asyncio.Protocol):
         on_answer: Callable[[Client, bytes], None],
         on_event: Callable[[bytes], None],
         host: str = "127.0.0.1",
+        receive_buffer: int | None = None,
+        source: str | None = None,
     ) -> Client:
         """Connect, and wait until the server has greeted the user.
+
+        Args:
+            port: where the server listens.
+            token: who it is.
+            on_answer: called with each acknowledgement.
+            on_event: called with each event.
+            host: the server's address.
+            receive_buffer: bytes that the system holds for a client that does not read; None leaves it to the system.
+            source: the address that it comes from; None leaves it to the system.
 
         Raises:
             ClientError: it does not let the user in.
             OSError: there is no server.
         """
         loop = asyncio.get_running_loop()
-        transport, client = await loop.create_connection(lambda: cls(token, on_answer, on_event), host, port)
+        own = socket.socket()
+        own.setblocking(False)
+        if receive_buffer is not None:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if source is not None:
+            own.setsockopt(socket.IPPROTO_IP, _BIND_WITHOUT_PORT, 1)
+            own.bind((source, 0))
+        await loop.sock_connect(own, (host, port))
+        transport, client = await loop.create_connection(lambda: cls(token, on_answer, on_event), sock=own)
         transport.write(_UPGRADE.format(host=host, port=port).encode())
         await client.ready
         return client
@@ -101,6 +133,18 @@ class Client(asyncio.Protocol):
         self.send(_GOODBYE)
         self.send(_CLOSE_FRAME)
         await self.closed
+
+    def vanish(self) -> None:
+        """Be gone without a goodbye, as when a phone's process is killed."""
+        self._transport.abort()
+
+    def stop_reading(self) -> None:
+        """Leave what the server sends where it is."""
+        self._transport.pause_reading()
+
+    def read_again(self) -> None:
+        """Take what has waited since `stop_reading`."""
+        self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take note of how to send; see the base class."""
@@ -117,12 +161,7 @@ class Client(asyncio.Protocol):
         """Take frames apart; see the base class."""
         buffer = self._buffer + data if self._buffer else data
         if not self._upgraded:
-            head, found, rest = buffer.partition(b"\r\n\r\n")
-            if found:
-                if not head.startswith(b"HTTP/1.1 101"):
-                    raise ClientError(head.decode())
-                self._upgraded = True
-                buffer = rest
+            buffer = self._upgrade(buffer)
         start, end = 0, len(buffer)
         while self._upgraded and end - start >= 2:  # noqa: PLR2004 - the least that a frame can be
             length, payload = buffer[start + 1], start + 2
@@ -133,13 +172,27 @@ class Client(asyncio.Protocol):
             if payload + length > end:
                 break
             if buffer[start] == _TEXT:
+                self.frame_bytes = payload + length - start
                 self._packet(buffer[payload : payload + length])
             elif buffer[start] == _CLOSE:
+                if length:
+                    self.close_code = int.from_bytes(buffer[payload : payload + 2])
                 self._transport.close()
+                return  # whatever comes after it does not count
             else:
-                raise ClientError("neither text nor close: no server here sends such a frame")
+                raise ClientError(f"neither text nor close, as no server here sends it: {buffer[start : start + 20]!r}")
             start = payload + length
         self._buffer = buffer[start:]
+
+    def _upgrade(self, buffer: bytes) -> bytes:
+        """Take note of the handshake's answer when it is whole, and return what is left to read."""
+        head, found, rest = buffer.partition(b"\r\n\r\n")
+        if not found:
+            return buffer
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise ClientError(head.decode())
+        self._upgraded = True
+        return rest
 
     def _packet(self, text: bytes) -> None:
         if text.startswith(_ACKNOWLEDGEMENT):
@@ -151,6 +204,8 @@ class Client(asyncio.Protocol):
         elif text.startswith(b"2"):
             self.send(_PONG)
         elif text.startswith(b"0"):
-            self.send(text_frame(f"40{NAMESPACE},{json.dumps({'token': self._token})}"))
+            packet = text_frame(f"40{NAMESPACE},{json.dumps({'token': self._token})}")
+            self.asked_at = time.perf_counter()
+            self.send(packet)
         elif not text.startswith((b"40", b"6")):
             raise ClientError(text.decode())

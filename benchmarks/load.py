@@ -1,14 +1,16 @@
 """The load on one server: one process, all clients. It reads what an operation costs the server, and prints it.
 
-Each operation runs for a set time as fast as its clients go: they send the next request when they have the answer
-to the last. What is measured is not that time but the server's CPU time, until the server rests again, so that work
-which it puts off counts too.
+Requests are sent in bursts: all clients send theirs, and again when all have their answers. So every server always
+has as much to do at once as every other, and a load that is slower than its server gives it no rest to pay for. What
+is measured is not the time that it takes but the server's CPU time, until the server rests again, so that work which
+it puts off counts too.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -23,28 +25,43 @@ from benchmarks.client import Client, ClientError, event_start, request_frame
 from benchmarks.process import cpu_seconds, resident_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     Operation = Callable[[float], Awaitable[int]]
     """Goes on until a time of the monotonic clock, and returns how often it did what is counted."""
 
-OPERATIONS = ("connect", "join", "heartbeat", "check-user-status", "check-users-status", "broadcast")
-"""What is measured, in the order in which it must be: the first while nobody is there, the others after joining."""
+ALONE, ENTER, LEAVE = "connect", "join", "rejoin"
+STEADY = ("heartbeat", "check-user-status", "check-users-status-50", "check-users-status-1000", "broadcast")
+"""What is measured, in the order in which it must be: `ALONE` while nobody is there, `ENTER` once, these, `LEAVE`."""
 
-ASKED_AT_ONCE = 50
-"""How many users one check-users-status asks for."""
+SETTLE, IDLE, VISIT, BEAT = "settle", "idle", "visit", "beat"
+"""What is measured where a server is compared with itself, holding more connections: two once, then the others."""
 
+_ANSWERS = {"heartbeat": "heartbeat-ack", "check-user-status": "user-status", "check-users-status": "users-status"}
 _GUEST = "guest"
+_GUESTS_FROM = "127.0.0.2"
+"""Where guests come from beside thousands of others: from the same address, each would search long for a free port."""
 _JOINING_AT_ONCE = 50
+_BURST_STATUSES = 20_000
+"""Statuses that one burst asks for at most: one of all clients would last for seconds where each asks for 1,000."""
+_DIFFERENT_QUESTIONS = 50
+_NEIGHBOURS = 10
+"""Users who hear of each other where a server's idle connections are many, and to hear of all would take hours."""
+_VISITS_PER_SECOND = 1_000
+"""How many guests visit for each second that an operation is to run: always as many, whatever they cost."""
+_BEATING = 100
+"""How many clients send heartbeats where all others idle."""
 _WARM_UP = 0.5
 """Seconds that an operation first runs uncounted: compilers and caches are as they will stay."""
 _HOUR = 3600
-_REST = 0.1
-"""Seconds of which a resting server uses next to none."""
+_REST = 0.3
+"""Seconds of which a resting server uses next to none; longer than any of them gathers what it has to tell."""
 _RESTING_SHARE = 0.03
+_IDLE = 1.0
+"""Seconds over which a server's upkeep of idle connections is read."""
 _PATIENCE = 30.0
 """Seconds for the server to come to rest, or for all to hear of a guest."""
-_LONGEST = 90.0
+_LONGEST = 600.0
 """Seconds for one operation, after which the server is given up."""
 
 
@@ -57,52 +74,63 @@ class Load:
         connections: how many clients stay.
         seconds: how long each operation runs.
         collect: whether the server collects its garbage at SIGUSR2.
+        quiet: whether the server is asked to tell nobody of who joins, and joining is not measured.
     """
 
-    def __init__(self, server: int, port: int, connections: int, seconds: float, *, collect: bool) -> None:
+    def __init__(self, server: int, port: int, connections: int, seconds: float, *, collect: bool, quiet: bool) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._results: dict[str, dict[str, float]] = {}
         self._warm: set[str] = set()
         self._guest_costs = 0.0
+        self._idle_share = 0.0
         self._server = server
         self._collect = collect
+        self._quiet = quiet
         self._port = port
         self._names = [f"user-{number}" for number in range(connections)]
         self._seconds = seconds
         self._clients: list[Client] = []
-        self._frames: dict[Client, bytes] = {}
-        self._until = 0.0
+        self._vanishing = False
+        self._questions: dict[str, list[tuple[Client, bytes]]] = {}
+        self._asking: list[tuple[Client, bytes]] = []
+        self._burst = self._next = 0
         self._answer = self._event = b""
-        self._sent = self._awaited = 0
+        self._statuses: int | None = None
+        self._awaited = self._heard = 0
         self._done = asyncio.get_running_loop().create_future()
 
     async def run(self, operation: str) -> dict[str, dict[str, float]]:
-        """Measure one of `OPERATIONS`.
+        """Measure one of the operations above.
 
         Returns:
-            What it cost, by its name; joining also tells the memory that a connection takes.
+            What it cost, by its name: CPU microseconds of the server as ``value``, and how busy server and load were.
+            Joining also tells the memory that a connection takes, in KiB; idling, milliseconds of CPU a second.
         """
-        ids = [[*self._names[number:], *self._names][:ASKED_AT_ONCE] for number in range(len(self._names))]
         match operation:
             case "connect":
                 await self._measure(operation, self._connect_and_leave)
                 self._guest_costs = self._results["connect"]["value"]
             case "join":
-                before = await self._memory()
-                await self._measure(operation, self._join, warm_up=False)
-                after = await self._memory()
-                self._results["memory"] = {"value": (after - before) / 1024 / len(self._clients)}
-            case "heartbeat":
-                await self._request(operation, "heartbeat-ack", [[]] * len(ids))
-            case "check-user-status":
-                await self._request(operation, "user-status", [[{"userId": some[-1]}] for some in ids])
-            case "check-users-status":
-                await self._request(operation, "users-status", [[{"userIds": some}] for some in ids])
+                await self._enter()
             case "broadcast":
                 await self._measure(operation, self._broadcast)
                 # A guest's own part, measured when nobody heard of it, is no part of a delivery.
                 hearings = 2 * len(self._clients)
                 self._results["broadcast"]["value"] -= self._guest_costs / hearings
+                self._results["broadcast"]["frame_bytes"] = self._clients[0].frame_bytes
+            case "rejoin":
+                await self._measure(operation, self._rejoin, warm_up=False)
+            case "settle":
+                await self._join(0, neighbours=_NEIGHBOURS)
+            case "idle":
+                await self._idle()
+            case "visit":
+                await self._measure(operation, self._visit, warm_up=False)
+            case "beat":
+                await self._request("heartbeat", among=max(1, len(self._clients) // _BEATING))
+                self._results["beat"] = self._results.pop("heartbeat")
+            case _:
+                await self._request(operation)
         results, self._results = self._results, {}
         return results
 
@@ -115,11 +143,12 @@ class Load:
         await self._rest()
         server, own, wall = cpu_seconds(self._server), time.process_time(), time.monotonic()
         count = await operation(time.monotonic() + self._seconds)
-        busy = cpu_seconds(self._server) - server
+        began, busy = wall, cpu_seconds(self._server) - server
         own, wall = time.process_time() - own, time.monotonic() - wall
         await self._rest()
+        used = cpu_seconds(self._server) - server - self._idle_share * (time.monotonic() - began)
         self._results[name] = {
-            "value": (cpu_seconds(self._server) - server) / count * 1e6,
+            "value": used / count * 1e6,
             "operations": count,
             "server_share": busy / wall,
             "load_share": own / wall,
@@ -128,11 +157,20 @@ class Load:
     async def _rest(self) -> None:
         """Wait until the server has nothing left to do."""
         async with asyncio.timeout(_PATIENCE):
-            used = _REST
-            while used >= _REST * _RESTING_SHARE:
-                before = cpu_seconds(self._server)
-                await asyncio.sleep(_REST)
-                used = cpu_seconds(self._server) - before
+            share = 1.0
+            while share >= _RESTING_SHARE + 2 * self._idle_share:
+                share = await self._share(_REST)
+
+    async def _idle(self) -> None:
+        """Take note of what the server does for connections that idle: it is no part of what others cost."""
+        self._idle_share = await self._share(_IDLE)
+        self._results["idle"] = {"value": self._idle_share * 1000}
+
+    async def _share(self, seconds: float) -> float:
+        """The share of a core that the server uses now, over so long."""
+        before, began = cpu_seconds(self._server), time.monotonic()
+        await asyncio.sleep(seconds)
+        return (cpu_seconds(self._server) - before) / (time.monotonic() - began)
 
     async def _memory(self) -> int:
         if self._collect:
@@ -152,35 +190,106 @@ class Load:
             count += 1
         return count
 
-    async def _join(self, _until: float) -> int:
-        """Let all clients in, each hearing of those after it."""
-        gate = asyncio.Semaphore(_JOINING_AT_ONCE)
+    async def _visit(self, _until: float) -> int:
+        """The same, a set number of times, in a tenant of their own: the others are there and hear nothing."""
+        visits = round(self._seconds * _VISITS_PER_SECOND)
+        for _ in range(visits):
+            token = make_token(_GUEST, tenant="guests")
+            guest = await Client.open(self._port, token, self._answered, self._told, source=_GUESTS_FROM)
+            await guest.say_goodbye()
+        return visits
 
-        async def enter(name: str) -> Client:
+    async def _enter(self) -> None:
+        """Let all clients in, as a storm where it is measured, and read what memory they take."""
+        before = await self._memory()
+        if self._quiet:
+            await self._join(0)
+            await self._rest()
+        else:
+            await self._measure("join", self._join, warm_up=False)
+            # Of two who joined, the one who was there must have heard of the other.
+            least = len(self._clients) * (len(self._clients) - 1) // 2
+            if self._heard < least:
+                raise ClientError(f"the clients should have heard of each other {least} times; it was {self._heard}")
+        after = await self._memory()
+        self._results["memory"] = {"value": (after - before) / 1024 / len(self._clients)}
+
+    async def _join(self, _until: float, neighbours: int | None = None) -> int:
+        """Let all clients in, each hearing of those after it.
+
+        Args:
+            neighbours: how many share a tenant; None puts all into one, and waits until all have heard of all.
+        """
+        gate = asyncio.Semaphore(_JOINING_AT_ONCE)
+        self._event, self._heard = event_start("user-online"), 0
+
+        async def enter(number: int, name: str) -> Client:
+            claims = {} if neighbours is None else {"tenant": f"tenant-{number // neighbours}"}
             async with gate:
-                client = await self._open(name)
-                client.closed.add_done_callback(lambda _: self._fail(ClientError("a client was cut off")))
+                client = await self._open(name, **claims, **({"quiet": True} if self._quiet else {}))
+                client.closed.add_done_callback(self._lost)
                 return client
 
-        self._clients = await asyncio.gather(*(enter(name) for name in self._names))
+        self._clients = list(await asyncio.gather(*(enter(*each) for each in enumerate(self._names))))
+        if neighbours is None:
+            await self._rest()
+        self._event = b""
+        gc.freeze()  # thousands of clients that stay: to look through them again and again would slow the load
         return len(self._clients)
 
-    async def _request(self, event: str, answer: str, arguments: Sequence[Sequence[object]]) -> None:
-        """Let all clients send a request again and again, each with its own arguments."""
-        self._frames = {
-            client: request_frame(event, *its) for client, its in zip(self._clients, arguments, strict=True)
-        }
-        self._answer = f'"{answer}"'.encode()
-        await self._measure(event, self._ask)
+    async def _rejoin(self, until: float) -> int:
+        """Let all clients vanish at once, and come back at once."""
+        self._vanishing = True
+        for client in self._clients:
+            client.vanish()
+        await asyncio.wait([client.closed for client in self._clients])
+        self._vanishing = False
+        self._questions.clear()
+        return await self._join(until)
+
+    async def _request(self, operation: str, among: int = 1) -> None:
+        """Let clients send a request again and again, each with its own arguments.
+
+        Args:
+            operation: the request, with how many statuses it asks for where that is part of its name.
+            among: how many clients there are to each that sends; the others stay idle.
+        """
+        event, _, size = operation.rpartition("-") if operation[-1].isdigit() else (operation, "", "1")
+        width = int(size)
+        if operation not in self._questions:
+            names = [*self._names, *(f"stranger-{number}" for number in range(width))]
+            frames = []
+            for number in range(min(_DIFFERENT_QUESTIONS, len(self._clients))):
+                asked = [*names[number:], *names[:number]][:width]
+                arguments: dict[str, list[object]] = {
+                    "heartbeat": [],
+                    "check-user-status": [{"userId": asked[0]}],
+                    "check-users-status": [{"userIds": asked}],
+                }
+                frames.append(request_frame(event, *arguments[event]))
+            self._questions[operation] = [
+                (client, frames[number % len(frames)]) for number, client in enumerate(self._clients[::among])
+            ]
+        self._event = b""
+        self._asking = self._questions[operation]
+        self._burst = max(1, min(len(self._asking), _BURST_STATUSES // width))
+        self._next = 0
+        self._answer = f'"{_ANSWERS[event]}"'.encode()
+        self._statuses = None if event == "heartbeat" else width
+        await self._measure(operation, self._ask)
 
     async def _ask(self, until: float) -> int:
-        self._until = until
-        self._sent = self._awaited = len(self._clients)
-        self._done = asyncio.get_running_loop().create_future()
-        for client, frame in self._frames.items():
-            client.send(frame)
-        await self._done
-        return self._sent
+        count = 0
+        while time.monotonic() < until:
+            asking = self._asking[self._next : self._next + self._burst]
+            self._next = self._next + self._burst if self._next + self._burst < len(self._asking) else 0
+            self._awaited = len(asking)
+            self._done = asyncio.get_running_loop().create_future()
+            for client, frame in asking:
+                client.send(frame)
+            await self._done
+            count += len(asking)
+        return count
 
     async def _broadcast(self, until: float) -> int:
         """Let guests come and go, one by one, and all clients hear of it; what is counted is each hearing."""
@@ -197,10 +306,9 @@ class Load:
 
     # One step each
 
-    async def _open(self, name: str) -> Client:
+    async def _open(self, name: str, **claims: object) -> Client:
         # Always a new token, as a cache of verified ones would see it.
-        claims = {"sub": name, "exp": int(time.time()) + _HOUR, "jti": os.urandom(8).hex()}
-        token = jwt.encode(claims, os.environ["JWT_SECRET"])
+        token = make_token(name, **claims)
         return await Client.open(self._port, token, self._answered, self._told)
 
     def _all_hear(self, event: str) -> asyncio.Future[Any]:
@@ -209,23 +317,28 @@ class Load:
         self._done = asyncio.get_running_loop().create_future()
         return asyncio.ensure_future(asyncio.wait_for(self._done, _PATIENCE))
 
-    def _answered(self, client: Client, text: bytes) -> None:
+    def _answered(self, _client: Client, text: bytes) -> None:
         if self._answer not in text:
             raise ClientError(text.decode())
-        if time.monotonic() < self._until:
-            self._sent += 1
-            client.send(self._frames[client])
-        else:
-            self._one_less()
+        if self._statuses is not None:  # of each measurement, the first answer must have all that was asked
+            asked, self._statuses = self._statuses, None
+            if text.count(b'"userId"') != asked:
+                raise ClientError(f"{asked} statuses were asked for: {text.decode()}")
+        self._one_less()
 
     def _told(self, text: bytes) -> None:
         if self._event and text.startswith(self._event):
+            self._heard += 1
             self._one_less()
 
     def _one_less(self) -> None:
         self._awaited -= 1
         if self._awaited == 0:
             self._done.set_result(None)
+
+    def _lost(self, _closed: asyncio.Future[None]) -> None:
+        if not self._vanishing:
+            self._fail(ClientError("a client was cut off"))
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():
@@ -240,8 +353,14 @@ class Load:
         asyncio.get_running_loop().set_exception_handler(handle)
 
 
-async def _main(options: argparse.Namespace) -> None:
-    load = Load(options.server, options.port, options.connections, options.seconds, collect=options.collect)
+def make_token(name: str, **claims: object) -> str:
+    """Sign a token that no server has seen before."""
+    claims |= {"sub": name, "exp": int(time.time()) + _HOUR, "jti": os.urandom(8).hex()}
+    return jwt.encode(claims, os.environ["JWT_SECRET"])
+
+
+async def serve(load: Load) -> None:
+    """Measure what stdin names, a line each, and print what it cost as JSON."""
     load.fail_on_errors()
     loop = asyncio.get_running_loop()
     while operation := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
@@ -253,6 +372,11 @@ async def _main(options: argparse.Namespace) -> None:
         print(json.dumps(run.result()), flush=True)
 
 
+async def _main(options: argparse.Namespace) -> None:
+    numbers = (options.server, options.port, options.connections, options.seconds)
+    await serve(Load(*numbers, collect=options.collect, quiet=options.quiet))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description="Started by python -m benchmarks, which says what to measure on stdin."
@@ -262,4 +386,5 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--collect", action="store_true")
+    parser.add_argument("--quiet", action="store_true")
     uvloop.run(_main(parser.parse_args()))

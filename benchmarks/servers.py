@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from benchmarks.limits import GATEWAY, NODE
 from benchmarks.process import children_on
 from gateway.version import __version__
 
@@ -27,6 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 NODE_MODULES = ROOT / "benchmarks" / "node" / "node_modules"
 SECRET = secrets.token_hex(32)
 START_TIMEOUT = 20.0
+
+_GATEWAY_SETTINGS = {
+    "RATE_LIMIT_EVENTS": "1000000/s",
+    "CONNECT_RATE": "1000000/s",
+    "LOG_LEVEL": "warning",
+    # No other server here knows of users who turn away, and those that idle would while another server is measured.
+    "PRESENCE_AWAY_AFTER": "86400",
+    "PRESENCE_TTL": "86400",
+}
 
 
 class ServerError(Exception):
@@ -43,28 +53,58 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     collects: bool = False
     """Whether it collects its garbage at SIGUSR2, which it is sent before its memory is read."""
+    storms: bool = True
+    """Whether storms are measured; without, it is asked to tell nobody of who joins."""
+    optional: bool = False
+    """Whether it takes part only where it is asked for by name."""
+    program_of_nodes: Sequence[str] = ()
+    """What runs instead of the command where the server is one of several, with ``REDIS_URL``; empty: nothing does."""
 
 
 def all_servers() -> dict[str, Server]:
     """Those that can run here, by name, the gateway first."""
     python_side = f"python-socketio {version('python-socketio')}, aiohttp {version('aiohttp')}"
+    gateway = [sys.executable, "-m", "gateway", "serve"]
     servers = [
         Server(
-            "gateway",
-            [sys.executable, "-m", "gateway", "serve"],
-            f"presence-gateway {__version__} ({python_side}, uvloop {version('uvloop')});"
-            " rate limit raised, one log line per connect and disconnect switched off",
-            {"RATE_LIMIT_EVENTS": "1000000/s", "LOG_LEVEL": "warning"},
-        )
+            GATEWAY,
+            gateway,
+            f"presence-gateway {__version__} ({python_side}, uvloop {version('uvloop')}); rate limits raised, one log"
+            " line per connect and disconnect switched off, nobody turns away",
+            _GATEWAY_SETTINGS,
+            program_of_nodes=gateway,
+        ),
+        Server(
+            "gateway-stock",
+            gateway,
+            "the same, with GATEWAY_ENGINE=stock",
+            {**_GATEWAY_SETTINGS, "GATEWAY_ENGINE": "stock"},
+            optional=True,
+        ),
     ]
     node = shutil.which("node")
     if node is not None and NODE_MODULES.is_dir():
-        about = f"Node {_said_by(node, '--version')}, socket.io {_npm_version('socket.io')}, ws {_npm_version('ws')}"
+        about = (
+            f"Node {_said_by(node, '--version')}, socket.io {_npm_version('socket.io')}, ws {_npm_version('ws')},"
+            f" @socket.io/redis-adapter {_npm_version('@socket.io/redis-adapter')}, redis {_npm_version('redis')}"
+        )
+        programs = NODE_MODULES.parent
         servers.append(
-            Server("node", [node, "--expose-gc", str(NODE_MODULES.parent / "server.mjs")], about, collects=True)
+            Server(
+                NODE,
+                [node, "--expose-gc", str(programs / "server.mjs")],
+                about,
+                collects=True,
+                program_of_nodes=[node, str(programs / "nodes.mjs")],
+            )
         )
     servers.append(
-        Server("stock", [sys.executable, "-m", "benchmarks.stock"], f"{python_side}, asyncio's loop, standard json")
+        Server(
+            "stock",
+            [sys.executable, "-m", "benchmarks.stock"],
+            f"{python_side}, asyncio's loop, standard json; no storms, which take it minutes",
+            storms=False,
+        )
     )
     return {server.name: server for server in servers}
 
@@ -75,23 +115,57 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def running(server: Server, core: int | None) -> Iterator[tuple[int, int]]:
+def running(
+    server: Server, core: int | None, settings: Mapping[str, str] | None = None, redis_url: str | None = None
+) -> Iterator[tuple[int, int]]:
     """Start a server, give its process id and port, and end it.
+
+    Args:
+        server: which.
+        core: where it stays; None leaves it where it likes.
+        settings: of its environment, what is otherwise than usual.
+        redis_url: what makes it a node of several; None runs it alone.
 
     Raises:
         ServerError: it does not come up.
     """
     port = _free_port()
-    own = environment({"HOST": "127.0.0.1", "PORT": str(port), **server.environment})
+    own = environment({"HOST": "127.0.0.1", "PORT": str(port), **server.environment, **(settings or {})})
+    command = server.command
+    if redis_url is not None:
+        command, own["REDIS_URL"] = server.program_of_nodes, redis_url
     # A directory of its own: a .env file of whoever runs this must not configure the gateway.
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as output:
         with children_on(core):
-            process = subprocess.Popen(server.command, cwd=directory, env=own, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, cwd=directory, env=own, stdout=output, stderr=subprocess.STDOUT)
         try:
             _wait_until_open(process, port, server.name, output)
             yield process.pid, port
         finally:
             # Killed: stopped, it would tell each client of the end of all others, which nobody measures.
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def redis_server(core: int | None) -> Iterator[str]:
+    """Start a Redis without persistence on a free port, give its URL, and end it.
+
+    Raises:
+        ServerError: there is none, or it does not come up.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ServerError("redis-server is not installed")
+    port = _free_port()
+    arguments = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as output:
+        with children_on(core):
+            process = subprocess.Popen(arguments, cwd=directory, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_open(process, port, "redis-server", output)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
             process.kill()
             process.wait()
 

