@@ -12,8 +12,9 @@ help: ## what there is to make
 run: .venv/runtime node_modules/.stamp ## serve in development mode on http://127.0.0.1:3000
 	$(BIN)/python -m gateway serve --dev
 
-test: .venv/development node_modules/.stamp ## run the whole suite
+test: .venv/development node_modules/.stamp ## run the whole suite, and on the stock engine all that an engine is part of
 	$(BIN)/python -m pytest $(ARGS)
+	GATEWAY_ENGINE=stock $(BIN)/python -m pytest tests/integration tests/js tests/browser tests/chaos/test_faults.py $(ARGS)
 
 lint: .venv/development ## check style, types and lock files
 	$(BIN)/ruff check
@@ -24,7 +25,7 @@ format: .venv/development ## put the code in its one form
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: .venv/development benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio
+bench: .venv/development benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio (ARGS=--quick for a look)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 chaos: .venv/development node_modules/.stamp ## break everything at random for an hour (ARGS="--seconds 60 --seed 1")

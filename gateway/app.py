@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from aiohttp import web
 
+from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.bus import LocalBus
 from gateway.cluster import Cluster
 from gateway.connections import Connections
+from gateway.counts import Counts
 from gateway.doors.http import HTTPDoor, problems
 from gateway.doors.metrics import NodeCollector, metrics_handler
 from gateway.doors.openapi import document
@@ -40,6 +42,7 @@ from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
 from gateway.requests import Requests
 from gateway.tasks import end
+from gateway.timers import RunningLoop, TimerWheel
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -64,16 +67,6 @@ FLUSH_TIMEOUT = 2.0
 """Seconds that a node which stops takes to tell others what it has still to tell."""
 
 
-class _RunningLoop:
-    """The event loop, looked up when it is needed: a gateway is made before its loop runs."""
-
-    def time(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_at(when, callback)
-
-
 class Gateway:
     """A presence gateway, to be attached to an aiohttp application.
 
@@ -96,17 +89,21 @@ class Gateway:
         self._hooks = Hooks()
         self._store, self._bus = _store_and_bus(settings, node)
         self._view = View()
-        self._fanout = FanOut(_RunningLoop(), settings.presence_flush_interval)
+        loop = RunningLoop()
+        self._timers = TimerWheel(loop)
+        self._counts = Counts()
+        self._admission = Admission(settings.connect_rate, loop)
+        self._fanout = FanOut(loop, settings.presence_flush_interval)
         self._follower = Follower(self._store, self._view, [self._fanout.publish, self._hooks.publish])
-        self._tracker = Tracker(node, self._store, self._follower, clock)
-        self._connections = Connections(settings, self._tracker, self._view, self._fanout)
+        self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
+        self._connections = Connections(settings, self._tracker, self._view, self._fanout, self._timers)
         self._cluster = Cluster(self._bus, self._store, self._view, self._connections)
 
         self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
         self._manager = Manager() if self._store.near else BusManager(self._bus)
-        self._server = Server(settings, self._origins, self._manager)
+        self._server = Server(settings, self._origins, self._manager, self._timers, self._admission, self._counts)
         self._server.register_namespace(
-            SocketIODoor(self._connections, self._requests, self._authenticator, self._origins)
+            SocketIODoor(self._connections, self._requests, self._authenticator, self._origins, self._counts)
         )
 
         self.presence = Presence(self._tracker, self._view)
@@ -120,7 +117,15 @@ class Gateway:
         ``/static/``.
         """
         settings = self.settings
-        websocket = WebSocketDoor(settings, self._origins, self._connections, self._requests, self._authenticator)
+        websocket = WebSocketDoor(
+            settings,
+            self._origins,
+            self._admission,
+            self._counts,
+            self._connections,
+            self._requests,
+            self._authenticator,
+        )
         http = HTTPDoor(
             settings,
             self._origins,
@@ -134,7 +139,9 @@ class Gateway:
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
         app.router.add_routes(http.routes())
-        collector = NodeCollector(self._connections, self._tracker, self._follower, self._bus)
+        collector = NodeCollector(
+            self._connections, self._admission, self._counts, self._tracker, self._follower, self._bus
+        )
         app.router.add_get("/metrics", metrics_handler(collector))
         add_pages(app, document(http.operations, __version__))
         if settings.dev and self._signing_secret is not None:
@@ -187,10 +194,13 @@ class Gateway:
         """Let every client go to another node: told, then closed; new ones are refused from now on.
 
         An application that stops does so by itself. Called before, while it still listens, ``/health/ready`` says
-        503 and new clients hear ``SERVER_DRAINING``.
+        503 and new clients are refused with ``SERVER_DRAINING``: those of Socket.IO by an HTTP 503, after which they
+        connect again by themselves.
         """
         if not self._connections.draining:
             _log.info("draining", connections=len(self._connections))
+            self._admission.close()
+            self._server.close_nobodys()
             await self._connections.drain(RETRY_AFTER_DRAIN)
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import structlog
 
 from gateway.delivery.notifications import Delivery, Notification
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.presence.model import ID_PATTERN
+from gateway.wire import is_id
 
 if TYPE_CHECKING:
     from gateway.bus import Bus
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View
 
-_ID = re.compile(ID_PATTERN)
 
 _log = structlog.get_logger(__name__)
 
@@ -98,7 +96,7 @@ class Cluster:
         Raises:
             InvalidPayloadError: an id is none.
         """
-        if not _ID.fullmatch(tenant) or not _ID.fullmatch(user_id):
+        if not is_id(tenant) or not is_id(user_id):
             raise InvalidPayloadError("an id has 1 to 128 characters without control characters")
         if self._connections is None:
             return len(await self._disconnect_elsewhere(tenant, user_id, now))

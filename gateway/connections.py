@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import structlog
 
@@ -20,17 +20,18 @@ from gateway.errors import (
     TooManyConnectionsError,
 )
 from gateway.limits import Rate, TokenBucket
-from gateway.presence.fanout import Frame, Member
+from gateway.presence.fanout import Batch, Member
 from gateway.presence.model import Beat, Connection, Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Coroutine, Sequence
 
     from gateway.auth import Identity
-    from gateway.presence.fanout import FanOut
+    from gateway.presence.fanout import Audience, FanOut
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
     from gateway.settings import Settings
+    from gateway.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
 
@@ -76,21 +77,24 @@ class LiveConnection:
         self.resumed = False
         self.limiter = limiter
         self.patience = patience
-        self.expiry: asyncio.TimerHandle | None = None
-        self._early: list[Frame] | None = []
+        self.expiry: Timer | None = None
+        self.audience: Audience | None = None
+        """Whose changes it hears of, from its greeting on."""
+        self._early: list[Batch] | None = []
 
     def emit(self, event: str, data: object) -> None:
         """Send one event to this connection, after the greeting; `data` is anything that JSON can hold."""
-        frame = self.peer.codec.encode(event, data)
+        batch = self.peer.codec.encode([(event, data)])
         if self._early is None:
-            self.peer.write([frame])
+            self.peer.write(batch)
         else:
-            self._early.append(frame)
+            self._early.append(batch)
 
     def begin(self, connected: wire.Connected) -> None:
         """Tell the client that it is connected, first of all."""
         early, self._early = self._early or [], None
-        self.peer.write([self.peer.codec.encode("connected", connected), *early])
+        for batch in (self.peer.codec.encode([("connected", connected)]), *early):
+            self.peer.write(batch)
 
 
 class Connections:
@@ -101,14 +105,16 @@ class Connections:
         tracker: where connections are counted.
         view: what is read before a connection hears of changes.
         fanout: what it hears them from.
+        timers: what ends those whose token expires.
     """
 
-    def __init__(self, settings: Settings, tracker: Tracker, view: View, fanout: FanOut) -> None:
+    def __init__(self, settings: Settings, tracker: Tracker, view: View, fanout: FanOut, timers: TimerWheel) -> None:
         self.draining = False
         self._settings = settings
         self._tracker = tracker
         self._view = view
         self._fanout = fanout
+        self._timers = timers
         self._by_user: dict[tuple[str, str], dict[str, LiveConnection]] = {}
         self._per_tenant: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -153,7 +159,7 @@ class Connections:
             user_agent=clean_text(user_agent[:256]) if user_agent else None,
         )
         rate = self._settings.rate_limit_events
-        begun = asyncio.get_running_loop().time()
+        begun = now / 1000
         patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), begun)
         live = LiveConnection(identity, connection, peer, TokenBucket(rate, begun), patience)
         # Counted before the first await, so that a burst cannot pass the limits together.
@@ -171,7 +177,7 @@ class Connections:
         """Begin to talk to a connection whose client knows that it is connected."""
         if live.ending is not None:
             return
-        self._fanout.join(live.identity.tenant, live.peer)
+        live.audience = self._fanout.join(live.identity.tenant, live.peer)
         self._arm_expiry(live)
         live.begin(
             wire.Connected(
@@ -238,29 +244,39 @@ class Connections:
 
     # What a connection does
 
-    def admit_request(self, live: LiveConnection) -> None:
-        """Count one request against the connection's rate.
+    def admit_request(self, live: LiveConnection, now: int) -> None:
+        """Count one request, at `now` in milliseconds, against the connection's rate.
 
         Raises:
             RateLimitedError: it is over its rate. One that goes on all the same is closed.
         """
-        now = asyncio.get_running_loop().time()
-        wait = live.limiter.take(now)
-        if not wait:
-            return
+        if live.limiter.take(now / 1000):
+            self.refuse_request(live, now)
+
+    def refuse_request(self, live: LiveConnection, now: int) -> NoReturn:
+        """Refuse a request that is over its connection's rate, at `now` in milliseconds.
+
+        Raises:
+            RateLimitedError: always.
+        """
         rate: Rate = self._settings.rate_limit_events
-        if live.patience.take(now):
+        if live.patience.take(now / 1000):
             self._end_soon(live, Ending.FLOODED)
+        wait = live.limiter.take(now / 1000)
         raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
-    async def active(self, identity: Identity) -> None:
-        """Record that a user who is online asked for something, where that is news."""
+    def active(self, identity: Identity, now: int) -> Coroutine[Any, Any, object] | None:
+        """Record that a user who is online asked for something, where that is news.
+
+        Returns:
+            What is to be awaited before the user is answered; None for nothing.
+        """
         status = self._view.status(identity.tenant, identity.user_id)
-        now = self._tracker.now()
-        if not status.online:
-            return
-        if status.active_at is None or now - status.active_at >= ACTIVITY_RESOLUTION:
-            await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now))
+        if not status.online or (status.active_at is not None and now - status.active_at < ACTIVITY_RESOLUTION):
+            return None
+        if self._tracker.touch(identity.tenant, identity.user_id, now) is not None:
+            return None
+        return self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now))
 
     def catch_up(self, live: LiveConnection) -> None:
         """Let a connection hear, before an answer goes to it, whatever the answer already knows."""
@@ -312,11 +328,11 @@ class Connections:
             live.expiry = None
         if live.identity.expires_at is not None and live.ending is None:
             left = live.identity.expires_at / 1000 - time.time()  # the clock that let the token in
-            live.expiry = asyncio.get_running_loop().call_later(max(left, 0), self._expired, live)
+            live.expiry = self._timers.call_later(max(left, 0), self._expired, live)
 
     def _expired(self, live: LiveConnection) -> None:
         live.emit("token-expired", wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now())))
-        live.expiry = asyncio.get_running_loop().call_later(EXPIRY_NOTICE, self._end_soon, live, Ending.TOKEN_EXPIRED)
+        live.expiry = self._timers.call_later(EXPIRY_NOTICE, self._end_soon, live, Ending.TOKEN_EXPIRED)
 
     def _end_soon(self, live: LiveConnection, ending: Ending) -> None:
         task = asyncio.create_task(self.end(live, ending))

@@ -21,7 +21,8 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
         ├── TokenExpiredError           TOKEN_EXPIRED        401   4002
         ├── TooManyConnectionsError     TOO_MANY_CONNECTIONS 429   4029
         ├── TenantFullError             TENANT_FULL          503   1013
-        ├── ServerDrainingError         SERVER_DRAINING      503   1001
+        ├── NodeBusyError               RATE_LIMITED         503   1013   carries retry_after
+        ├── ServerDrainingError         SERVER_DRAINING      503   1001   carries retry_after
         ├── NotReadyError               UNAVAILABLE          503   1013
         └── KeysUnavailableError        UNAVAILABLE          503   1013
 
@@ -134,11 +135,28 @@ class UnavailableError(RequestError):
 
 
 class RefusedError(GatewayError):
-    """A caller is not let in."""
+    """A caller is not let in.
+
+    Args:
+        message: why, and what to do about it.
+        retry_after: seconds after which the same caller may be let in; None keeps what is usual for the error.
+    """
 
     code: ClassVar[str] = "TOKEN_INVALID"
     http_status: ClassVar[int] = 401
     close_code: ClassVar[CloseCode] = CloseCode.TOKEN_REFUSED
+    retry_after: float | None = None
+    """None where time does not mend it, or nobody knows when."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = math.ceil(retry_after * 1000) / 1000
+
+    def told(self) -> dict[str, str | float]:
+        """What a client that is not let in is told: ``{code, message, retryAfter?}``."""
+        told: dict[str, str | float] = {"code": self.code, "message": str(self)}
+        return told if self.retry_after is None else told | {"retryAfter": self.retry_after}
 
 
 class TokenMissingError(RefusedError):
@@ -174,12 +192,21 @@ class TenantFullError(RefusedError):
     close_code = CloseCode.TRY_AGAIN_LATER
 
 
+class NodeBusyError(RefusedError):
+    """More connect to this node than ``CONNECT_RATE`` lets in; there will be room after `retry_after`."""
+
+    code = "RATE_LIMITED"
+    http_status = 503
+    close_code = CloseCode.TRY_AGAIN_LATER
+
+
 class ServerDrainingError(RefusedError):
     """This node is shutting down; another one takes the connection."""
 
     code = "SERVER_DRAINING"
     http_status = 503
     close_code = CloseCode.GOING_AWAY
+    retry_after: float = 1.0
 
 
 class NotReadyError(RefusedError):
@@ -196,3 +223,7 @@ class KeysUnavailableError(RefusedError):
     code = "UNAVAILABLE"
     http_status = 503
     close_code = CloseCode.TRY_AGAIN_LATER
+
+
+REFUSAL_CODES = tuple(sorted({kind.code for kind in RefusedError.__subclasses__()} | {"INTERNAL"}))
+"""Every code that a connection can be refused with."""

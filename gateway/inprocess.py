@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.auth import is_id
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import DEFAULT_TENANT, Beat, UserStatus
 from gateway.reads import Reads
 from gateway.requests import encode_meta
+from gateway.wire import is_id
 
 if TYPE_CHECKING:
     from gateway.presence.tracker import Tracker

@@ -42,10 +42,11 @@ class TokenBucket:
         now: when it starts, full.
     """
 
-    __slots__ = ("_at", "_rate", "_tokens")
+    __slots__ = ("_at", "_count", "_per_second", "_tokens")
 
     def __init__(self, rate: Rate, now: float) -> None:
-        self._rate = rate
+        self._count = rate.count
+        self._per_second = rate.count / rate.seconds
         self._tokens = float(rate.count)
         self._at = now
 
@@ -55,13 +56,16 @@ class TokenBucket:
         Returns:
             0 where there was one; otherwise nothing is taken, and it is the seconds until there will be.
         """
-        per_second = self._rate.count / self._rate.seconds
-        self._tokens = min(self._rate.count, self._tokens + max(0.0, now - self._at) * per_second)
-        self._at = max(self._at, now)
-        if self._tokens >= 1:
-            self._tokens -= 1
+        tokens = self._tokens
+        if now > self._at:
+            tokens += (now - self._at) * self._per_second
+            self._at = now
+            tokens = min(tokens, self._count)
+        if tokens >= 1:
+            self._tokens = tokens - 1
             return 0.0
-        return (1 - self._tokens) / per_second
+        self._tokens = tokens
+        return (1 - tokens) / self._per_second
 
 
 _Key = TypeVar("_Key", bound="Hashable")

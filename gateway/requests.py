@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,16 +24,23 @@ from gateway.errors import (
 from gateway.presence.model import Beat, UserStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
-    from gateway.auth import Authenticator
+    from gateway.auth import Authenticator, Identity
     from gateway.connections import Connections, LiveConnection
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
 
-    Handler = Callable[[LiveConnection, Any], Awaitable[wire.Body]]
+    Encodable = wire.Body | msgspec.Raw
+    Handler = Callable[[LiveConnection, Any, int], Encodable | Coroutine[Any, Any, Encodable]]
+    """Called with who asks, a valid payload, and the time."""
+    Reply = wire.Answer | wire.Failure
 
 _log = structlog.get_logger(__name__)
+
+PREPARED, PREPARED_BYTES = 4096, 256
+"""How many requests are kept as they were read, and how long they may be: past it all are read anew. Reading one takes
+a third of what answering it does (`benchmarks/profile.md`)."""
 
 
 def validate(payload: object, to: type[wire.Body], usage: str, *, strict: bool = True) -> Any:
@@ -106,6 +114,10 @@ def _read_cursor(cursor: str) -> str:
         raise InvalidPayloadError("cursor must be the nextCursor of an earlier page") from None
 
 
+class MalformedError(ValueError):
+    """What came is no request at all."""
+
+
 class _Request(msgspec.Struct, frozen=True):
     """One row of the table."""
 
@@ -113,6 +125,10 @@ class _Request(msgspec.Struct, frozen=True):
     answer: str
     handler: Handler
     usage: str
+    empty: wire.Body | None = None
+    """What no payload means, where one may be left out."""
+    counts: bool = True
+    """Whether asking is activity; where not, the handler records it with what it brings."""
 
 
 class Requests:
@@ -130,6 +146,7 @@ class Requests:
         self._tracker = tracker
         self._view = view
         self._authenticator = authenticator
+        self._prepared: dict[bytes, tuple[_Request, wire.Body]] = {}
         self._table = {
             "check-user-status": _Request(
                 wire.CheckUserStatus, "user-status", self._check_user, 'check-user-status takes {"userId": "…"}'
@@ -145,76 +162,169 @@ class Requests:
                 "online-users",
                 self._online_users,
                 f'get-online-users takes nothing, or {{"limit": 1 to {wire.MAX_IDS}, "cursor": "…"}}',
+                empty=wire.GetOnlineUsers(),
             ),
             "heartbeat": _Request(
-                wire.Heartbeat, "heartbeat-ack", self._heartbeat, 'heartbeat takes nothing, or {"meta": {…}}'
+                wire.Heartbeat,
+                "heartbeat-ack",
+                self._heartbeat,
+                'heartbeat takes nothing, or {"meta": {…}}',
+                empty=wire.Heartbeat(),
+                counts=False,
             ),
             "refresh-token": _Request(
-                wire.RefreshToken, "token-refreshed", self._refresh, 'refresh-token takes {"token": "…"}'
+                wire.RefreshToken,
+                "token-refreshed",
+                self._refresh,
+                'refresh-token takes {"token": "…"}',
+                counts=False,
             ),
         }
 
-    async def answer(self, live: LiveConnection, event: object, payload: object) -> wire.Answer | wire.Failure:
-        """Answer one request. Whatever is wrong with it is in the answer; this never raises.
+    def answer(self, live: LiveConnection, event: object, *arguments: object) -> Reply | Coroutine[Any, Any, Reply]:
+        """Answer one request: at once, or by a coroutine where something has to be committed first.
+
+        Whatever is wrong with it is in the answer; neither this nor what it returns raises.
 
         Args:
             live: who asks.
             event: the request's name, as it came.
-            payload: its payload as decoded JSON, as it came; None where there was none.
+            arguments: its payload as decoded JSON, as it came; None, or none at all, where there was none.
         """
+        now = self._tracker.now()
         try:
-            self._connections.admit_request(live)
-            request = self._table.get(event) if isinstance(event, str) else None
-            if request is None:
-                raise UnknownEventError(f"no such request; there are {', '.join(self._table)}")
-            valid = validate(payload, request.payload, request.usage)
-            if not isinstance(valid, wire.Heartbeat | wire.RefreshToken):  # which record activity with what they bring
-                await self._connections.active(live.identity)
-            body = await request.handler(live, valid)
+            self._connections.admit_request(live, now)
+            return self._run(live, *self._prepare(event, *arguments), now)
+        except Exception as error:
+            return self._failed(error, live, event)
+
+    def answer_message(self, live: LiveConnection, message: bytes) -> Reply | Coroutine[Any, Any, Reply]:
+        """The same for a request that comes as the JSON array of its name and its payload.
+
+        What is asked the same way again and again, as a heartbeat is, is read only once.
+
+        Raises:
+            ValueError: it is no such array.
+        """
+        now = self._tracker.now()
+        prepared = self._prepared.get(message)
+        try:
+            if live.limiter.take(now / 1000):
+                self._connections.refuse_request(live, now)
+            if prepared is None:
+                prepared = self._prepare_message(message)
+            return self._run(live, *prepared, now)
+        except MalformedError:
+            raise
+        except Exception as error:
+            return self._failed(error, live, message[:64])
+
+    def _prepare(self, event: object, *arguments: object) -> tuple[_Request, wire.Body]:
+        """Find a request's row and validate its payload."""
+        request = self._table.get(event) if isinstance(event, str) else None
+        if request is None:
+            raise UnknownEventError(f"no such request; there are {', '.join(self._table)}")
+        if len(arguments) > 1:
+            raise InvalidPayloadError("a request takes one argument")
+        payload = arguments[0] if arguments else None
+        valid = request.empty if payload is None or payload == {} else None
+        return request, validate(payload, request.payload, request.usage) if valid is None else valid
+
+    def _prepare_message(self, message: bytes) -> tuple[_Request, wire.Body]:
+        try:
+            event, *arguments = msgspec.json.decode(message, type=list)
+        except (ValueError, RecursionError) as error:
+            raise MalformedError(str(error)) from None
+        if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
+            raise MalformedError("no name for an event")
+        prepared = self._prepare(event, *arguments)
+        if len(message) <= PREPARED_BYTES:
+            if len(self._prepared) >= PREPARED:
+                self._prepared.clear()
+            self._prepared[message] = prepared
+        return prepared
+
+    def _run(
+        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int
+    ) -> Reply | Coroutine[Any, Any, Reply]:
+        if request.counts:
+            waiting = self._connections.active(live.identity, now)
+            if waiting is not None:
+                return self._answer_after(waiting, live, request, valid, now)
+        body = request.handler(live, valid, now)
+        if type(body) is CoroutineType:
+            return self._answer_by(body, live, request)
+        if live.audience is not None and live.audience.pending:
             self._connections.catch_up(live)
-        except RequestError as error:
-            return failure(error)
-        except Exception:
-            _log.exception("a request failed", request=event, user=live.identity.user_id)
-            return failure(InternalError("the gateway failed; its log says why"))
         return wire.Answer(request.answer, body)
+
+    async def _answer_after(
+        self, waiting: Coroutine[Any, Any, object], live: LiveConnection, request: _Request, valid: wire.Body, now: int
+    ) -> Reply:
+        try:
+            await waiting
+            body = request.handler(live, valid, now)
+            if type(body) is CoroutineType:
+                body = await body
+            self._connections.catch_up(live)
+        except Exception as error:
+            return self._failed(error, live, request.answer)
+        return wire.Answer(request.answer, body)
+
+    async def _answer_by(
+        self, waiting: Coroutine[Any, Any, Encodable], live: LiveConnection, request: _Request
+    ) -> Reply:
+        try:
+            body = await waiting
+            self._connections.catch_up(live)
+        except Exception as error:
+            return self._failed(error, live, request.answer)
+        return wire.Answer(request.answer, body)
+
+    def _failed(self, error: Exception, live: LiveConnection, request: object) -> wire.Failure:
+        if isinstance(error, RequestError):
+            return failure(error)
+        _log.error("a request failed", request=request, user=live.identity.user_id, exc_info=error)
+        return failure(InternalError("the gateway failed; its log says why"))
 
     def malformed(self, live: LiveConnection, message: str) -> wire.Failure:
         """Answer what could not even be read as a request; it counts against the rate all the same."""
         try:
-            self._connections.admit_request(live)
+            self._connections.admit_request(live, self._tracker.now())
         except RequestError as error:
             return failure(error)
         return failure(InvalidPayloadError(message))
 
-    async def _check_user(self, live: LiveConnection, query: wire.CheckUserStatus) -> wire.Body:
-        status = self._view.status(live.identity.tenant, query.user_id)
-        return wire.user_status_at(status, self._tracker.now())
+    def _check_user(self, live: LiveConnection, query: wire.CheckUserStatus, now: int) -> Encodable:
+        return wire.encoded_status_at(self._view.status(live.identity.tenant, query.user_id), now)
 
-    async def _check_users(self, live: LiveConnection, query: wire.CheckUsersStatus) -> wire.Body:
-        statuses = self._view.statuses(live.identity.tenant, query.user_ids)
-        return wire.UserStatuses(
-            statuses=[wire.user_status(status) for status in statuses],
-            timestamp=wire.timestamp(self._tracker.now()),
-        )
+    def _check_users(self, live: LiveConnection, query: wire.CheckUsersStatus, now: int) -> Encodable:
+        return wire.encoded_statuses(self._view.statuses(live.identity.tenant, query.user_ids), now)
 
-    async def _online_users(self, live: LiveConnection, query: wire.GetOnlineUsers) -> wire.Body:
+    def _online_users(self, live: LiveConnection, query: wire.GetOnlineUsers, now: int) -> Encodable:
         page = page_of_online(self._view, live.identity.tenant, query)
         return wire.OnlineUsersAt(
             users=page.users,
             count=page.count,
             next_cursor=page.next_cursor,
-            timestamp=wire.timestamp(self._tracker.now()),
+            timestamp=wire.timestamp(now),
         )
 
-    async def _heartbeat(self, live: LiveConnection, beat: wire.Heartbeat) -> wire.Body:
-        meta = encode_meta(beat.meta)
-        identity, now = live.identity, self._tracker.now()
-        await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta))
+    def _heartbeat(
+        self, live: LiveConnection, beat: wire.Heartbeat, now: int
+    ) -> Encodable | Coroutine[Any, Any, Encodable]:
+        identity = live.identity
+        active_at = self._tracker.touch(identity.tenant, identity.user_id, now) if beat.meta is None else None
+        if active_at is None:
+            return self._beat(identity, encode_meta(beat.meta), now)
+        return wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at))
+
+    async def _beat(self, identity: Identity, meta_json: bytes | None, now: int) -> Encodable:
+        await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta_json))
         active_at = self._view.status(identity.tenant, identity.user_id).active_at
         return wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at or now))
 
-    async def _refresh(self, live: LiveConnection, request: wire.RefreshToken) -> wire.Body:
+    async def _refresh(self, live: LiveConnection, request: wire.RefreshToken, _now: int) -> Encodable:
         try:
             identity = await self._authenticator.identify(request.token)
         except KeysUnavailableError as error:

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     """Bytes that wait for a client that does not read; past it the connection is closed with 4008."""
     rate_limit_events: _RateSetting = Rate(100, 1.0)
     rate_limit_heartbeat: _RateSetting = Rate(60, 60.0)
+    connect_rate: _RateSetting = Rate(300, 1.0)
+    """How many connections this node lets in; past a burst of the count they wait, or are asked to come back."""
+
+    gateway_engine: Literal["fast", "stock"] = "fast"
+    """What serves WebSockets: ``fast`` is picows, ``stock`` aiohttp and python-socketio as they come. Where picows is
+    not installed it is the stock one, unless the other was asked for."""
 
     ping_interval: float = Field(default=25, gt=0)
     ping_timeout: float = Field(default=20, gt=0)
@@ -123,7 +129,7 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("log_format", "log_level", "presence_audience", mode="before")
+    @field_validator("gateway_engine", "log_format", "log_level", "presence_audience", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -6,9 +6,10 @@ generated from them. Keys are camelCase on the wire; timestamps are ISO-8601 in 
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -17,6 +18,8 @@ from gateway.presence import model
 from gateway.presence.model import Event, Status, Transition
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.presence.store import Explanation
 
 MAX_IDS = 1000
@@ -32,21 +35,35 @@ quotes in a text may double it."""
 MAX_META_BYTES = 2048
 """How large the ``meta`` of a heartbeat may be, as JSON."""
 
+_ID_PATTERN = f"^{model.ID_PATTERN}$(?!\\n)"  # Python's $ also matches before a final newline
+_LIKE_A_USER_ID = {"pattern": _ID_PATTERN, "description": "1 to 128 characters without control characters."}
+
+_ID = re.compile(model.ID_PATTERN)
+
 UserId = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=128,
-        # Python's $ also matches before a final newline, which is a control character like the others.
-        pattern=f"^{model.ID_PATTERN}$(?!\\n)",
+        pattern=_ID_PATTERN,
         description="1 to 128 characters without control characters.",
     ),
 ]
-UserIds = Annotated[list[UserId], Meta(max_length=MAX_IDS)]
+UserIds = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=128, extra_json_schema=_LIKE_A_USER_ID)]],
+    Meta(max_length=MAX_IDS),
+]
+"""Checked for control characters all at once: a thousand matches would take longer than a thousand answers."""
 Timestamp = Annotated[str, Meta(description="ISO-8601, UTC, with milliseconds.", examples=["2026-01-31T12:00:00.000Z"])]
 ClientMeta = Annotated[dict[str, Any], Meta(description=f"Anything; at most {MAX_META_BYTES} bytes as JSON.")]
 
 
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a value may be a user's or a tenant's id: 1 to 128 characters without control characters."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+@lru_cache(maxsize=4096)
 def timestamp(ms: int) -> str:
     """Write Unix milliseconds as the contract does."""
     return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
@@ -84,6 +101,12 @@ class CheckUsersStatus(Body):
     """``check-users-status``."""
 
     user_ids: UserIds
+
+    def __post_init__(self) -> None:
+        # Most ids are printable, which is told at a fraction of a match's cost.
+        for user_id in () if "".join(self.user_ids).isprintable() else self.user_ids:
+            if not is_id(user_id):
+                raise ValueError("a user id has 1 to 128 characters without control characters")
 
 
 class GetOnlineUsers(Body):
@@ -379,6 +402,33 @@ def user_status(status: model.UserStatus) -> UserStatus:
 def user_status_at(status: model.UserStatus, now: int) -> UserStatusAt:
     """The same with the time it was read."""
     return UserStatusAt(**_fields(status), timestamp=timestamp(now))
+
+
+_NEVER_SEEN = (
+    b'{"userId":%b,"online":false,"status":"offline","statusText":null,'
+    b'"lastActive":null,"connectedAt":null,"version":0}'
+)
+
+
+def encoded_status(status: model.UserStatus) -> bytes:
+    """`user_status`, as JSON, which is kept with the status: most are asked for more often than they change."""
+    if not status.version:  # nobody knows this user, and nobody keeps the status
+        return _NEVER_SEEN % encode(status.user_id)
+    encoded: bytes = encode(user_status(status))
+    status.__dict__["encoded"] = encoded
+    return encoded
+
+
+def encoded_status_at(status: model.UserStatus, now: int) -> msgspec.Raw:
+    """`user_status_at`, as JSON."""
+    encoded = status.__dict__.get("encoded") or encoded_status(status)
+    return msgspec.Raw(b'%b,"timestamp":"%b"}' % (encoded[:-1], timestamp(now).encode()))
+
+
+def encoded_statuses(statuses: Iterable[model.UserStatus], now: int) -> msgspec.Raw:
+    """`UserStatuses`, as JSON."""
+    encoded = b",".join([status.__dict__.get("encoded") or encoded_status(status) for status in statuses])
+    return msgspec.Raw(b'{"statuses":[%b],"timestamp":"%b"}' % (encoded, timestamp(now).encode()))
 
 
 def online_user(status: model.UserStatus) -> OnlineUser:

@@ -161,7 +161,9 @@ class Process:
 @asynccontextmanager
 async def gateway_process(*arguments: str, **variables: str) -> AsyncIterator[Process]:
     """``python -m gateway serve`` in a process of its own, with arguments, and variables by name."""
-    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+    inherited = {
+        name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "GATEWAY_ENGINE"}
+    }
     process = Process(
         await asyncio.create_subprocess_exec(
             sys.executable,

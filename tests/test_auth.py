@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import wire
-from gateway.auth import Authenticator, Identity, PublishedKeys, clean_text, find_token, is_id, issue_token
+from gateway.auth import Authenticator, Identity, PublishedKeys, clean_text, find_token, issue_token
 from gateway.errors import (
     ConfigurationError,
     KeysUnavailableError,
@@ -28,6 +28,7 @@ from gateway.errors import (
     TokenMissingError,
 )
 from gateway.presence.model import Profile
+from gateway.wire import is_id
 
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())

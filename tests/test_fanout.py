@@ -1,46 +1,15 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+
+import pytest
+from loops import Loop
 
 from gateway import wire
-from gateway.presence.fanout import FanOut, net_changes
+from gateway.presence.fanout import LONGEST_REST, REST, FanOut, net_changes
 from gateway.presence.model import Profile, Status, Transition, UserStatus
 
 OFFLINE, ONLINE, AWAY = Status.OFFLINE, Status.ONLINE, Status.AWAY
-
-
-class Timer(asyncio.TimerHandle):
-    """What the fan-out asked to be called back by."""
-
-
-class Loop:
-    """An event loop whose time a test jumps."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.timers: list[Timer] = []
-        self._loop = asyncio.new_event_loop()
-        self._loop.close()
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        timer = Timer(when, callback, (), self._loop)
-        self.timers.append(timer)
-        return timer
-
-    def waiting(self) -> list[float]:
-        return [timer.when() for timer in self.timers if not timer.cancelled()]
-
-    def run_until(self, now: float) -> None:
-        self.now = now
-        due = [timer for timer in self.timers if timer.when() <= now]
-        self.timers = [timer for timer in self.timers if timer.when() > now]
-        for timer in due:
-            timer._run()
 
 
 class Words:
@@ -49,10 +18,14 @@ class Words:
     def __init__(self) -> None:
         self.encoded = 0
 
-    def encode(self, event: str, data: object) -> str:
-        assert isinstance(data, wire.UserOnline | wire.UserOffline | wire.UserStatusAt)
-        self.encoded += 1
-        return f"{event} {data.user_id} v{data.version}"
+    def encode(self, events: Sequence[tuple[str, object]]) -> list[str]:
+        self.encoded += len(events)
+        return [_word(event, data) for event, data in events]
+
+
+def _word(event: str, data: object) -> str:
+    assert isinstance(data, wire.UserOnline | wire.UserOffline | wire.UserStatusAt)
+    return f"{event} {data.user_id} v{data.version}"
 
 
 WORDS = Words()
@@ -64,8 +37,8 @@ class Member:
         self.writes: list[list[str]] = []
         self.on_write: Callable[[], None] = lambda: None
 
-    def write(self, frames: Sequence[Any]) -> None:
-        self.writes.append(list(frames))
+    def write(self, batch: list[str]) -> None:
+        self.writes.append(batch)
         self.on_write()
 
 
@@ -276,3 +249,14 @@ def test_a_member_who_leaves_while_another_is_written_to_harms_nobody() -> None:
     fanout.publish([log("alice", ONLINE)])
     loop.run_until(100.0)
     assert (first.writes, second.writes, third.writes) == ([["user-online alice v1"]], [], [["user-online alice v1"]])
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.001, 0.02), (0.03, 0.03 * REST), (0.5, LONGEST_REST)])
+def test_the_longer_a_flush_takes_the_more_the_next_one_gathers(took: float, rest: float) -> None:
+    loop, log = Loop(), Log()
+    fanout = FanOut(loop, 0.02, stopwatch=iter([5.0, 5.0 + took]).__next__)
+    fanout.join("acme", Member())
+    fanout.publish([log("alice", ONLINE)])
+    loop.run_until(100.0)
+    fanout.publish([log("bob", ONLINE)])
+    assert loop.waiting() == [pytest.approx(100.0 + rest)]

@@ -56,6 +56,8 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "max_send_buffer": 1_048_576,
         "rate_limit_events": Rate(100, 1),
         "rate_limit_heartbeat": Rate(60, 60),
+        "connect_rate": Rate(300, 1),
+        "gateway_engine": "fast",
         "ping_interval": 25,
         "ping_timeout": 20,
         "handshake_timeout": 10,

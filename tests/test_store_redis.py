@@ -347,7 +347,7 @@ async def test_a_node_gives_back_what_an_emptied_redis_lost_and_goes_on(open_sto
         store, view = open_store("gateway", server.url), View()
         heard: list[str] = []
         follower = Follower(store, view, [lambda news: heard.extend(f"{t.user_id} {t.event}" for t in news)])
-        tracker = Tracker("n1", store, follower, Clock(T))
+        tracker = Tracker("n1", store, follower, Clock(T), away_after=TIMING.away_after)
         await tracker.tick()
         await follower.start()
         running = asyncio.create_task(follower.run())

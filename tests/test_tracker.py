@@ -133,7 +133,7 @@ class Node:
         self.follower = Follower(
             store, self.view, [lambda news: self.heard.extend(f"{t.user_id} {t.event} ({t.reason})" for t in news)]
         )
-        self.tracker = Tracker("n1", store, self.follower, clock)
+        self.tracker = Tracker("n1", store, self.follower, clock, away_after=TIMING.away_after)
 
     def status(self, user: str) -> str:
         return self.view.status("acme", user).status.value
@@ -420,7 +420,7 @@ async def test_the_store_s_clock_is_taken_over_before_the_first_renewal() -> Non
     store, wall = RecordingStore(), [5_000_000_000]
     clock = SteadyClock(lambda: wall[0], lambda: wall[0])
     follower = Follower(store, View(), [])
-    tracker = Tracker("n1", store, follower, clock)
+    tracker = Tracker("n1", store, follower, clock, away_after=TIMING.away_after)
     store.clock = 70_000
     await tracker.tick()
     assert store.times == [(70_000, 0)]
@@ -863,3 +863,90 @@ async def test_a_connection_that_the_store_has_again_though_it_ended_is_ended_ag
     assert await alone.come_back() == ["renew", "restore bob", "connections", "disconnect two"]
     assert await alone.registered() == ["one"]
     assert await alone.come_back() == ["renew"]
+
+
+# Activity that changes nothing else
+
+
+async def online(node: Node, user: str = "alice") -> int:
+    """Let a user come online, and some time pass; return when it is."""
+    await node.tracker.connect(tab(user, user))
+    node.store.asked.clear()
+    node.clock.advance(ms=1_500)
+    return node.clock()
+
+
+async def test_a_touch_is_in_the_view_at_once_and_in_the_store_with_a_later_round(node: Node) -> None:
+    now = await online(node)
+    assert node.tracker.touch("acme", "alice", now) == now
+    assert node.view.status("acme", "alice").active_at == now
+    await node.tracker.tick()
+    assert (await node.store.explain("acme", "alice")).status.active_at == now - 1_500
+    node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
+    await node.tracker.tick()
+    assert (await node.store.explain("acme", "alice")).status.active_at == now
+    assert node.store.asked.count("beat alice") == 1
+
+
+async def test_many_touches_are_one_beat_for_each_user(node: Node) -> None:
+    await online(node)
+    now = await online(node, "bob")
+    for later in range(5):
+        assert node.tracker.touch("acme", "alice", now + later) == now + later
+    node.tracker.touch("acme", "bob", now)
+    assert node.tracker.touch("acme", "bob", now - 10) == now  # what was later stays
+    node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
+    await node.tracker.tick()
+    assert [asked for asked in node.store.asked if asked.startswith("beat")] == ["beat alice bob"]
+    assert (await node.store.explain("acme", "alice")).status.active_at == now + 4
+
+
+async def test_activity_that_may_change_more_is_no_touch(node: Node) -> None:
+    assert node.tracker.touch("acme", "alice", node.clock()) is None  # nobody knows the user
+    now = await online(node)
+    assert node.tracker.touch("acme", "alice", now - 1_500 + TIMING.away_after // 2) is None  # soon away, perhaps
+    node.clock.advance(ms=TIMING.away_after)
+    await node.tracker.tick()
+    await eventually(lambda: node.status("alice") == "away")
+    assert node.tracker.touch("acme", "alice", node.clock()) is None
+    await node.tracker.disconnect(tab("alice"), Ending.GOODBYE)
+    assert node.tracker.touch("acme", "alice", node.clock()) is None
+
+
+async def test_who_leaves_was_last_active_when_they_were_touched(node: Node) -> None:
+    now = await online(node)
+    node.tracker.touch("acme", "alice", now)
+    node.clock.advance(ms=10)
+    await node.tracker.disconnect(tab("alice"), Ending.LOST)
+    assert node.view.status("acme", "alice").active_at == now
+    assert (await node.store.explain("acme", "alice")).status.active_at == now
+
+
+async def test_who_is_released_was_last_active_when_they_were_touched(node: Node) -> None:
+    now = await online(node)
+    node.tracker.touch("acme", "alice", now)
+    await node.tracker.disconnect(tab("alice"), Ending.LOST)
+    await node.tracker.release("acme", "alice")
+    status = (await node.store.explain("acme", "alice")).status
+    assert (status.status.value, status.active_at) == ("offline", now)
+
+
+async def test_a_beat_tells_of_the_touches_before_it(node: Node) -> None:
+    now = await online(node)
+    node.tracker.touch("acme", "alice", now)
+    await node.tracker.beat(beat("alice", now + 5, meta_json=b"{}"))
+    node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
+    await node.tracker.tick()
+    assert [asked for asked in node.store.asked if asked.startswith("beat")] == ["beat alice"]
+
+
+async def test_touches_while_the_store_is_away_are_told_when_it_is_back(node: Node) -> None:
+    now = await online(node)
+    await node.lose_touch()
+    assert node.tracker.touch("acme", "alice", now) == now
+    assert node.view.status("acme", "alice").active_at == now
+    node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
+    await node.come_back()
+    node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
+    await node.tracker.tick()
+    assert (await node.store.explain("acme", "alice")).status.active_at == now

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from gateway import wire
-from gateway.auth import Authenticator, Identity, find_token, is_id
+from gateway.auth import Authenticator, Identity, find_token
 from gateway.errors import (
     ForbiddenError,
     InternalError,
@@ -36,6 +36,7 @@ from gateway.errors import (
 from gateway.limits import KeyedBuckets
 from gateway.presence.model import DEFAULT_TENANT, Beat
 from gateway.requests import encode_meta, page_of_online, validate
+from gateway.wire import is_id
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -341,8 +342,11 @@ class HTTPDoor:
             raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
         tenant, identity = await self._caller(operation.caller, request)
-        if identity is not None and operation.body is not wire.Heartbeat:  # which records activity itself
-            await self._connections.active(identity)
+        # A heartbeat records activity itself.
+        if identity is not None and operation.body is not wire.Heartbeat:
+            waiting = self._connections.active(identity, self._tracker.now())
+            if waiting is not None:
+                await waiting
         if not all(is_id(value) for value in request.match_info.values()):
             raise InvalidPayloadError("a user id has 1 to 128 characters without control characters")
         return Call(

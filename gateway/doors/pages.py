@@ -11,10 +11,11 @@ from aiohttp import web
 from swagger_ui import api_doc
 
 from gateway import wire
-from gateway.auth import is_id, issue_token
+from gateway.auth import issue_token
 from gateway.doors.http import problem
 from gateway.errors import ForbiddenError, InvalidPayloadError
 from gateway.origins import Origins, is_loopback
+from gateway.wire import is_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

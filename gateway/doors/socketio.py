@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -9,6 +10,7 @@ from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
+from gateway.engine import json
 from gateway.engine.namespace import Namespace
 from gateway.errors import RefusedError
 from gateway.presence.model import Ending
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.connections import Connections, LiveConnection
+    from gateway.counts import Counts
     from gateway.origins import Origins
-    from gateway.requests import Requests
+    from gateway.requests import Reply, Requests
 
 _log = structlog.get_logger(__name__)
 
@@ -33,13 +36,20 @@ class SocketIODoor(Namespace):
         requests: what answers them.
         authenticator: what verifies their tokens.
         origins: whose cookies may be tokens.
+        counts: where those that are refused are counted.
     """
 
     def __init__(
-        self, connections: Connections, requests: Requests, authenticator: Authenticator, origins: Origins
+        self,
+        connections: Connections,
+        requests: Requests,
+        authenticator: Authenticator,
+        origins: Origins,
+        counts: Counts,
     ) -> None:
         super().__init__(NAMESPACE)
         self._origins = origins
+        self._counts = counts
         self._connections = connections
         self._requests = requests
         self._authenticator = authenticator
@@ -59,9 +69,11 @@ class SocketIODoor(Namespace):
             )
         except RefusedError as error:
             _log.info("refused", door="socketio", code=error.code, reason=str(error))
-            raise Refusal(str(error), {"code": error.code, "message": str(error)}) from None
+            self._counts.refuse("socketio", error.code)
+            raise Refusal(str(error), error.told()) from None
         except Exception:
             _log.exception("a connection failed to open", door="socketio")
+            self._counts.refuse("socketio", "INTERNAL")
             raise Refusal(
                 "the gateway failed; its log says why", {"code": "INTERNAL", "message": "try again"}
             ) from None
@@ -77,17 +89,36 @@ class SocketIODoor(Namespace):
             said_goodbye = reason == self.server.reason.CLIENT_DISCONNECT
             await self._connections.end(live, Ending.GOODBYE if said_goodbye else Ending.LOST)
 
-    async def on_request(self, sid: str, event: str, args: list[Any], *, acknowledged: bool) -> object:
+    def on_request(
+        self, sid: str, event: str, args: list[Any], *, acknowledged: bool
+    ) -> object | Coroutine[Any, Any, object]:
         """Answer a request; see the port."""
         live = self._live[sid]
-        if len(args) > 1:
-            answer: wire.Answer | wire.Failure = self._requests.malformed(live, "a request takes one argument")
-        else:
-            answer = await self._requests.answer(live, event, args[0] if args else None)
-        if not acknowledged and isinstance(answer, wire.Failure):
+        answer = self._requests.answer(live, event, *args)
+        return answer if acknowledged else self._complain_of(live, event, answer)
+
+    def on_message(self, sid: str, message: bytes, *, acknowledged: bool) -> object | Coroutine[Any, Any, object]:
+        """Answer a request as it came; see the port."""
+        live = self._live[sid]
+        answer = self._requests.answer_message(live, message)
+        return answer if acknowledged else self._complain_of(live, json.loads(message)[0], answer)
+
+    def _complain_of(
+        self, live: LiveConnection, event: str, answer: Reply | Coroutine[Any, Any, Reply]
+    ) -> Coroutine[Any, Any, None] | None:
+        if isinstance(answer, Coroutine):
+            return self._complain_later(live, event, answer)
+        self._complain(live, event, answer)
+        return None
+
+    async def _complain_later(self, live: LiveConnection, event: str, answer: Coroutine[Any, Any, Reply]) -> None:
+        self._complain(live, event, await answer)
+
+    def _complain(self, live: LiveConnection, event: str, answer: Reply) -> None:
+        """Tell a client that awaits no answer what was wrong, as an event."""
+        if isinstance(answer, wire.Failure):
             error = answer.error
             live.emit(
                 "exception",
                 wire.ExceptionEvent(event=event, code=error.code, message=error.message, retry_after=error.retry_after),
             )
-        return answer

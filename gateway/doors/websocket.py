@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import secrets
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,14 +16,16 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from gateway import wire
 from gateway.auth import Authenticator, find_token
 from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD, OutboundQueue, cut_off, text_size
-from gateway.errors import CloseCode, RefusedError
+from gateway.errors import CloseCode, NodeBusyError, RefusedError, ServerDrainingError
 from gateway.origins import is_ascii
 from gateway.presence.model import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.admission import Admission
     from gateway.connections import Connections, LiveConnection
+    from gateway.counts import Counts
     from gateway.origins import Origins
     from gateway.requests import Requests
     from gateway.settings import Settings
@@ -45,8 +50,8 @@ _decoder = msgspec.json.Decoder(RequestFrame)
 
 
 class _TextCodec:
-    def encode(self, event: str, data: object) -> str:
-        return wire.encode({"event": event, "data": data}).decode()
+    def encode(self, events: Sequence[tuple[str, object]]) -> Sequence[str]:
+        return [wire.encode({"event": event, "data": data}).decode() for event, data in events]
 
 
 _CODEC = _TextCodec()
@@ -57,21 +62,28 @@ class _WebSocketPeer:
 
     codec = _CODEC
 
-    def __init__(self, request: web.Request, ws: web.WebSocketResponse, max_send_buffer: int) -> None:
+    def __init__(self, request: web.Request, ws: web.WebSocketResponse, max_send_buffer: int, counts: Counts) -> None:
         self._transport = request.transport
         self._ws = ws
-        self._queue = OutboundQueue(_frame_size, max_send_buffer, lambda: self.close(CloseCode.TOO_SLOW))
+        self._counts = counts
+        self._queue = OutboundQueue(_frame_size, max_send_buffer, self._too_slow)
         self._closing: asyncio.Task[None] | None = None
         self._writer = asyncio.create_task(self._write_out())
 
-    def write(self, frames: Sequence[str]) -> None:
+    def write(self, batch: Sequence[str]) -> None:
         if self._closing is None:
-            for frame in frames:
+            for frame in batch:
                 self._queue.put_nowait(frame)
 
     def close(self, code: CloseCode) -> None:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(code))
+
+    def _too_slow(self) -> None:
+        if self._closing is None:
+            _log.info("client too slow; closing")
+            self._counts.too_slow["websocket"] += 1
+        self.close(CloseCode.TOO_SLOW)
 
     async def finish(self) -> None:
         """Let go of everything; the connection is closed, or closes now."""
@@ -107,6 +119,8 @@ class WebSocketDoor:
     Args:
         settings: sizes and times.
         origins: which pages may connect: a cookie is a token too, and any page's WebSocket would carry it.
+        admission: what lets them in.
+        counts: where those that are refused, or too slow, are counted.
         connections: where their connections live.
         requests: what answers them.
         authenticator: what verifies their tokens.
@@ -116,12 +130,16 @@ class WebSocketDoor:
         self,
         settings: Settings,
         origins: Origins,
+        admission: Admission,
+        counts: Counts,
         connections: Connections,
         requests: Requests,
         authenticator: Authenticator,
     ) -> None:
         self._settings = settings
         self._origins = origins
+        self._admission = admission
+        self._counts = counts
         self._connections = connections
         self._requests = requests
         self._authenticator = authenticator
@@ -142,15 +160,24 @@ class WebSocketDoor:
             raise web.HTTPUpgradeRequired(
                 text="this is a WebSocket endpoint", headers={"Upgrade": "websocket", "Connection": "Upgrade"}
             )
+        try:
+            await self._wait_for_turn(request)
+        except NodeBusyError as error:
+            self._counts.refuse("websocket", error.code)
+            raise web.HTTPServiceUnavailable(
+                text=str(error), headers={"Retry-After": str(math.ceil(error.retry_after or 0))}
+            ) from None
         await ws.prepare(request)
-        peer = _WebSocketPeer(request, ws, self._settings.max_send_buffer)
+        peer = _WebSocketPeer(request, ws, self._settings.max_send_buffer, self._counts)
         try:
             live = await self._open(request, peer)
         except RefusedError as error:
             _log.info("refused", door="websocket", code=error.code, reason=str(error))
+            self._counts.refuse("websocket", error.code)
             await ws.close(code=error.close_code, message=error.code.encode())
         except Exception:
             _log.exception("a connection failed to open", door="websocket")
+            self._counts.refuse("websocket", "INTERNAL")
             await ws.close(code=WSCloseCode.INTERNAL_ERROR)
         else:
             goodbye = False
@@ -162,6 +189,13 @@ class WebSocketDoor:
         finally:
             await peer.finish()
         return ws
+
+    async def _wait_for_turn(self, request: web.Request) -> None:
+        # While the node drains, whoever comes is told by a close code, as they are here.
+        with contextlib.suppress(ServerDrainingError):
+            turn = self._admission.enter(lambda: request.transport is None or request.transport.is_closing())
+            if turn is not None:
+                await turn
 
     async def _open(self, request: web.Request, peer: _WebSocketPeer) -> LiveConnection:
         token = find_token(request.headers, request.query, self._origins.cookies(request))
@@ -195,7 +229,8 @@ class WebSocketDoor:
             malformed = self._requests.malformed(live, f'{error}; a frame is {{"event": "…", "data": {{…}}, "id": 1}}')
             self._reply(live, malformed, None)
         else:
-            self._reply(live, await self._requests.answer(live, frame.event, frame.data), frame.id)
+            answer = self._requests.answer(live, frame.event, frame.data)
+            self._reply(live, await answer if isinstance(answer, Coroutine) else answer, frame.id)
 
     def _reply(self, live: LiveConnection, answer: wire.Answer | wire.Failure, request_id: int | str | None) -> None:
         body = msgspec.structs.asdict(answer)

@@ -35,6 +35,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         if isinstance(handler, Namespace):
             eio_sid = self.eio_sid_from_sid(sid, namespace)
             if self.server.is_open(eio_sid):
+                self.server.eio.sockets[eio_sid].receivers.append((handler.codec.event, handler, sid))
                 await handler.on_connected(sid)
             else:
                 # It left while it was being let in, when python-socketio did not count it as connected and

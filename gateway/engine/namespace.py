@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import socketio
 from engineio import packet as eio_packet
 
+from gateway import wire
 from gateway.engine import json
+from gateway.engine.environ import REQUEST
+from gateway.engine.frames import text_frame
 from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from aiohttp import web
 
@@ -46,8 +49,21 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """The connection ended; `reason` is one of `Server.reason`."""
 
     @abstractmethod
-    async def on_request(self, sid: str, event: str, args: list[Any], *, acknowledged: bool) -> object:
-        """Answer an event. What it returns is the acknowledgement, where the client awaits one."""
+    def on_request(
+        self, sid: str, event: str, args: list[Any], *, acknowledged: bool
+    ) -> object | Coroutine[Any, Any, object]:
+        """Answer an event, at once or by a coroutine. The answer is the acknowledgement, where one is awaited."""
+
+    def on_message(self, sid: str, message: bytes, *, acknowledged: bool) -> object | Coroutine[Any, Any, object]:
+        """Answer an event as it came: a JSON array of its name and its arguments.
+
+        Raises:
+            ValueError: it is no event.
+        """
+        event, *args = json.loads(message)
+        if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
+            raise ValueError("no name for an event")
+        return self.on_request(sid, event, args, acknowledged=acknowledged)
 
     async def trigger_event(self, event: str, *args: Any) -> None:
         """Hand python-socketio's two calls on.
@@ -57,7 +73,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """
         if event == "connect":
             sid, environ, auth = args
-            await self.on_connect(sid, environ["aiohttp.request"], auth)
+            await self.on_connect(sid, environ[REQUEST], auth)
         elif event == "disconnect":
             await self.on_disconnect(*args)
 
@@ -66,16 +82,44 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         return SocketPeer(self.server, self.codec, self.server.manager.eio_sid_from_sid(sid, self.namespace))
 
 
+class Batch:
+    """Events of one namespace, encoded once for all who are sent them, whatever their transport."""
+
+    __slots__ = ("_frames", "_packets", "_texts")
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._texts = texts
+        self._frames: bytes | None = None
+        self._packets: list[eio_packet.Packet] | None = None
+
+    @property
+    def frames(self) -> bytes:
+        """WebSocket frames, one after the other, as they are written."""
+        if self._frames is None:
+            self._frames = b"".join(text_frame(b"4" + text) for text in self._texts)
+        return self._frames
+
+    @property
+    def packets(self) -> Sequence[eio_packet.Packet]:
+        """Engine.IO packets."""
+        if self._packets is None:
+            self._packets = [eio_packet.Packet(eio_packet.MESSAGE, text.decode()) for text in self._texts]
+        return self._packets
+
+
 class EventCodec:
     """Encodes events for one namespace."""
 
     def __init__(self, namespace: str) -> None:
-        self._prefix = f"2{namespace},"
-        self.disconnect = eio_packet.Packet(eio_packet.MESSAGE, f"1{namespace},")
+        self.event = f"42{namespace},".encode()
+        """How a client's event begins, as Engine.IO carries it."""
+        self.acknowledgement = f"43{namespace},".encode()
+        self.disconnect = Batch([f"1{namespace},".encode()])
+        self._prefix = f"2{namespace},".encode()
 
-    def encode(self, event: str, data: object) -> eio_packet.Packet:
-        """Encode one event as a packet, which keeps its encoding for all who are sent it."""
-        return eio_packet.Packet(eio_packet.MESSAGE, self._prefix + json.dumps([event, data]))
+    def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
+        """Encode events, each a name and its data, to be sent in their order."""
+        return Batch([self._prefix + wire.encode(event) for event in events])
 
 
 class SocketPeer:
@@ -85,15 +129,8 @@ class SocketPeer:
         self.codec = codec
         self._server = server
         self._eio_sid = eio_sid
-
-    def write(self, frames: Sequence[eio_packet.Packet]) -> None:
-        """Queue packets in order; a queue that grows past its bound closes the connection with 4008."""
-        socket = self._server.eio.sockets.get(self._eio_sid)
-        if socket is not None and not socket.closed:
-            for frame in frames:
-                if socket.close_code is CloseCode.TOO_SLOW:  # which closes in a moment: nothing more may pile up
-                    break
-                socket.queue.put_nowait(frame)
+        self.write: Callable[[Batch], None] = server.eio.sockets[eio_sid].writer()
+        """Sends events; a connection for which more waits than may is closed with 4008."""
 
     def close(self, code: CloseCode) -> None:
         """Close the connection with `code`.
@@ -102,5 +139,5 @@ class SocketPeer:
         them, and do not.
         """
         if code is not CloseCode.GOING_AWAY:
-            self.write([self.codec.disconnect])
+            self.write(self.codec.disconnect)
         self._server.close_socket(self._eio_sid, code)

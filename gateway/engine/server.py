@@ -1,42 +1,50 @@
 """The Socket.IO server: python-socketio as it comes, with what it leaves open closed.
 
-What is relied on in it stands here and in this package's other modules, nowhere else: `AsyncServer`'s
-``_handle_eio_connect``, ``_handle_eio_message``, ``_handle_event``, ``_handle_disconnect`` and ``_send_packet``;
-`AsyncManager.connect`, ``basic_…_room`` and ``basic_disconnect``; `AsyncPubSubManager`'s ``_publish``, ``_listen`` and
-``_thread``; engineio's ``sockets`` and ``_async``; `AsyncSocket`'s ``queue``, ``close``,
-``handle_post_request``, ``_websocket_handler``, ``upgrading`` and ``upgraded``.
+What is relied on in it, beyond what it documents, is listed in this package's docstring.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 import engineio
 import socketio
 import structlog
 from aiohttp import web
+from engineio import packet as eio_packet
 from engineio.payload import Payload
 from socketio import packet
 
 from gateway import wire
 from gateway.engine import json
+from gateway.engine.environ import REQUEST, Environ
 from gateway.engine.namespace import Namespace
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
-from gateway.engine.socket import Driver, MalformedError, Socket, describe
-from gateway.errors import CloseCode
+from gateway.engine.socket import Driver, MalformedError, Socket, describe, is_gone
+from gateway.errors import CloseCode, ConfigurationError, RefusedError
 from gateway.limits import Rate, TokenBucket
 from gateway.origins import is_ascii
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from engineio import packet as eio_packet
-
+    from gateway.admission import Admission
+    from gateway.counts import Counts
     from gateway.engine.manager import BusManager, Manager
     from gateway.origins import Origins
     from gateway.settings import Settings
+    from gateway.timers import TimerWheel
+
+try:
+    from gateway.engine.fast import FastSocket, Outbox, begin_upgrade
+    from gateway.engine.takeover import is_upgrade
+except ImportError:  # picows has no wheel for this platform: connections stay with aiohttp
+    FAST = False
+else:
+    FAST = True
 
 _log = structlog.get_logger(__name__)
 
@@ -82,15 +90,90 @@ class _Log:
 class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
     """python-engineio's server, kept from requests that it fails on."""
 
+    begin_upgrade: Callable[[Socket, web.Request], web.StreamResponse] | None = None
+    """How a polling connection becomes a WebSocket; None leaves it to python-engineio."""
+    allows: Callable[[str | None, web.BaseRequest], bool]
+    """Whether a page of an origin may connect."""
+    admission: Admission
+    counts: Counts
+
+    async def _handle_connect(self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None) -> Any:
+        refused = await self._turn(environ[REQUEST])
+        return await super()._handle_connect(environ, transport, jsonp_index) if refused is None else refused
+
+    async def _turn(self, request: web.Request) -> web.Response | None:
+        """Wait for the turn of a session that is in order so far, before anything is kept of it.
+
+        Returns:
+            What to answer where it gets none; None where it does.
+        """
+        try:
+            if (turn := self.admission.enter(lambda: is_gone(request))) is not None:
+                await turn
+                self.admission.check_open()
+        except RefusedError as error:
+            return self._refuse(error, request)
+        return None
+
+    def _refuse(self, error: RefusedError, request: web.Request) -> web.Response:
+        """Refuse a session by HTTP: a failed transport, after which socket.io-client tries again by itself."""
+        self.counts.refuse("socketio", error.code)
+        headers = [*self._cors_headers(Environ(request)), ("Retry-After", str(math.ceil(error.retry_after or 0)))]
+        return web.Response(
+            body=wire.encode(error.told()),
+            status=error.http_status,
+            headers=headers,
+            content_type="application/json",
+        )
+
+    def opening(self, sid: str, transport: str) -> dict[str, Any]:
+        """Engine.IO's handshake."""
+        return {
+            "sid": sid,
+            "upgrades": self._upgrades(sid, transport),
+            "pingTimeout": round(self.ping_timeout * 1000),
+            # python-engineio says whole seconds, and 0 for less than one.
+            "pingInterval": round(self.ping_interval * 1000),
+            "maxPayload": self.max_http_buffer_size,
+        }
+
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
         """Serve one request. A POST to a session that has just ended is answered as one to a session that never was."""
         if (refusal := _refusal(request)) is not None:
             raise web.HTTPBadRequest(text=refusal)
+        if self.begin_upgrade is not None and self._opens_websocket(request):
+            return await self._open(request)
         session = self.sockets.get(request.query.get("sid"))
         if request.method == "POST" and session is not None and session.closed:
             del self.sockets[session.sid]
         response: web.StreamResponse = await super().handle_request(request)
         return response
+
+    def _opens_websocket(self, request: web.Request) -> bool:
+        """Whether a request opens a connection by a WebSocket, and nothing is wrong with it.
+
+        For whatever is, python-engineio has the words.
+        """
+        query, origin = request.query, request.headers.get("Origin")
+        return (
+            query.get("transport") == "websocket"
+            and query.get("EIO") == "4"
+            and "sid" not in query
+            and is_upgrade(request)
+            and (origin is None or self.allows(origin, request))
+        )
+
+    async def _open(self, request: web.Request) -> web.StreamResponse:
+        if (refused := await self._turn(request)) is not None:
+            return refused
+        sid = self.generate_id()
+        socket = self.sockets[sid] = FastSocket(self, sid)
+        try:
+            await self.handlers["connect"](sid, Environ(request))
+            return socket.accept(request, eio_packet.Packet(eio_packet.OPEN, self.opening(sid, "websocket")))
+        except ConnectionError:
+            await socket.close(reason=self.reason.TRANSPORT_ERROR)
+            raise
 
 
 def _refusal(request: web.Request) -> str | None:
@@ -114,11 +197,25 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         settings: sizes and times.
         origins: which pages may connect.
         manager: what keeps its clients, of one node or of many.
+        timers: what pings them, and ends those that take too long.
+        admission: what lets their sessions in.
+        counts: where those that are refused, or too slow, are counted.
+
+    Raises:
+        ConfigurationError: the engine that is asked for cannot be had.
     """
 
-    def __init__(self, settings: Settings, origins: Origins, manager: Manager | BusManager) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        origins: Origins,
+        manager: Manager | BusManager,
+        timers: TimerWheel,
+        admission: Admission,
+        counts: Counts,
+    ) -> None:
         def allowed(origin: str | None, environ: dict[str, Any]) -> bool:
-            return origins.allows(origin, environ["aiohttp.request"])
+            return origins.allows(origin, environ[REQUEST])
 
         log = _Log()
         super().__init__(
@@ -134,10 +231,21 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             max_http_buffer_size=settings.max_payload,
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
+            monitor_clients=False,  # the timers do
         )
+        self.eio.allows = origins.allows
         self.namespaces: list[str] = []  # none but those registered
         self.eio._async = {**self.eio._async, "websocket": Driver}  # noqa: SLF001
+        self.eio.admission, self.eio.counts = admission, counts
+        self._admission, self._counts = admission, counts
         self._settings = settings
+        self._timers = timers
+        self._outbox: Outbox | None = None
+        if settings.gateway_engine == "fast" and not FAST and "gateway_engine" in settings.model_fields_set:
+            raise ConfigurationError("GATEWAY_ENGINE is fast, and picows is not installed; install it, or take stock")
+        if settings.gateway_engine == "fast" and FAST:
+            self.eio.begin_upgrade = begin_upgrade
+            self._outbox = Outbox()
         requests = settings.rate_limit_events
         enough = 11 * requests.count * PACKETS.seconds / requests.seconds  # for a flood to be found by its requests
         self._packets = Rate(max(PACKETS.count, math.ceil(enough)), PACKETS.seconds)
@@ -166,6 +274,22 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             abort = code is not CloseCode.GOING_AWAY
             self._soon(socket.close(abort=abort, reason=self.reason.SERVER_DISCONNECT))
 
+    def too_slow(self, eio_sid: str) -> None:
+        """Close a connection for which more waits than may."""
+        if self.is_open(eio_sid):
+            _log.info("client too slow; closing")
+            self._counts.too_slow["socketio"] += 1
+        self.close_socket(eio_sid, CloseCode.TOO_SLOW)
+
+    def close_nobodys(self) -> None:
+        """Close the sessions that have joined no namespace yet, so that their clients go elsewhere.
+
+        Refused by a packet when they do, socket.io-client would not try again.
+        """
+        for eio_sid in list(self.eio.sockets):
+            if self._is_nobodys(eio_sid):
+                self.close_socket(eio_sid, CloseCode.GOING_AWAY)
+
     # In python-socketio's place
 
     def _engineio_server_class(self) -> type[Engine]:
@@ -173,27 +297,40 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
         await super()._handle_eio_connect(eio_sid, environ)
-        socket = self.eio.sockets[eio_sid]
-        socket.__class__ = Socket
+        socket, now = self.eio.sockets[eio_sid], asyncio.get_running_loop().time()
+        if not isinstance(socket, Socket):
+            socket.__class__ = Socket
+            socket.queue = self._outbound_queue(eio_sid, socket.queue)
+            socket.receivers = []
+        socket.timers, socket.outbox = self._timers, self._outbox
         socket.handshake_timeout = self._settings.handshake_timeout
-        socket.connects = TokenBucket(CONNECTS, asyncio.get_running_loop().time())
-        socket.packets = TokenBucket(self._packets, asyncio.get_running_loop().time())
+        socket.too_slow = self.too_slow
+        socket.max_send_buffer = self._settings.max_send_buffer
+        socket.connects = TokenBucket(CONNECTS, now)
+        socket.packets = TokenBucket(self._packets, now)
         socket.posting = asyncio.Lock()
-        opening, socket.queue = socket.queue, self._outbound_queue(eio_sid)
-        while not opening.empty():
-            opened = opening.get_nowait()
-            # python-engineio says whole seconds, and 0 for less than one.
-            opened.data["pingInterval"] = round(self._settings.ping_interval * 1000)
-            socket.queue.put_nowait(opened)
         self._expect_namespace(eio_sid)
 
+    async def _send_eio_packet(self, eio_sid: str, eio_pkt: eio_packet.Packet) -> None:
+        if eio_pkt.binary:  # which python-socketio shares between recipients, and it keeps its first encoding
+            eio_pkt = eio_packet.Packet(eio_pkt.packet_type, eio_pkt.data)
+        await super()._send_eio_packet(eio_sid, eio_pkt)
+
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        if self.eio.sockets[eio_sid].connects.take(asyncio.get_running_loop().time()):
+        socket = self.eio.sockets[eio_sid]
+        if socket.connects.take(asyncio.get_running_loop().time()):
             _log.info("too many attempts to connect on one connection; closing")
             self.close_socket(eio_sid, CloseCode.RATE_LIMITED)
         elif (namespace or "/") in self.namespace_handlers:
             try:
+                socket.joins += 1
+                if socket.joins > len(self.namespace_handlers):  # beyond what its handshake has waited for
+                    self._admission.enter_now()
                 await super()._handle_connect(eio_sid, namespace, data)
+            except RefusedError as error:
+                self._counts.refuse("socketio", error.code)
+                told = {"message": str(error), "data": error.told()}
+                await self._send_packet(eio_sid, packet.Packet(packet.CONNECT_ERROR, data=told, namespace=namespace))
             except BaseException:
                 # python-socketio has registered it by now, and would keep it.
                 if (sid := self.manager.sid_from_eio_sid(eio_sid, namespace or "/")) is not None:
@@ -210,6 +347,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
                 raise MalformedError("text where an attachment was due")
             await super()._handle_eio_message(eio_sid, data)
             awaiting = self._binary_packet.get(eio_sid)
+            if (socket := self.eio.sockets.get(eio_sid)) is not None:
+                socket.awaits_bytes = awaiting is not None
             if awaiting is not None and awaiting.attachment_count not in _ATTACHMENTS:
                 raise MalformedError("no or too many attachments")
         except Exception as error:
@@ -229,38 +368,44 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
         if not self.manager.is_connected(sid, namespace):
             return
-        answer = await handler.on_request(sid, event, args, acknowledged=id is not None)
+        answer = handler.on_request(sid, event, args, acknowledged=id is not None)
+        if isinstance(answer, CoroutineType):
+            answer = await answer
         if id is not None:
             await self._send_packet(eio_sid, packet.Packet(packet.ACK, data=[answer], namespace=namespace, id=id))
 
     async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
+        if (socket := self.eio.sockets.get(eio_sid)) is not None:
+            socket.receivers = [each for each in socket.receivers if each[1].namespace != namespace]
         await super()._handle_disconnect(eio_sid, namespace, reason)
         if self.is_open(eio_sid):
             self._expect_namespace(eio_sid)
 
     # One step each
 
-    def _outbound_queue(self, eio_sid: str) -> OutboundQueue:
-        def too_slow() -> None:
-            _log.info("client too slow; closing", waiting=self.eio.sockets[eio_sid].queue.waiting_bytes)
-            self.close_socket(eio_sid, CloseCode.TOO_SLOW)
-
-        return OutboundQueue(_packet_size, self._settings.max_send_buffer, too_slow)
+    def _outbound_queue(self, eio_sid: str, opening: asyncio.Queue[Any]) -> OutboundQueue:
+        queue = OutboundQueue(_packet_size, self._settings.max_send_buffer, lambda: self.too_slow(eio_sid))
+        while not opening.empty():
+            opened = opening.get_nowait()
+            opened.data = self.eio.opening(eio_sid, "polling" if opened.data["upgrades"] else "websocket")
+            queue.put_nowait(opened)
+        return queue
 
     def _expect_namespace(self, eio_sid: str) -> None:
         """Give a connection that is nobody's a time to become somebody's."""
         socket = self.eio.sockets[eio_sid]
         if socket.late is not None:
             socket.late.cancel()
-        socket.late = asyncio.get_running_loop().call_later(
-            self._settings.handshake_timeout, self._close_if_nobodys, eio_sid
-        )
+        socket.late = self._timers.call_later(self._settings.handshake_timeout, self._close_if_nobodys, eio_sid)
 
     def _close_if_nobodys(self, eio_sid: str) -> None:
-        somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
-        if not somebodys and self.is_open(eio_sid):
+        if self._is_nobodys(eio_sid):
             _log.debug("closing a connection that joined no namespace")
             self.close_socket(eio_sid, CloseCode.TOKEN_REFUSED)
+
+    def _is_nobodys(self, eio_sid: str) -> bool:
+        somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
+        return not somebodys and self.is_open(eio_sid)
 
     def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -269,4 +414,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
 
 def _packet_size(item: eio_packet.Packet | None) -> int:
-    return 0 if item is None else ITEM_OVERHEAD + text_size(item.encode())
+    if item is None:
+        return 0
+    # A packet keeps its first encoding, and bytes have another one over polling.
+    return ITEM_OVERHEAD + (len(item.data) if item.binary else text_size(item.encode()))

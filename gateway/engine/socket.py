@@ -10,16 +10,22 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from engineio import packet
 from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
-from engineio.exceptions import EngineIOError, UnknownPacketError
+from engineio.exceptions import EngineIOError, SocketIsClosedError, UnknownPacketError
 
 from gateway.engine.outbound import cut_off
 from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.engine.namespace import Batch, Namespace
     from gateway.engine.outbound import OutboundQueue
     from gateway.limits import TokenBucket
+    from gateway.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
+
+_PING = packet.Packet(packet.PING)
 
 POLL_WATCH = 1.0
 """Seconds between looks whether the client of a poll is still there."""
@@ -27,7 +33,7 @@ POLL_WATCH = 1.0
 PACKETS_A_TURN = 32
 """After so many packets of one connection the others have their turn."""
 
-_PACKET_TYPES = frozenset("0123456")
+PACKET_TYPES = frozenset("0123456")
 
 
 class MalformedError(ValueError):
@@ -65,7 +71,7 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
             self.said_goodbye = message.type is WSMsgType.CLOSE and message.data == WSCloseCode.OK
             raise OSError("closed")
         frame: str | bytes = message.data
-        if isinstance(frame, str) and frame[:1] not in _PACKET_TYPES:
+        if isinstance(frame, str) and frame[:1] not in PACKET_TYPES:
             raise OSError("not an Engine.IO packet")
         return frame
 
@@ -93,16 +99,85 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     """
 
     close_code = 1000
+    timers: TimerWheel
     handshake_timeout: float
+    max_send_buffer: int
+    too_slow: Callable[[str], None]
+    """Called with `sid` where more waits for the client than may."""
+    receivers: list[tuple[bytes, Namespace, str]]
+    """How an event begins of each namespace that the client has joined, the namespace, and the client's name there."""
     driver: Driver | None = None
     queue: OutboundQueue
+    awaits_bytes = False
+    """Whether attachments of the packet that came last are still to come."""
     connects: TokenBucket
     packets: TokenBucket
+    joins = 0
+    """How often it has tried to join a namespace that is there."""
     received = 0
     posting: asyncio.Lock
-    late: asyncio.TimerHandle | None = None
+    late: Timer | None = None
     """Runs out where the connection joins no namespace in time."""
+    late_upgrade: Timer | None = None
+    ping: Timer | None = None
+    """The next ping, or the time by which the last one is to be answered."""
     upgrading: bool
+
+    def push(self, pkt: packet.Packet) -> None:
+        """Send a packet."""
+        self.queue.put_nowait(pkt)
+
+    def writer(self) -> Callable[[Batch], None]:
+        """What sends events, by the transport that the connection has then."""
+
+        def write(batch: Batch) -> None:
+            self.write(batch)  # which is another method once it has been upgraded
+
+        return write
+
+    def write(self, batch: Batch) -> None:
+        """Send events that were encoded once for all who hear of them."""
+        for pkt in batch.packets:
+            # One that is too slow closes in a moment: nothing more may pile up.
+            if self.closed or self.close_code is CloseCode.TOO_SLOW:
+                break
+            self.queue.put_nowait(pkt)
+
+    # Heartbeats, by the one timer of all connections instead of a task for each
+
+    def schedule_ping(self) -> None:
+        """Ping in an interval's time. Called when the connection is made, and by each pong."""
+        if self.ping is not None:
+            self.ping.cancel()
+        self.ping = self.timers.call_later(self.server.ping_interval, self._send_ping)
+
+    def _send_ping(self) -> None:
+        if not self.closing and not self.closed:
+            self.push(_PING)
+            self.ping = self.timers.call_later(self.server.ping_timeout, self._ping_unanswered)
+
+    def _ping_unanswered(self) -> None:
+        if not self.closing:
+            # With a CLOSE packet: the client may only be half gone.
+            self.server.start_background_task(self.close, False, False, self.server.reason.PING_TIMEOUT)
+
+    async def check_ping_timeout(self) -> bool:
+        """Whether the connection may be sent to; the timer sees to what is not answered.
+
+        Raises:
+            SocketIsClosedError: it is closed.
+        """
+        if self.closed:
+            raise SocketIsClosedError
+        return True
+
+    def cancel_timers(self) -> None:
+        """Wait for nothing any more."""
+        for timer in (self.late, self.late_upgrade, self.ping):
+            if timer is not None:
+                timer.cancel()
+
+    # What comes
 
     async def receive(self, pkt: packet.Packet) -> None:
         """Take one packet. An Engine.IO close is no goodbye: socket.io-client sends it when a poll failed, too.
@@ -112,8 +187,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         """
         if self.closing or self.closed:
             return  # what came behind a close in one request
-        loop = asyncio.get_running_loop()
-        if self.packets.take(loop.time()):
+        if self.packets.take(asyncio.get_running_loop().time()):
             _log.info("too many packets on one connection; closing")
             self.close_code = CloseCode.RATE_LIMITED
             await self.close(abort=True, reason=self.server.reason.SERVER_DISCONNECT)
@@ -135,17 +209,19 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             EngineIOError: the poll is over without packets; python-engineio ends the connection.
         """
         if "HTTP_UPGRADE" in environ:
-            return await super().handle_get_request(environ)
+            if self.server.begin_upgrade is None:
+                return await super().handle_get_request(environ)
+            return self.server.begin_upgrade(self, environ["aiohttp.request"])
         request: web.Request = environ["aiohttp.request"]
         poll = asyncio.ensure_future(super().handle_get_request(environ))
         try:
             # aiohttp tells a handler that its client has gone only where the whole application asked for it.
             while not (await asyncio.wait({poll}, timeout=POLL_WATCH))[0]:
-                if _is_gone(request):
+                if is_gone(request):
                     poll.cancel()
             packets = await poll
             # Answered in time for nobody: these packets are lost, and with them the connection.
-            if _is_gone(request) and not self.upgrading and not self.upgraded and not self.closed:
+            if is_gone(request) and not self.upgrading and not self.upgraded and not self.closed:
                 raise EngineIOError("the client left its poll")
             return packets
         finally:
@@ -176,14 +252,14 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             await ws.close()
             return
         self.driver = ws
-        late = asyncio.get_running_loop().call_later(self.handshake_timeout, self._give_up_upgrade, ws)
+        self.late_upgrade = self.timers.call_later(self.handshake_timeout, self._give_up_upgrade, ws)
         try:
             await super()._websocket_handler(ws)
         except Exception as error:
             _log.info("websocket ended by an error", error=describe(error))
             await self.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
         finally:
-            late.cancel()
+            self.late_upgrade.cancel()
             self.upgrading = False  # python-engineio leaves it set where a probe's WebSocket just closes
             if not self.upgraded:
                 self.driver = None
@@ -200,8 +276,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         await super().close(wait=False, abort=abort, reason=reason)
         if self.driver is not None:
             self.driver.close_code = self.close_code
-        if self.late is not None:
-            self.late.cancel()
+        self.cancel_timers()
+        self.server.sockets.pop(self.sid, None)
         self.queue.put_nowait(None)  # lets the writer, or a waiting poll, end
 
     async def cut(self, reason: str) -> None:
@@ -212,5 +288,6 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             await self.driver.close()
 
 
-def _is_gone(request: web.Request) -> bool:
+def is_gone(request: web.Request) -> bool:
+    """Whether the client of a request has left."""
     return request.transport is None or request.transport.is_closing()

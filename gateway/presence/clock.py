@@ -67,10 +67,11 @@ class SteadyClock:
 
     def __call__(self) -> int:
         """The time now."""
-        monotonic = self.monotonic()
-        if not self._set_by_another:
-            self._ahead = max(self._ahead, self._wall() - monotonic)
-        self._last = max(self._last, (monotonic + self._ahead) // 1_000_000)
+        monotonic, ahead = self.monotonic(), self._ahead
+        if not self._set_by_another and (measured := self._wall() - monotonic) > ahead:
+            self._ahead = ahead = measured
+        now = (monotonic + ahead) // 1_000_000
+        self._last = max(self._last, now)
         return self._last
 
     def set_by(self, theirs: int, asked_at: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,15 +13,24 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Sequence
 
-Frame = Any
-"""One event in a codec's own encoding; only the codec's members look inside."""
+    from gateway.timers import Scheduler
+
+REST = 6.0
+"""How many times as long as a flush took the next one waits at least, so that telling all of all takes a seventh of the
+time: in a storm of N who come, a flush for each interval would still be N² deliveries."""
+
+LONGEST_REST = 0.2
+"""Seconds that a change waits at the most, however many are told."""
+
+Batch = Any
+"""Events in a codec's own encoding, made once; only the codec's members look inside."""
 
 
 class Codec(Protocol):
-    """How one kind of client is written to. Members that share a codec share its frames."""
+    """How one kind of client is written to. Members that share a codec share what it has encoded."""
 
-    def encode(self, event: str, data: object) -> Frame:
-        """Encode one event."""
+    def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
+        """Encode events, each a name and its data, to be written in their order."""
 
 
 class Member(Protocol):
@@ -30,18 +40,8 @@ class Member(Protocol):
     def codec(self) -> Codec:
         """How to encode for it."""
 
-    def write(self, frames: Sequence[Frame]) -> None:
-        """Send frames, in order. Never blocks: a member that cannot keep up is closed, by itself."""
-
-
-class Scheduler(Protocol):
-    """The part of an event loop that the fan-out needs."""
-
-    def time(self) -> float:
-        """Seconds on a clock that only goes forward."""
-
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call back at `when`."""
+    def write(self, batch: Batch) -> None:
+        """Send a batch. Never blocks: a member that cannot keep up is closed, by itself."""
 
 
 def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
@@ -63,49 +63,68 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
 
 
 class Audience:
-    """Members that hear of the same changes, and the changes that some have not heard of yet."""
+    """Members that hear of the same changes, and the changes that they have not heard of yet."""
 
     def __init__(self) -> None:
-        self.members: dict[Member, int] = {}
-        """Each with how many of all the changes ever published here it has heard of, or knew when it joined."""
         self.pending: list[Transition] = []
-        self.flushed = 0
-        """How many were published before those that are pending."""
         self.flushed_at = float("-inf")
+        self.rest = 0.0
+        """Seconds from then on in which changes are gathered."""
         self.timer: asyncio.TimerHandle | None = None
-        self._encoded: dict[tuple[Codec, int, int], list[Frame]] = {}
+        self._members: dict[Member, None] = {}
+        self._heard: dict[Member, int] = {}
+        """How many of those that are pending a member has heard of, or knew when it joined; for all others none."""
+        self._encoded: dict[tuple[Codec, int, int], Batch | None] = {}
 
-    @property
-    def published(self) -> int:
-        """How many changes were ever published here."""
-        return self.flushed + len(self.pending)
+    def __bool__(self) -> bool:
+        return bool(self._members)
+
+    def join(self, member: Member) -> None:
+        """Let a member hear of what is published from now on."""
+        self._members[member] = None
+        if self.pending:
+            self._heard[member] = len(self.pending)
+
+    def leave(self, member: Member) -> None:
+        """Let a member hear no more; one that never joined is ignored."""
+        self._members.pop(member, None)
+        self._heard.pop(member, None)
 
     def flush(self) -> None:
         """Write what is pending to every member, each from where it is on."""
+        batches: dict[Codec, Batch | None] = {}
         try:
-            for member in tuple(self.members):
-                self.catch_up(member)
+            for member in tuple(self._members):
+                if member in self._heard:
+                    self.catch_up(member)
+                elif member in self._members:  # it may have left while another was written to
+                    codec = member.codec
+                    if codec not in batches:
+                        batches[codec] = self._batch(codec, 0)
+                    batch = batches[codec]
+                    if batch is not None:
+                        member.write(batch)
         finally:
-            self.flushed = self.published
             self.pending.clear()
+            self._heard.clear()
             self._encoded.clear()
 
     def catch_up(self, member: Member) -> None:
-        """Write what is pending to one member."""
-        heard = self.members.get(member)  # None where it left while another was written to
-        if heard is None or heard >= self.published:
-            return
-        # All who have heard of nothing pending share one encoding; the others joined or asked within the
-        # interval, and are few.
-        start = max(heard - self.flushed, 0)
-        key = (member.codec, start, len(self.pending))
-        frames = self._encoded.get(key)
-        if frames is None:
+        """Write what is pending to one member; one that never joined hears nothing."""
+        heard = self._heard.get(member, 0)
+        if heard < len(self.pending) and member in self._members:
+            self._heard[member] = len(self.pending)
+            batch = self._batch(member.codec, heard)
+            if batch is not None:
+                member.write(batch)
+
+    def _batch(self, codec: Codec, start: int) -> Batch | None:
+        """Encode what is pending from `start` on, once for all who are told the same; None for nothing to tell."""
+        key = (codec, start, len(self.pending))
+        if key not in self._encoded:
             changes = net_changes(self.pending[start:])
-            frames = self._encoded[key] = [member.codec.encode(event, data) for event, data in changes]
-        self.members[member] = self.published
-        if frames:
-            member.write(frames)
+            self._encoded[key] = codec.encode(changes) if changes else None
+        return self._encoded[key]
 
 
 class FanOut:
@@ -115,25 +134,32 @@ class FanOut:
         scheduler: the event loop.
         interval: seconds that changes of one audience are gathered for. The first change after a quiet interval
             goes out at once.
+        stopwatch: seconds on a clock that goes on within one turn of the loop, as the loop's own may not.
     """
 
-    def __init__(self, scheduler: Scheduler, interval: float) -> None:
+    def __init__(
+        self, scheduler: Scheduler, interval: float, *, stopwatch: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._scheduler = scheduler
         self._interval = interval
+        self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
 
-    def join(self, tenant: str, member: Member) -> None:
+    def join(self, tenant: str, member: Member) -> Audience:
         """Let a member hear of the tenant's changes that are published from now on."""
-        audience = self._audiences.setdefault(tenant, Audience())
-        audience.members[member] = audience.published
+        audience = self._audiences.get(tenant)
+        if audience is None:
+            audience = self._audiences[tenant] = Audience()
+        audience.join(member)
+        return audience
 
     def leave(self, tenant: str, member: Member) -> None:
         """Let a member hear no more; one that never joined is ignored."""
         audience = self._audiences.get(tenant)
         if audience is None:
             return
-        audience.members.pop(member, None)
-        if not audience.members:
+        audience.leave(member)
+        if not audience:
             del self._audiences[tenant]
             if audience.timer is not None:
                 audience.timer.cancel()
@@ -145,7 +171,7 @@ class FanOut:
         that tells of it would be a picture that a netted-out event never corrects.
         """
         audience = self._audiences.get(tenant)
-        if audience is not None and member in audience.members:
+        if audience is not None:
             audience.catch_up(member)
 
     def publish(self, transitions: Sequence[Transition]) -> None:
@@ -157,10 +183,13 @@ class FanOut:
             audience.pending.append(transition)
             if audience.timer is None:
                 # Never earlier than this turn of the loop's end: what came in one batch goes out in one.
-                due = max(self._scheduler.time(), audience.flushed_at + self._interval)
+                due = max(self._scheduler.time(), audience.flushed_at + audience.rest)
                 audience.timer = self._scheduler.call_at(due, partial(self._flush, audience))
 
     def _flush(self, audience: Audience) -> None:
         audience.timer = None
         audience.flushed_at = self._scheduler.time()
+        began = self._stopwatch()
         audience.flush()
+        took = self._stopwatch() - began
+        audience.rest = max(self._interval, min(took * REST, LONGEST_REST))

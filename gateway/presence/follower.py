@@ -51,6 +51,11 @@ class Follower:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
+    def view(self) -> View:
+        """What the log is read into."""
+        return self._view
+
+    @property
     def position(self) -> int:
         """Up to where the view has followed the log."""
         return self._view.position

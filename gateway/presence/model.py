@@ -132,8 +132,11 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class UserStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A user's presence, as one version of it was committed."""
+class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """A user's presence, as one version of it was committed.
+
+    It has a ``__dict__`` so that what is derived from it can be kept with it, as its encoding is.
+    """
 
     tenant: str
     user_id: str

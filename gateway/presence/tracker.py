@@ -12,11 +12,11 @@ import structlog
 
 from gateway.errors import LeaseLostError, StoreUnavailableError
 from gateway.presence.clock import follow
-from gateway.presence.model import Beat, Ending
+from gateway.presence.model import Beat, Ending, Status
 from gateway.presence.store import OUTAGE, Commit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.presence.clock import Clock
     from gateway.presence.follower import Follower
@@ -30,6 +30,10 @@ SWEEP_INTERVAL = 0.25
 
 CHUNK = 500
 """Commands that a node gives at a time when it registers its connections again."""
+
+TOUCH_INTERVAL = 1_000
+"""Milliseconds that activity which changes nothing else is gathered for before the store is told: a node that is
+killed forgets as much of when its users were last active."""
 
 RECHECK = 60_000
 """Milliseconds after which the store's picture of this node is compared with the truth, though nothing went wrong: a
@@ -61,9 +65,10 @@ class Tracker:
         store: where commands are committed.
         follower: what brings their effect into the view.
         clock: the time, in Unix milliseconds; it is set by the store's where that has one.
+        away_after: milliseconds without activity until a user turns away.
     """
 
-    def __init__(self, node: str, store: Store, follower: Follower, clock: Clock) -> None:
+    def __init__(self, node: str, store: Store, follower: Follower, clock: Clock, *, away_after: int) -> None:
         self.node = node
         self.away: str | None = "not connected to the store yet"
         """Why the store cannot be reached; None where it can."""
@@ -74,6 +79,10 @@ class Tracker:
         self._connections: dict[str, Connection] = {}
         """Those that live, which are those that the store is to know."""
         self._late: dict[tuple[str, str], _Late] = {}
+        self._touched: dict[tuple[str, str], int] = {}
+        """When users were active, which the view shows and the store has yet to be told."""
+        self._touched_since = 0
+        self._touchable = away_after // 2
         self._settled = False
         """Whether it knows."""
         self._settled_at = 0
@@ -111,19 +120,40 @@ class Tracker:
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""
         self._connections.pop(connection.id, None)
+        if (connection.tenant, connection.user_id) in self._touched:
+            await self._tell_touched()
         return await self._commit(lambda: self._store.disconnect(connection, ending, self.now())) or Commit(0)
+
+    def touch(self, tenant: str, user_id: str, now: int) -> int | None:
+        """Record activity of a user that changes nothing but when it was.
+
+        The view shows it at once. The store is told within `TOUCH_INTERVAL`, long before the user would turn away by
+        what it knows.
+
+        Returns:
+            When the user was last active, which is now or later; None where nothing was recorded, because activity
+            may change more: that is a `beat`.
+        """
+        status = self._follower.view.status(tenant, user_id)
+        active_at = status.active_at
+        if status.status is not Status.ONLINE or active_at is None or now - active_at >= self._touchable:
+            return None
+        if now > active_at:
+            if not self._touched:
+                self._touched_since = now
+            self._touched[tenant, user_id] = active_at = now
+            self._follower.view.touch(status, now)
+        return active_at
 
     async def beat(self, beat: Beat) -> Commit:
         """Record activity."""
-        commit = await self._commit(lambda: self._store.beat(self.node, [beat]))
-        if commit is None:
-            key = beat.tenant, beat.user_id
-            late = self._late.get(key, _Late())
-            self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
-        return commit or Commit(0)
+        self._touched.pop((beat.tenant, beat.user_id), None)
+        return await self._beat([beat])
 
     async def release(self, tenant: str, user_id: str) -> Commit:
         """End what keeps a user online but live connections."""
+        if (tenant, user_id) in self._touched:
+            await self._tell_touched()
         commit = await self._commit(lambda: self._store.release(tenant, user_id, self.now()))
         if commit is None:
             self._late[tenant, user_id] = _Late(released=True)
@@ -152,6 +182,8 @@ class Tracker:
         try:
             async with self._recovering:
                 await self._recover()
+            if self._touched and self.now() - self._touched_since >= TOUCH_INTERVAL:
+                await self._tell_touched()
             if self.now() >= self._sweeps_from:
                 await self._store.sweep(self.now())
         except StoreUnavailableError as error:
@@ -159,6 +191,19 @@ class Tracker:
             raise
 
     # One step each
+
+    async def _tell_touched(self) -> None:
+        touched, self._touched = self._touched, {}
+        await self._beat([Beat(tenant=tenant, user_id=user, at=at) for (tenant, user), at in touched.items()])
+
+    async def _beat(self, beats: Sequence[Beat]) -> Commit:
+        commit = await self._commit(lambda: self._store.beat(self.node, beats))
+        if commit is None:
+            for beat in beats:
+                key = beat.tenant, beat.user_id
+                late = self._late.get(key, _Late())
+                self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
+        return commit or Commit(0)
 
     async def _commit(self, command: Callable[[], Awaitable[Commit]]) -> Commit | None:
         """Run a command, and wait until the view shows what it did; None where the store is away."""

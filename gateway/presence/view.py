@@ -6,29 +6,33 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedSet
 
 from gateway.presence.model import Activity, Entry, Transition, UserStatus, latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gateway.presence.store import Snapshot
+
+_NOBODY: Mapping[str, UserStatus] = {}
 
 
 class View:
     """Every user's status, as of `position` of the log.
 
-    Only the follower writes it. Applying an entry twice, or one older than what is known, changes nothing.
+    The follower writes it. Applying an entry twice, or one older than what is known, changes nothing.
     """
 
     def __init__(self) -> None:
         self.position = 0
-        self._statuses: dict[tuple[str, str], UserStatus] = {}
+        self._statuses: dict[str, dict[str, UserStatus]] = {}
+        """By tenant and user id."""
         # Sorted, so that a page of the list is found without sorting everyone.
-        self._online: dict[str, SortedDict[str, UserStatus]] = {}
+        self._online: dict[str, SortedSet[str]] = {}
+        """Ids, by tenant."""
 
-    # Written by the follower
+    # Written by the follower, and by the tracker what the log is about to say
 
     def load(self, snapshot: Snapshot) -> list[Transition]:
         """Go on from a snapshot.
@@ -63,8 +67,8 @@ class View:
         """The statuses known here that the snapshot contradicts, or knows only older versions of."""
         theirs = {(status.tenant, status.user_id): status for status in snapshot.statuses}
         ahead = []
-        for key, known in self._statuses.items():
-            status = theirs.get(key)
+        for known in (status for users in self._statuses.values() for status in users.values()):
+            status = theirs.get((known.tenant, known.user_id))
             if (
                 status is None
                 or status.version < known.version
@@ -86,32 +90,44 @@ class View:
                 if entry.version == known.version and entry.position > self.position:
                     self._put(entry.applied_to(known))
             elif entry.now.version > known.version:
-                self._put(entry.now)
+                self._put(_not_before(entry.now, known.active_at))
                 # They differ where a store lost changes that had been told already.
                 news.append(entry if entry.was is known.status else msgspec.structs.replace(entry, was=known.status))
             self.position = max(self.position, entry.position)
         return news
 
+    def touch(self, status: UserStatus, at: int) -> None:
+        """Show activity of a user that the log will tell of soon; `status` is what is known of them."""
+        self._statuses[status.tenant][status.user_id] = msgspec.structs.replace(status, active_at=at)
+
     def _put(self, status: UserStatus) -> None:
-        self._statuses[status.tenant, status.user_id] = status
-        online = self._online.get(status.tenant)
-        if status.online:
+        users = self._statuses.get(status.tenant)
+        if users is None:
+            users = self._statuses[status.tenant] = {}
+        was = users.get(status.user_id)
+        users[status.user_id] = status
+        if status.online != (was is not None and was.online):
+            online = self._online.get(status.tenant)
             if online is None:
-                online = self._online[status.tenant] = SortedDict()
-            online[status.user_id] = status
-        elif online is not None and online.pop(status.user_id, None) is not None and not online:
-            del self._online[status.tenant]
+                online = self._online[status.tenant] = SortedSet()
+            if status.online:
+                online.add(status.user_id)
+            else:
+                online.remove(status.user_id)
+                if not online:
+                    del self._online[status.tenant]
 
     # Read by everyone
 
     def status(self, tenant: str, user_id: str) -> UserStatus:
         """Return a user's status; offline at version 0 for a user never seen."""
-        known = self._statuses.get((tenant, user_id))
+        known = self._statuses.get(tenant, _NOBODY).get(user_id)
         return UserStatus(tenant=tenant, user_id=user_id) if known is None else known
 
     def statuses(self, tenant: str, user_ids: Sequence[str]) -> list[UserStatus]:
         """Return the statuses of many users, in the order asked."""
-        return [self.status(tenant, user_id) for user_id in user_ids]
+        known = self._statuses.get(tenant, _NOBODY)
+        return [known.get(user_id) or UserStatus(tenant=tenant, user_id=user_id) for user_id in user_ids]
 
     def online_count(self, tenant: str) -> int:
         """How many users of the tenant are online."""
@@ -129,4 +145,12 @@ class View:
         if online is None:
             return []
         ids: Iterator[str] = online.irange(minimum=after, inclusive=(False, True))
-        return [online[user_id] for user_id in islice(ids, limit)]
+        users = self._statuses[tenant]
+        return [users[user_id] for user_id in islice(ids, limit)]
+
+
+def _not_before(status: UserStatus, active_at: int | None) -> UserStatus:
+    """The status, active no earlier than is known already."""
+    if active_at is None or (status.active_at is not None and status.active_at >= active_at):
+        return status
+    return msgspec.structs.replace(status, active_at=active_at)

@@ -108,7 +108,9 @@ class Node:
             raise TimeoutError("\n".join([str(error), *last])) from None
 
     async def _spawn(self) -> None:
-        inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+        inherited = {
+            name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "GATEWAY_ENGINE"}
+        }
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

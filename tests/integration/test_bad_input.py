@@ -7,8 +7,9 @@ import io
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,8 @@ import pytest
 import structlog
 from clients import NAMESPACE, Client, Packets, Plain, Polling, client_frame, deaf_websocket
 from conftest import SERVICE_KEY, STEP, Process, Running, eventually, make_token
+
+from gateway.engine.fast import FastSocket
 
 Serve = Callable[..., Awaitable[Running]]
 Spawn = Callable[..., Awaitable[Process]]
@@ -497,10 +500,48 @@ async def test_a_client_that_never_reads_is_closed_before_its_queue_outgrows_its
     assert explained.transitions[-1].reason in {"too slow", "connection lost"}
 
 
-def served(gateway: Running) -> list[Any]:
-    """The TCP connections that the server holds."""
-    assert gateway.runner.server is not None
-    return gateway.runner.server.connections
+async def test_who_is_too_slow_and_reads_after_all_finds_whole_frames_and_then_4008(
+    beside: Beside, closing: AsyncExitStack
+) -> None:
+    good = await beside(max_send_buffer=LIMIT)
+    gateway, loop = good.gateway.gateway, asyncio.get_running_loop()
+    raw = await deaf_websocket(closing, good.gateway.url, "/socket.io/?EIO=4&transport=websocket")
+    await loop.sock_sendall(raw, client_frame(f"40{NAMESPACE},{json.dumps({'token': make_token('mallory')})}"))
+    await eventually(lambda: len(gateway._connections) == 2)
+    sent = 0
+    while gateway._connections.of_user("default", "mallory"):
+        await gateway.notify("mallory", "bulk", "x" * 20_000)
+        sent += 1
+        await asyncio.sleep(0)
+        assert sent < 5000, "never closed"
+    received = b""
+    async with asyncio.timeout(2 * STEP):
+        while part := await loop.sock_recv(raw, 1 << 20):
+            received += part
+    frames = list(_server_frames(received.partition(b"\r\n\r\n")[2]))
+    assert {opcode for opcode, _ in frames[:-1]} == {0x81}
+    assert all(payload.endswith((b"]", b"}")) for _, payload in frames[:-1])
+    assert frames[-1] == (0x88, (4008).to_bytes(2))
+
+
+def _server_frames(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """First byte and payload of each frame, all of which are whole."""
+    at = 0
+    while at < len(data):
+        opcode, length, at = data[at], data[at + 1], at + 2
+        if length >= 126:
+            size = 2 if length == 126 else 8
+            length, at = int.from_bytes(data[at : at + size]), at + size
+        yield opcode, data[at : at + length]
+        at += length
+    assert at == len(data)
+
+
+def served(gateway: Running) -> list[str]:
+    """The TCP connections that the server holds, whoever in it does: those established, and those the client closed."""
+    port = f"{int(gateway.url.rpartition(':')[2]):04X}"
+    rows = (line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:])
+    return [row[2] for row in rows if row[1].endswith(f":{port}") and row[3] in {"01", "08"}]
 
 
 def _waiting(gateway: Any, peer: Any) -> int:
@@ -508,6 +549,8 @@ def _waiting(gateway: Any, peer: Any) -> int:
     if hasattr(peer, "_queue"):
         return int(peer._queue.waiting_bytes)
     socket = gateway._server.eio.sockets.get(peer._eio_sid)
+    if isinstance(socket, FastSocket):
+        return int(socket._transport.get_write_buffer_size())
     return 0 if socket is None else int(socket.queue.waiting_bytes)
 
 
@@ -526,7 +569,7 @@ async def test_a_burst_in_one_turn_of_the_loop_does_not_outgrow_the_bound(
         client = await Polling.connect(closing, good.gateway.url)
     [live] = gateway._connections.of_user("default", "mallory")
     peak = 0
-    for _ in range(100):
+    for _ in range(1000):  # more than the operating system takes in for a client
         await gateway.notify("mallory", "bulk", "x" * 20_000)
         peak = max(peak, _waiting(gateway, live.peer))
     assert peak <= LIMIT + 20_200

@@ -24,7 +24,7 @@ from gateway.__main__ import main
 
 Spawn = Callable[..., Awaitable[Process]]
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG"}}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "GATEWAY_ENGINE"}}
 
 
 async def run(*arguments: str, directory: Path = ROOT, **variables: str) -> tuple[int, str, str]:

@@ -408,15 +408,45 @@ async def test_a_node_that_drains_lets_nobody_in(serve: Serve, closing: AsyncExi
     gateway = await serve()
     alice = await Client.connect(closing, gateway.url)
     late = await Packets.start(closing, gateway.ws_url)
+    closed = asyncio.create_task(late.closed())
     # Not by stopping the server: aiohttp reads nothing more from a connection once that has begun.
     await gateway.gateway.drain()
     notice = await alice.hears("server-draining")
     assert set(notice) == {"timestamp", "retryAfter"}
     assert is_timestamp(notice["timestamp"])
     assert notice["retryAfter"] > 0
+    # Refused by a packet, socket.io-client would not come back; after a close, and after a 503, it does.
+    assert await closed == 1001
+    for transport in ("polling", "websocket"):
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"} if transport == "websocket" else {}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"{gateway.url}/socket.io/?EIO=4&transport={transport}", headers=headers) as response,
+        ):
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) >= 1
+            told = await response.json()
+            assert set(told) == {"code", "message", "retryAfter"}
+            assert told["code"] == "SERVER_DRAINING"
+            assert 1 <= told["retryAfter"] <= 4
+
+
+async def test_who_is_being_let_in_as_the_node_drains_is_told_so(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await serve()
+    identify = gateway.gateway._authenticator.identify
+
+    async def drain_first(token: str | None) -> Any:
+        await gateway.gateway.drain()
+        return await identify(token)
+
+    monkeypatch.setattr(gateway.gateway._authenticator, "identify", drain_first)
+    late = await Packets.start(closing, gateway.ws_url)
     await late.ws.send_str(f"40{NAMESPACE},{json.dumps({'token': make_token('bob')})}")
     error = json.loads((await late.packet("44")).removeprefix(f"44{NAMESPACE},"))
     assert error["data"]["code"] == "SERVER_DRAINING"
+    assert error["data"]["retryAfter"] > 0
     assert gateway.gateway.presence.status("bob").online is False
 
 

@@ -1,0 +1,475 @@
+"""The fast path: an Engine.IO connection whose WebSocket is picows's, and whose events skip python-socketio's packets.
+
+An event of a `Namespace` is taken apart here, answered where its answer is at hand, and acknowledged, all within the
+call that brought the frame. Every other packet goes the way that it goes on the stock path, in a task of its own;
+what comes behind it waits for it, so that each connection's packets stay in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import structlog
+from aiohttp import web
+from engineio import packet
+from engineio.async_socket import AsyncSocket
+from engineio.exceptions import SocketIsClosedError, UnknownPacketError
+
+from gateway.engine.frames import binary_frame, text_frame
+from gateway.engine.outbound import CLOSE_TIMEOUT
+from gateway.engine.socket import PACKET_TYPES, MalformedError, Socket, describe
+from gateway.engine.takeover import TakenOver, WSListener, WSMsgType, is_upgrade, take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from picows import WSFrame, WSTransport
+
+    from gateway.engine.namespace import Batch, Namespace
+
+_log = structlog.get_logger(__name__)
+
+_CONTINUATION, _TEXT, _BINARY, _CLOSE = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CLOSE
+_PONG, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
+_MAX_ACK_DIGITS = 15
+_NO_CODE, _OK, _PROTOCOL_ERROR, _INVALID_TEXT, _TOO_BIG = 0, 1000, 1002, 1007, 1009
+"""WebSocket's close codes: RFC 6455, section 7.4."""
+
+WRITE_AT = 65_536
+"""Bytes that one connection is sent in one turn of the loop, after which they are written before the turn's end."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Outbox:
+    """Connections that were sent something in this turn of the loop, and are written to at its end.
+
+    A node with much to do reads many requests in one turn. Written one after the other, their answers cost the
+    operating system half of what they cost in between the reads, and several answers to one client are one write.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[FastSocket] = []
+
+    def add(self, socket: FastSocket) -> None:
+        """Write to a connection at the end of this turn."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._write_all)
+        self._waiting.append(socket)
+
+    def _write_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for socket in waiting:
+            socket.flush()
+
+
+class Listener(WSListener):
+    """What picows calls back: serves events, puts messages together from frames, and answers WebSocket's own."""
+
+    def __init__(self, socket: FastSocket, max_message: int) -> None:
+        self.socket = socket
+        self.transport: WSTransport | None = None
+        self._max_message = max_message
+        self._parts: list[bytes] | None = None
+        """Of a message that came in more than one frame."""
+        self._parts_text = False
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """The client has been told that it is a WebSocket now."""
+        self.transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:  # noqa: ARG002 - picows's name
+        """Take one frame.
+
+        What begins as an event is one, whatever the frame says of its type: asking picows for that takes longer
+        than all that is asked here. It is none while bytes are awaited.
+        """
+        data = frame.get_payload_as_bytes()
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self.socket.hang_up(_PROTOCOL_ERROR)  # they belong to extensions, and none was agreed on
+        elif not (frame.fin and self._parts is None and self.socket.serve_event(data)):
+            self._other(data, frame)
+
+    def on_message(self, data: bytes, *, text: bool) -> None:
+        """Take one message."""
+        self.socket.take(data, text=text)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 - picows's name
+        """The connection is gone."""
+        self.socket.on_gone()
+
+    def pause_writing(self) -> None:
+        """More waits for the client than may."""
+        self.socket.on_overflow()
+
+    def resume_writing(self) -> None:
+        """The client reads after all; it is being closed all the same."""
+
+    def _other(self, data: bytes, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind in (_TEXT, _BINARY, _CONTINUATION):
+            if (kind == _CONTINUATION) == (self._parts is None):
+                self.socket.hang_up(_PROTOCOL_ERROR)  # a fragment of nothing, or a message within another
+            elif self._parts is None and frame.fin:
+                self.on_message(data, text=kind == _TEXT)
+            else:
+                self._put_together(data, kind, last=frame.fin)
+        elif kind == _CLOSE:
+            self.socket.on_close_frame(cast("int", frame.get_close_code()))
+
+    def _put_together(self, data: bytes, kind: WSMsgType, *, last: bool) -> None:
+        if self._parts is None:
+            self._parts, self._parts_text = [], kind == _TEXT
+        self._parts.append(data)
+        if sum(map(len, self._parts)) > self._max_message:
+            self.socket.hang_up(_TOO_BIG)
+        elif last:
+            whole, self._parts = b"".join(self._parts), None
+            self.on_message(whole, text=self._parts_text)
+
+
+class ProbeListener(Listener):
+    """A WebSocket beside a polling connection, until the client moves over to it."""
+
+    def __init__(self, socket: Any, max_message: int) -> None:
+        super().__init__(socket, max_message)
+        self._probed = False
+
+    def on_message(self, data: bytes, *, text: bool) -> None:
+        """Take the probe, and then the client's word that it has moved."""
+        if self.socket.upgraded:
+            super().on_message(data, text=text)
+        elif not self._probed and data == _PROBE and text:
+            self._probed = True
+            self._transport.send(_TEXT, b"3probe")
+            self.socket.queue.put_nowait(packet.Packet(packet.NOOP))  # ends the poll that waits
+        elif self._probed and data == _UPGRADE and text and not self.socket.closed:
+            upgrade(self.socket, self)
+        else:
+            self.give_up()
+
+    @property
+    def _transport(self) -> WSTransport:
+        assert self.transport is not None  # noqa: S101 - set before the first frame
+        return self.transport
+
+    def give_up(self) -> None:
+        """Leave the client to its polling."""
+        if not self.socket.upgraded:
+            self._transport.send_close()
+            self._transport.disconnect()
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """The connection is gone, and with it the upgrade, where it was not done."""
+        if self.socket.upgraded:
+            super().on_ws_disconnected(transport)
+        else:
+            self.socket.upgrading = False
+
+    def pause_writing(self) -> None:
+        """More waits for the client than may."""
+        if self.socket.upgraded:
+            super().pause_writing()
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Take one frame; of a client that has not moved over, only a message."""
+        if self.socket.upgraded:
+            super().on_ws_frame(transport, frame)
+        elif frame.fin and frame.msg_type == _TEXT:
+            self.on_message(frame.get_payload_as_bytes(), text=True)
+        else:
+            self.give_up()
+
+
+def begin_upgrade(socket: Socket, request: web.Request) -> TakenOver:
+    """Open a WebSocket beside a polling connection; it has a time to finish the upgrade."""
+    if socket.upgrading or not is_upgrade(request):
+        raise web.HTTPBadRequest(text="one WebSocket at a time, with the headers of one")
+    listener = ProbeListener(socket, socket.server.max_http_buffer_size)
+    socket.upgrading = True
+    socket.late_upgrade = socket.timers.call_later(socket.handshake_timeout, listener.give_up)
+    try:
+        return _take_over(socket, request, listener)
+    except ConnectionResetError:
+        socket.upgrading = False
+        socket.late_upgrade.cancel()
+        raise
+
+
+def upgrade(socket: Any, listener: ProbeListener) -> None:
+    """Make a polling connection, whose client has moved over, one of this path, and send what waits for it."""
+    socket.upgraded, socket.upgrading = True, False
+    socket.late_upgrade.cancel()
+    waiting = []
+    while not socket.queue.empty():
+        waiting.append(socket.queue.get_nowait())
+    socket.queue.put_nowait(None)  # ends a poll that still waits
+    socket.__class__ = FastSocket
+    socket.attach(listener)
+    for each in waiting:
+        if each is not None and each.packet_type != packet.NOOP:
+            socket.push(each)
+
+
+def _take_over(socket: Any, request: web.Request, listener: Listener) -> TakenOver:
+    return take_over(
+        request, listener, max_message=socket.server.max_http_buffer_size, max_buffer=socket.max_send_buffer
+    )
+
+
+class FastSocket(Socket):
+    """An Engine.IO connection over a WebSocket of picows, from its first frame or since an upgrade."""
+
+    outbox: Outbox
+    _wire: WSTransport
+    _transport: asyncio.Transport
+    _file: int
+    """What the connection is to the operating system; -1 where what is sent has to be encrypted before."""
+    _held: deque[tuple[bytes, bool]] | None = None
+    """What came while something before it was awaited; None where nothing is."""
+    _held_bytes = 0
+    _mute = False
+    """True once nothing may be sent any more, but perhaps the close frame."""
+    _hung_up = False
+
+    def __init__(self, server: Any, sid: str) -> None:
+        # Not python-engineio's: its queue is for polling.
+        self.server, self.sid = server, sid
+        self.session: dict[str, Any] = {}
+        self.receivers = []
+        self.last_ping = None
+        self.upgrading = self.closing = self.closed = False
+        self.connected = self.upgraded = True
+
+    # The connection
+
+    def accept(self, request: web.Request, opening: packet.Packet) -> TakenOver:
+        """Take a request's connection over, and send Engine.IO's handshake."""
+        listener = Listener(self, self.server.max_http_buffer_size)
+        taken = _take_over(self, request, listener)
+        self.attach(listener)
+        self.push(opening)
+        self.schedule_ping()
+        return taken
+
+    def attach(self, listener: Listener) -> None:
+        """Speak over a WebSocket from now on."""
+        assert listener.transport is not None  # noqa: S101 - set when it was taken over
+        self._wire = listener.transport
+        self._transport = transport = self._wire.underlying_transport
+        self._out: list[bytes] = []
+        """What was sent in this turn of the loop."""
+        self._out_bytes = 0
+        self._file = -1 if self._wire.is_secure else transport.get_extra_info("socket").fileno()
+
+    # What is sent
+
+    async def send(self, pkt: packet.Packet) -> None:
+        """Send a packet: python-engineio's way in.
+
+        Raises:
+            SocketIsClosedError: the connection is closed.
+        """
+        if self.closed:
+            raise SocketIsClosedError
+        self.push(pkt)
+
+    def push(self, pkt: packet.Packet) -> None:
+        """Send a packet."""
+        encoded = pkt.encode()
+        self._send(text_frame(encoded.encode()) if isinstance(encoded, str) else binary_frame(encoded))
+
+    def writer(self) -> Callable[[Batch], None]:
+        """What sends events: this transport is the last that the connection has."""
+        return self.write
+
+    def write(self, batch: Batch) -> None:
+        """Send events that were encoded once for all who hear of them."""
+        if self._out:  # to come after it
+            self._send(batch.frames)
+        elif not self._mute:
+            self._write(batch.frames)
+
+    def _send(self, frame: bytes) -> None:
+        """Send a frame at the end of this turn of the loop, with all else that is sent in it."""
+        if self._mute:
+            return
+        if not self._out:
+            self.outbox.add(self)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes > WRITE_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was sent in this turn of the loop."""
+        if self._out:
+            frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._out_bytes = 0
+            if not self._mute:
+                self._write(frames)
+
+    def _write(self, frames: bytes) -> None:
+        """Hand bytes to the operating system, where nothing waits before them.
+
+        Through the loop they cost half as much again (`benchmarks/profile.md`).
+        """
+        transport = self._transport
+        if transport.is_closing():  # and has perhaps given its file back already, to somebody else's connection
+            return
+        if self._file >= 0 and not transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._file, frames)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # gone; the loop is about to find out
+            if sent == len(frames):
+                return
+            frames = frames[sent:]
+        transport.write(frames)
+
+    # What comes
+
+    def serve_event(self, data: bytes) -> bool:
+        """Serve a message, if it is an event of a `Namespace` that can be served now.
+
+        Returns:
+            Whether it was; one that has something wrong with it is not.
+        """
+        if self._held is not None or self._mute or self.awaits_bytes:
+            return False
+        for prefix, namespace, sid in self.receivers:
+            if data.startswith(prefix):
+                start = data.find(b"[", len(prefix))
+                number = data[len(prefix) : start]
+                if start < 0 or (number and not number.isdigit()) or len(number) > _MAX_ACK_DIGITS:
+                    return False
+                try:
+                    answer = namespace.on_message(sid, data[start:], acknowledged=bool(number))
+                except ValueError:
+                    return False
+                if type(answer) is CoroutineType:
+                    self._serve_from(self._acknowledge_later(answer, namespace, number))
+                elif number:
+                    self._acknowledge(answer, namespace, number)
+                return True
+        return False
+
+    async def _acknowledge_later(
+        self, answer: Coroutine[Any, Any, object], namespace: Namespace, number: bytes
+    ) -> None:
+        answered = await answer
+        if number:
+            self._acknowledge(answered, namespace, number)
+
+    def _acknowledge(self, answer: object, namespace: Namespace, number: bytes) -> None:
+        self._send(text_frame(b"%b%b[%b]" % (namespace.codec.acknowledgement, number, _encode(answer))))
+
+    def take(self, data: bytes, *, text: bool) -> None:
+        """Take one message, now or after those that are still being served."""
+        if self.closing or self._mute:
+            return
+        if self._held is None:
+            waiting = self._serve(data, text=text)
+            if waiting is not None:
+                self._serve_from(waiting)
+        else:
+            self._held.append((data, text))
+            self._held_bytes += len(data)
+            if self._held_bytes > self.server.max_http_buffer_size:
+                self._transport.pause_reading()
+
+    def _serve_from(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Serve something that takes its time; what comes meanwhile is held."""
+        self._held = deque()
+        self.server.start_background_task(self._serve_in_turn, waiting)
+
+    async def _serve_in_turn(self, waiting: Coroutine[Any, Any, None] | None) -> None:
+        held = self._held
+        assert held is not None  # noqa: S101 - by the one caller
+        while waiting is not None:
+            await waiting
+            waiting = None
+            while held and waiting is None and not self.closing:
+                data, text = held.popleft()
+                self._held_bytes -= len(data)
+                waiting = self._serve(data, text=text)
+        self._held, self._held_bytes = None, 0
+        if not self.closing and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _serve(self, data: bytes, *, text: bool) -> Coroutine[Any, Any, None] | None:
+        """Serve one message; what it returns, where it does, is to be awaited before the next."""
+        if text and data == _PONG and not self.packets.take(asyncio.get_running_loop().time()):
+            self.schedule_ping()
+            return None
+        return self._serve_packet(data, text=text)
+
+    async def _serve_packet(self, data: bytes, *, text: bool) -> None:
+        """Serve a packet as the stock path does."""
+        try:
+            if text and data.startswith(_MESSAGE) and not self.packets.take(asyncio.get_running_loop().time()):
+                await self.server.handlers["message"](self.sid, data[1:].decode())  # what `receive` would come to
+                return
+            if text and data[:1].decode(errors="replace") not in PACKET_TYPES:
+                raise MalformedError("not an Engine.IO packet")
+            await self.receive(packet.Packet(encoded_packet=data.decode() if text else data))
+        except UnicodeDecodeError:
+            self.hang_up(_INVALID_TEXT)
+        except UnknownPacketError:
+            pass  # of no meaning here; the connection stays, as python-engineio lets it
+        except SocketIsClosedError:
+            pass
+        except Exception as error:
+            _log.info("websocket ended by an error", error=describe(error))
+            await self.close(wait=False, abort=True, reason=self.server.reason.TRANSPORT_ERROR)
+
+    # The end
+
+    async def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - python-engineio's signature
+        """Close after what was sent before, without waiting for the client to have read it."""
+        await AsyncSocket.close(self, wait=False, abort=abort, reason=reason)
+        self.cancel_timers()
+        self.hang_up(self.close_code)
+        self.server.sockets.pop(self.sid, None)
+
+    async def cut(self, reason: str) -> None:
+        """Close at once: for a client that does not read."""
+        await self.close(abort=True, reason=reason)
+
+    def hang_up(self, code: int) -> None:
+        """Send WebSocket's close frame; the client has a time to answer it."""
+        if not self._hung_up and not self._transport.is_closing():
+            self.flush()
+            self._hung_up = self._mute = True
+            self._wire.send_close(code)  # type: ignore[arg-type]  # takes any number
+            self.timers.call_later(CLOSE_TIMEOUT, self._wire.disconnect, False)
+
+    def on_close_frame(self, code: int) -> None:
+        """The client has closed, or has answered that this side did."""
+        self.hang_up(_OK if code == _NO_CODE else code)
+        self._wire.disconnect()
+        # Python's client closes with 1000, often before its own packets for it left.
+        self._end(self.server.reason.CLIENT_DISCONNECT if code == _OK else self.server.reason.TRANSPORT_CLOSE)
+
+    def on_gone(self) -> None:
+        """The connection is gone."""
+        self._mute = True
+        self._end(self.server.reason.TRANSPORT_CLOSE)
+
+    def on_overflow(self) -> None:
+        """More waits for the client than may: it is too slow."""
+        if not self._mute:
+            self._mute = True
+            self.too_slow(self.sid)
+
+    def _end(self, reason: str) -> None:
+        if not self.closing:
+            self.server.start_background_task(self.close, False, True, reason)

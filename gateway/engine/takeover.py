@@ -1,0 +1,127 @@
+"""Hands a connection that aiohttp has accepted, and that asks to be a WebSocket, over to picows.
+
+aiohttp routes the request and reads its head as ever. From then on the connection is picows's: it answers the
+upgrade, reads frames in C and calls a listener back, without a task, a queue or a future for each. aiohttp is told
+that the connection was lost, and lets go of all it kept of it.
+
+What is relied on in both, beyond what they document, is listed in this package's docstring.
+"""
+
+from __future__ import annotations
+
+from socket import IPPROTO_TCP, TCP_QUICKACK
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from picows import WSAutoPingStrategy, WSListener, WSMsgType
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its stubs
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.web_request import BaseRequest
+    from multidict import CIMultiDict
+
+__all__ = ["TakenOver", "WSListener", "WSMsgType", "is_upgrade", "take_over"]
+
+_HEAD = (
+    b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: %b\r\n\r\n"
+)
+
+
+class _Silent:
+    """picows's logger: the gateway says itself what is worth a line, once and without what clients sent."""
+
+    def isEnabledFor(self, _level: int) -> bool:  # noqa: N802 - the standard library's name
+        return False
+
+    def log(self, *_arguments: object, **_options: object) -> None:
+        pass
+
+    debug = info = warning = error = exception = log
+
+
+_SILENT = _Silent()
+
+
+class TakenOver(web.StreamResponse):
+    """What aiohttp's handler returns: an answer that somebody else gives."""
+
+    def __init__(self) -> None:
+        super().__init__(status=101)
+        self._keep_alive = False
+
+    async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
+        """Nothing to prepare."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing to end."""
+
+
+def is_upgrade(request: web.Request) -> bool:
+    """Whether a request can become a WebSocket; where not, aiohttp's own says what is wrong with it."""
+    headers = request.headers
+    return (
+        request.method == "GET"
+        and headers.get("Upgrade", "").lower() == "websocket"
+        and headers.get("Sec-WebSocket-Version") == "13"
+        and _is_key(headers)
+    )
+
+
+def _is_key(headers: CIMultiDict[str] | Any) -> bool:
+    key = headers.getall("Sec-WebSocket-Key", [])
+    return len(key) == 1 and len(key[0]) == 24 and key[0].endswith("==")  # noqa: PLR2004 - sixteen bytes in base64
+
+
+def take_over(request: web.Request, listener: Any, *, max_message: int, max_buffer: int) -> TakenOver:
+    """Let a listener of picows have a request's connection.
+
+    Args:
+        request: one that `is_upgrade`.
+        listener: a `WSListener`; it hears ``on_ws_connected`` before this returns.
+        max_message: bytes that one frame may bring.
+        max_buffer: bytes that may wait for a client that does not read, before the listener hears ``pause_writing``.
+
+    Raises:
+        ConnectionResetError: the client has left.
+    """
+    transport, handler = request.transport, request.protocol
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client has left")
+    protocol = WSProtocol(
+        host_port=None,
+        ws_path=None,
+        is_client_side=False,
+        ws_listener_factory=lambda _request: listener,
+        logger=_SILENT,
+        disconnect_on_exception=True,
+        websocket_handshake_timeout=None,
+        enable_auto_ping=False,
+        auto_ping_idle_timeout=None,
+        auto_ping_reply_timeout=None,
+        auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
+        enable_auto_pong=True,
+        max_frame_size=max_message,
+        extra_headers=None,
+        read_buffer_init_size=0,
+    )
+    transport.set_protocol(protocol)
+    transport.set_write_buffer_limits(high=max_buffer, low=0)
+    came_along, paused = handler._message_tail, handler._buffer_paused  # noqa: SLF001
+    handler.transport = None  # which it would close
+    handler.connection_lost(None)
+    # The request is kept with the connection; what served it need not be.
+    request._protocol = request._payload_writer = None  # type: ignore[assignment]  # noqa: SLF001
+    if paused:
+        transport.resume_reading()
+    protocol.connection_made(transport)
+    transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
+    data = _HEAD % request.headers["Sec-WebSocket-Key"].encode() + came_along
+    while data:
+        room = protocol.get_buffer(-1)
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]
+    return TakenOver()
