@@ -54,8 +54,10 @@ _BEATING = 100
 _WARM_UP = 0.5
 """Seconds that an operation first runs uncounted: compilers and caches are as they will stay."""
 _HOUR = 3600
-_REST = 0.3
-"""Seconds of which a resting server uses next to none; longer than any of them gathers what it has to tell."""
+_REST = 0.1
+"""Seconds of which a resting server uses next to none."""
+_GATHERING = 0.3
+"""Seconds; longer than any server gathers what it has to tell."""
 _RESTING_SHARE = 0.03
 _IDLE = 1.0
 """Seconds over which a server's upkeep of idle connections is read."""
@@ -232,6 +234,7 @@ class Load:
 
         self._clients = list(await asyncio.gather(*(enter(*each) for each in enumerate(self._names))))
         if neighbours is None:
+            await asyncio.sleep(_GATHERING)
             await self._rest()
         self._event = b""
         gc.freeze()  # thousands of clients that stay: to look through them again and again would slow the load
