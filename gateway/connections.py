@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -250,19 +250,12 @@ class Connections:
         Raises:
             RateLimitedError: it is over its rate. One that goes on all the same is closed.
         """
-        if live.limiter.take(now / 1000):
-            self.refuse_request(live, now)
-
-    def refuse_request(self, live: LiveConnection, now: int) -> NoReturn:
-        """Refuse a request that is over its connection's rate, at `now` in milliseconds.
-
-        Raises:
-            RateLimitedError: always.
-        """
+        wait = live.limiter.take(now / 1000)
+        if not wait:
+            return
         rate: Rate = self._settings.rate_limit_events
         if live.patience.take(now / 1000):
             self._end_soon(live, Ending.FLOODED)
-        wait = live.limiter.take(now / 1000)
         raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
     def active(self, identity: Identity, now: int) -> Coroutine[Any, Any, object] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from gateway.errors import (
 from gateway.presence.model import Beat, UserStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from gateway.auth import Authenticator, Identity
     from gateway.connections import Connections, LiveConnection
@@ -129,6 +130,8 @@ class _Request(msgspec.Struct, frozen=True):
     """What no payload means, where one may be left out."""
     counts: bool = True
     """Whether asking is activity; where not, the handler records it with what it brings."""
+    secret: bool = False
+    """Whether its payload is kept nowhere."""
 
 
 class Requests:
@@ -178,6 +181,7 @@ class Requests:
                 self._refresh,
                 'refresh-token takes {"token": "…"}',
                 counts=False,
+                secret=True,
             ),
         }
 
@@ -209,15 +213,15 @@ class Requests:
         now = self._tracker.now()
         prepared = self._prepared.get(message)
         try:
-            if live.limiter.take(now / 1000):
-                self._connections.refuse_request(live, now)
+            self._connections.admit_request(live, now)
             if prepared is None:
                 prepared = self._prepare_message(message)
             return self._run(live, *prepared, now)
         except MalformedError:
             raise
         except Exception as error:
-            return self._failed(error, live, message[:64])
+            # Not the message itself, which may hold a token.
+            return self._failed(error, live, None if prepared is None else prepared[0].answer)
 
     def _prepare(self, event: object, *arguments: object) -> tuple[_Request, wire.Body]:
         """Find a request's row and validate its payload."""
@@ -238,7 +242,7 @@ class Requests:
         if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
             raise MalformedError("no name for an event")
         prepared = self._prepare(event, *arguments)
-        if len(message) <= PREPARED_BYTES:
+        if len(message) <= PREPARED_BYTES and not prepared[0].secret:
             if len(self._prepared) >= PREPARED:
                 self._prepared.clear()
             self._prepared[message] = prepared
@@ -251,6 +255,11 @@ class Requests:
             waiting = self._connections.active(live.identity, now)
             if waiting is not None:
                 return self._answer_after(waiting, live, request, valid, now)
+        return self._handle(live, request, valid, now)
+
+    def _handle(
+        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int
+    ) -> Reply | Coroutine[Any, Any, Reply]:
         body = request.handler(live, valid, now)
         if type(body) is CoroutineType:
             return self._answer_by(body, live, request)
@@ -263,13 +272,10 @@ class Requests:
     ) -> Reply:
         try:
             await waiting
-            body = request.handler(live, valid, now)
-            if type(body) is CoroutineType:
-                body = await body
-            self._connections.catch_up(live)
+            answer = self._handle(live, request, valid, now)
         except Exception as error:
             return self._failed(error, live, request.answer)
-        return wire.Answer(request.answer, body)
+        return await answer if isinstance(answer, Coroutine) else answer
 
     async def _answer_by(
         self, waiting: Coroutine[Any, Any, Encodable], live: LiveConnection, request: _Request
