@@ -567,6 +567,19 @@ async def test_a_node_that_goes_and_comes_back(cluster: ClusterServers, client: 
     assert await asyncio.gather(*(send(there, "GET", key) for _ in range(5))) == [b"x"] * 5
 
 
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+async def test_a_process_that_stood_still_takes_no_answer_for_late(
+    kind: str, server: RedisServer, cluster: ClusterServers, client: Callable[..., Client]
+) -> None:
+    there = client(cluster.url if kind == "cluster" else server.url, timeout=0.3)
+    key = fresh_prefix()
+    await send(there, "SET", key, "x")
+    asked = [asyncio.create_task(send(there, *command)) for command in (("GET", key), ("BLPOP", f"{{{key}}}list", 0.1))]
+    await asyncio.sleep(0.02)
+    time.sleep(0.6)  # noqa: ASYNC251 - as a process that was stopped, or a machine that was paused
+    assert await asyncio.gather(*asked) == [b"x", None]
+
+
 async def test_a_cluster_that_moved_is_found_by_its_name(
     clusters: list[ClusterServers], client: Callable[..., Client]
 ) -> None:
