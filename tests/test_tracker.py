@@ -17,6 +17,7 @@ from gateway.presence.store import OUTAGE, Commit, Lease
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
+from gateway.tasks import end
 
 LEASE = TIMING.lease
 
@@ -42,6 +43,7 @@ class RecordingStore(MemoryStore):
         self.answering_no_more = False
         """Commands are done, and the answer is lost."""
         self.slow: asyncio.Event | None = None
+        self.sweeping: asyncio.Event | None = None
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
         """What happens before each command is done."""
 
@@ -91,6 +93,8 @@ class RecordingStore(MemoryStore):
 
     async def sweep(self, now: int) -> Commit:
         await self._ask("sweep")
+        if self.sweeping is not None:
+            await self.sweeping.wait()
         return await super().sweep(now)
 
     async def connections(self, node: str) -> Sequence[Connection]:
@@ -653,6 +657,24 @@ async def test_what_happens_while_the_store_is_told_is_told_as_well(node: Node) 
     for user in ("alice", "erin"):
         assert (await node.store.explain("acme", user)).grace_until == now + TIMING.grace
     assert (await node.store.explain("acme", "bob")).status.active_at == now + 5
+
+
+async def test_a_node_keeps_its_lease_while_a_sweep_takes_longer_than_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker_module, "SWEEP_INTERVAL", 0.001)
+    node.store.sweeping = asyncio.Event()
+    running = asyncio.create_task(node.tracker.run())
+    await eventually(lambda: "sweep" in node.store.asked)
+    for _ in range(3):
+        node.clock.advance(ms=LEASE - 1)
+        before = node.store.asked.count("renew")
+        await eventually(lambda before=before: node.store.asked.count("renew") > before + 1)  # type: ignore[misc]
+    assert node.store.asked.count("sweep") == 1
+    assert "connections" not in node.store.asked  # the lease was never lost
+    node.store.sweeping.set()
+    await eventually(lambda: node.store.asked.count("sweep") > 1)
+    await end([running])
 
 
 async def test_a_node_keeps_its_lease_while_a_slow_store_is_told(node: Node) -> None:

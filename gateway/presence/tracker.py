@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from gateway.presence.model import Beat, Ending, Status
 from gateway.presence.store import OUTAGE, Commit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from gateway.presence.clock import Clock
     from gateway.presence.follower import Follower
@@ -162,15 +162,19 @@ class Tracker:
     # Timers
 
     async def run(self) -> None:
-        """Renew the lease and sweep, until cancelled. A failing round is logged, and tried again by the next."""
-        while True:
-            try:
-                await self.tick()
-            except (StoreUnavailableError, LeaseLostError):
-                pass  # said when it began
-            except Exception:
-                _log.exception("a round of the tracker failed")
-            await asyncio.sleep(SWEEP_INTERVAL)
+        """Keep the lease, and sweep, until cancelled. A failing round is logged, and tried again by the next.
+
+        A sweep is many round trips, which over a slow link are longer than a lease: meanwhile that is kept.
+        """
+        sweeping: asyncio.Task[bool] | None = None
+        try:
+            while True:
+                if await self._try(self.keep) and (sweeping is None or sweeping.done()):
+                    sweeping = asyncio.create_task(self._try(self.sweep))
+                await asyncio.sleep(SWEEP_INTERVAL)
+        finally:
+            if sweeping is not None:
+                sweeping.cancel()
 
     async def tick(self) -> None:
         """Do what is due now. The lease comes first: a node that slept must not sweep itself away.
@@ -179,18 +183,51 @@ class Tracker:
             StoreUnavailableError: the store is away.
             LeaseLostError: the lease went again at once.
         """
-        try:
+        await self.keep()
+        await self.sweep()
+
+    async def keep(self) -> None:
+        """Renew the lease, and tell the store what it should know of this node and does not.
+
+        Raises:
+            StoreUnavailableError: the store is away.
+            LeaseLostError: the lease went again at once.
+        """
+        with self._losing_touch():
             async with self._recovering:
                 await self._recover()
+
+    async def sweep(self) -> None:
+        """Commit what time has changed, and tell what users of this node did.
+
+        Raises:
+            StoreUnavailableError: the store is away.
+        """
+        with self._losing_touch():
             if self._touched and self.now() - self._touched_since >= TOUCH_INTERVAL:
                 await self._tell_touched()
             if self.now() >= self._sweeps_from:
                 await self._store.sweep(self.now())
+
+    # One step each
+
+    async def _try(self, part: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await part()
+        except (StoreUnavailableError, LeaseLostError):
+            return False  # said when it began
+        except Exception:
+            _log.exception("a round of the tracker failed")
+            return False
+        return True
+
+    @contextmanager
+    def _losing_touch(self) -> Iterator[None]:
+        try:
+            yield
         except StoreUnavailableError as error:
             self._lose_touch(error)
             raise
-
-    # One step each
 
     async def _tell_touched(self) -> None:
         touched, self._touched = self._touched, {}
