@@ -193,12 +193,7 @@ def begin_upgrade(socket: Socket, request: web.Request) -> TakenOver:
     listener = ProbeListener(socket, socket.server.max_http_buffer_size)
     socket.upgrading = True
     socket.late_upgrade = socket.timers.call_later(socket.handshake_timeout, listener.give_up)
-    try:
-        return _take_over(socket, request, listener)
-    except ConnectionResetError:
-        socket.upgrading = False
-        socket.late_upgrade.cancel()
-        raise
+    return _take_over(socket, request, listener)
 
 
 def upgrade(socket: Any, listener: ProbeListener) -> None:

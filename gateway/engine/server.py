@@ -141,6 +141,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         """Serve one request. A POST to a session that has just ended is answered as one to a session that never was."""
         if (refusal := _refusal(request)) is not None:
             raise web.HTTPBadRequest(text=refusal)
+        _require_client(request)
         if self.begin_upgrade is not None and self._opens_websocket(request):
             return await self._open(request)
         session = self.sockets.get(request.query.get("sid"))
@@ -166,14 +167,21 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
     async def _open(self, request: web.Request) -> web.StreamResponse:
         if (refused := await self._turn(request)) is not None:
             return refused
+        _require_client(request)  # nothing is waited for from here on
         sid = self.generate_id()
         socket = self.sockets[sid] = FastSocket(self, sid)
-        try:
-            await self.handlers["connect"](sid, Environ(request))
-            return socket.accept(request, eio_packet.Packet(eio_packet.OPEN, self.opening(sid, "websocket")))
-        except ConnectionError:
-            await socket.close(reason=self.reason.TRANSPORT_ERROR)
-            raise
+        await self.handlers["connect"](sid, Environ(request))
+        return socket.accept(request, eio_packet.Packet(eio_packet.OPEN, self.opening(sid, "websocket")))
+
+
+def _require_client(request: web.Request) -> None:
+    """Check that a request's client is there; it may have left while the request waited.
+
+    Raises:
+        aiohttp.web.HTTPBadRequest: the client has left, and reads nothing of it.
+    """
+    if request.transport is None or request.transport.is_closing():
+        raise web.HTTPBadRequest(text="the client has left")
 
 
 def _refusal(request: web.Request) -> str | None:

@@ -78,17 +78,13 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
     """Let a listener of picows have a request's connection.
 
     Args:
-        request: one that `is_upgrade`.
+        request: one that `is_upgrade`, whose client has not left.
         listener: a `WSListener`; it hears ``on_ws_connected`` before this returns.
         max_message: bytes that one frame may bring.
         max_buffer: bytes that may wait for a client that does not read, before the listener hears ``pause_writing``.
-
-    Raises:
-        ConnectionResetError: the client has left.
     """
     transport, handler = request.transport, request.protocol
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("the client has left")
+    assert transport is not None  # noqa: S101 - the client is there
     protocol = WSProtocol(
         host_port=None,
         ws_path=None,

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import pytest
@@ -72,6 +73,30 @@ async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -
             refused += message.data.startswith("44/ws/messages,")
         assert refused == 10
         assert ws.close_code == 4029
+
+
+@pytest.mark.parametrize("upgrade", [False, True])
+async def test_a_client_that_left_before_its_websocket_opened_leaves_nothing_behind(
+    serve: Serve, caplog: pytest.LogCaptureFixture, *, upgrade: bool
+) -> None:
+    @web.middleware
+    async def leave(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+        if "Upgrade" in request.headers:
+            assert request.transport is not None
+            request.transport.abort()  # as the system finds it after a standstill
+        return await handler(request)
+
+    running = await serve(web.Application(middlewares=[leave]))
+    address = f"{running.ws_url}/socket.io/?EIO=4&transport=websocket"
+    async with aiohttp.ClientSession() as http:
+        if upgrade:
+            async with http.get(f"{running.url}/socket.io/?EIO=4&transport=polling") as response:
+                address += "&sid=" + json.loads((await response.text())[1:])["sid"]
+        with pytest.raises(aiohttp.ClientError):
+            await http.ws_connect(address)
+    engine = running.gateway._server.eio
+    assert [socket.upgrading for socket in engine.sockets.values()] == [False] * upgrade
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_polling_body_without_a_length_is_read_whole(serve: Serve) -> None:
