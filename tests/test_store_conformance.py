@@ -170,6 +170,18 @@ async def test_after_any_other_ending_the_user_stays_for_a_while(store: Store, e
     assert await sweep(store, T + 1 + held_for) == [f"alice v2: online -> offline ({ending})"]
 
 
+@pytest.mark.parametrize(("active_at", "last"), [(T + 5, T + 5), (T - 5, T), (None, T)])
+async def test_a_connection_s_end_may_tell_of_its_user_s_last_activity(
+    store: Store, active_at: int | None, last: int
+) -> None:
+    await store.connect(tab(), T)
+    await store.disconnect(tab(), Ending.LOST, T + 10, active_at=active_at)
+    assert (await store.explain("acme", "alice")).status.active_at == last
+    assert (await store.snapshot()).statuses[0].active_at == last
+    await store.disconnect(tab("unknown"), Ending.LOST, T + 10, active_at=T + 9)
+    assert (await store.explain("acme", "alice")).status.active_at == last
+
+
 async def test_a_drained_node_holds_its_users_for_the_grace_where_that_is_longer(make_store: MakeStore) -> None:
     store = await make_store(msgspec.structs.replace(TIMING, grace=40_000))
     await store.connect(tab(), T)

@@ -229,10 +229,10 @@ class StoreMachine(RuleBasedStateMachine):
         self.disconnect(key, node, tab, ending)
 
     @precondition(lambda self: self.live())
-    @rule(pick=picks, ending=endings)
-    def disconnect_one(self, pick: int, ending: Ending) -> None:
+    @rule(pick=picks, ending=endings, active=st.booleans())
+    def disconnect_one(self, pick: int, ending: Ending, *, active: bool) -> None:
         live = self.live()
-        self.disconnect(*live[pick % len(live)], ending)
+        self.disconnect(*live[pick % len(live)], ending, active=active)
 
     @precondition(lambda self: self.live())
     @rule(pick=picks, ending=endings)
@@ -250,16 +250,17 @@ class StoreMachine(RuleBasedStateMachine):
         """Every user who is online without a connection."""
         return [key for key, user in self.users.items() if user.online and not user.tabs]
 
-    def disconnect(self, key: Key, node: str, tab: str, ending: Ending) -> None:
+    def disconnect(self, key: Key, node: str, tab: str, ending: Ending, *, active: bool = False) -> None:
         connection = self.connection(key, node, tab)
         now = self.clock(node)
-        if self.commit(node, self.store.disconnect(connection, ending, now)) is None:
+        active_at = now if active else None
+        if self.commit(node, self.store.disconnect(connection, ending, now, active_at=active_at)) is None:
             return
         user = self.users[key]
         user.pass_time(now)
         if (node, tab) not in user.tabs:
             return
-        if ending.value == "goodbye":
+        if active or ending.value == "goodbye":
             user.act(now)
         if ending.value in {"goodbye", "kicked", "token expired"}:
             hold = 0

@@ -111,9 +111,11 @@ class RecordingStore(MemoryStore):
         await self._answer()
         return commit
 
-    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+    async def disconnect(
+        self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
+    ) -> Commit:
         await self._ask("disconnect", connection.id)
-        commit = await super().disconnect(connection, ending, now)
+        commit = await super().disconnect(connection, ending, now, active_at=active_at)
         await self._answer()
         return commit
 
@@ -360,7 +362,7 @@ async def test_a_command_that_fails_by_a_mistake_leaves_the_store_to_be_looked_a
     await node.tracker.connect(tab())
     disconnect = node.store.disconnect
 
-    async def fail(*_arguments: object) -> Commit:
+    async def fail(*_arguments: object, **_options: object) -> Commit:
         raise RuntimeError("a mistake of the store's")
 
     monkeypatch.setattr(node.store, "disconnect", fail)
@@ -941,6 +943,25 @@ async def test_who_leaves_was_last_active_when_they_were_touched(node: Node) -> 
     node.clock.advance(ms=10)
     await node.tracker.disconnect(tab("alice"), Ending.LOST)
     assert node.view.status("acme", "alice").active_at == now
+    assert (await node.store.explain("acme", "alice")).status.active_at == now
+
+
+async def test_of_two_that_end_in_one_moment_the_last_decides_whenever_their_user_was_active(node: Node) -> None:
+    now = await online(node)
+    await node.tracker.connect(tab("two", "alice"))
+    node.tracker.touch("acme", "alice", now)
+    await asyncio.gather(
+        node.tracker.disconnect(tab("alice"), Ending.GOODBYE), node.tracker.disconnect(tab("two", "alice"), Ending.LOST)
+    )
+    assert node.status("alice") == "online"  # in the grace of a lost connection
+
+
+async def test_who_left_while_the_store_was_away_was_last_active_when_they_were_touched(node: Node) -> None:
+    now = await online(node)
+    node.tracker.touch("acme", "alice", now)
+    await node.lose_touch()
+    await node.tracker.disconnect(tab("alice"), Ending.LOST)
+    await node.come_back()
     assert (await node.store.explain("acme", "alice")).status.active_at == now
 
 

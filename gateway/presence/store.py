@@ -148,11 +148,19 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+    async def disconnect(
+        self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
+    ) -> Commit:
         """End a connection. The last one to end decides, by `Timing.hold_after`, how long the user stays.
 
         A goodbye is activity; other endings are none. Ending a connection that the store does not know
         changes nothing.
+
+        Args:
+            connection: which.
+            ending: how it ended.
+            now: Unix milliseconds.
+            active_at: when its user was last active, if the store has not been told; None if it has.
 
         Raises:
             LeaseLostError: as for `connect`.

@@ -121,13 +121,14 @@ class MemoryStore(Store):
             self._settle(record, now, CONNECTED)
         return self._commit(resumed=resumed)
 
-    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+    async def disconnect(
+        self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
+    ) -> Commit:
         """End a connection; see the port."""
         self._require_lease(connection.node)
         record = self._record_at(connection.tenant, connection.user_id, now)
         if connection.id in record.held.connections:
-            if ending is Ending.GOODBYE:
-                self._note(record, active_at=now)
+            self._note(record, active_at=now if ending is Ending.GOODBYE else active_at)
             self._forget(record, connection, ending, now)
             self._settle(record, now, ending)
         return self._commit()

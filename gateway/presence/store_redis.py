@@ -164,11 +164,13 @@ class RedisStore(Store):
         keys = [self._key("node", connection.node), *self._user_keys(user)]
         return _commit(await self._run("connect", now, keys, arguments))
 
-    async def disconnect(self, connection: Connection, ending: Ending, now: int) -> Commit:
+    async def disconnect(
+        self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
+    ) -> Commit:
         """End a connection; see the port."""
         user = _user(connection.tenant, connection.user_id)
-        hold, activity = self._timing.hold_after(ending), int(ending is Ending.GOODBYE)
-        arguments = [connection.node, user, connection.id, ending.value, hold, activity]
+        hold, active = self._timing.hold_after(ending), now if ending is Ending.GOODBYE else active_at
+        arguments = [connection.node, user, connection.id, ending.value, hold, active or ""]
         keys = [self._key("node", connection.node), *self._user_keys(user)]
         return _commit(await self._run("disconnect", now, keys, arguments))
 

@@ -120,9 +120,13 @@ class Tracker:
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""
         self._connections.pop(connection.id, None)
-        if (connection.tenant, connection.user_id) in self._touched:
-            await self._tell_touched()
-        return await self._commit(lambda: self._store.disconnect(connection, ending, self.now())) or Commit(0)
+        user = connection.tenant, connection.user_id
+        # Told with it, not before: of two connections that end in one moment, the store hears in their order.
+        active_at = self._touched.pop(user, None)
+        commit = await self._commit(lambda: self._store.disconnect(connection, ending, self.now(), active_at=active_at))
+        if commit is None and active_at is not None:
+            self._remember(Beat(tenant=user[0], user_id=user[1], at=active_at))
+        return commit or Commit(0)
 
     def touch(self, tenant: str, user_id: str, now: int) -> int | None:
         """Record activity of a user that changes nothing but when it was.
@@ -237,10 +241,14 @@ class Tracker:
         commit = await self._commit(lambda: self._store.beat(self.node, beats))
         if commit is None:
             for beat in beats:
-                key = beat.tenant, beat.user_id
-                late = self._late.get(key, _Late())
-                self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
+                self._remember(beat)
         return commit or Commit(0)
+
+    def _remember(self, beat: Beat) -> None:
+        """Tell the store of activity when it is back."""
+        key = beat.tenant, beat.user_id
+        late = self._late.get(key, _Late())
+        self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
 
     async def _commit(self, command: Callable[[], Awaitable[Commit]]) -> Commit | None:
         """Run a command, and wait until the view shows what it did; None where the store is away."""

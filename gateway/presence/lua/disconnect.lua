@@ -2,7 +2,7 @@
 --
 -- KEYS[6] node  [7] user  [8] recent
 -- ARGV[4] node  [5] user  [6] connection  [7] how it ended  [8] milliseconds that the user stays
---     [9] 1 where the ending is activity
+--     [9] when the user was last active, or '' where that is known
 -- Returns result(); LEASE where the node holds none.
 
 local node, id, connection = ARGV[4], ARGV[5], ARGV[6]
@@ -11,9 +11,7 @@ if not holds_lease(node) then
 end
 local user = user_at(NOW, id, KEYS[7], KEYS[8])
 if redis.call('HDEL', KEYS[6], connection) == 1 then
-  if ARGV[9] == '1' then
-    note(user, { active_at = NOW })
-  end
+  note(user, { active_at = tonumber(ARGV[9]) })
   forget(user, connection, ARGV[7], tonumber(ARGV[8]), NOW)
   settle(user, NOW, ARGV[7])
 end
