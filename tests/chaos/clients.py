@@ -87,6 +87,8 @@ class Clients:
     async def _read(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
+            if not line.endswith(b"\n"):  # it was ended while it wrote
+                break
             record: Record = _decode(line)
             self.records.append(record)
             match record:
