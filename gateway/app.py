@@ -8,6 +8,7 @@ import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -17,13 +18,14 @@ from gateway.bus import LocalBus
 from gateway.cluster import Cluster
 from gateway.connections import Connections
 from gateway.counts import Counts
+from gateway.delivery.notifications import Notification
 from gateway.doors.http import HTTPDoor, problems
 from gateway.doors.metrics import NodeCollector, metrics_handler
 from gateway.doors.openapi import document
 from gateway.doors.pages import add_pages, dev_token_handler
 from gateway.doors.socketio import SocketIODoor
 from gateway.doors.websocket import WebSocketDoor
-from gateway.engine.manager import BusManager, Manager
+from gateway.engine.manager import TOPIC, BusManager, Manager
 from gateway.engine.server import Server
 from gateway.errors import StoreUnavailableError
 from gateway.hooks import Hook, Hooks
@@ -37,9 +39,13 @@ from gateway.presence.store_memory import MemoryStore
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
+from gateway.recovery.offsets import short
+from gateway.recovery.recovery import Recovery
+from gateway.recovery.sessions import NoRegister, Session
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
+from gateway.redis.sessions import RedisRegister
 from gateway.requests import Requests
 from gateway.tasks import end
 from gateway.timers import RunningLoop, TimerWheel
@@ -51,6 +57,9 @@ if TYPE_CHECKING:
     from gateway.bus import Bus
     from gateway.delivery.notifications import Delivery
     from gateway.presence.store import Store
+    from gateway.recovery.recovery import Reading
+    from gateway.recovery.sessions import Register
+    from gateway.redis.connection import Client
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -87,24 +96,33 @@ class Gateway:
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._hooks = Hooks()
-        self._store, self._bus = _store_and_bus(settings, node)
+        self._client = _client(settings)
+        self._store, self._bus = _store_and_bus(settings, node, self._client)
         self._view = View()
         loop = RunningLoop()
         self._timers = TimerWheel(loop)
         self._counts = Counts()
         self._admission = Admission(settings.connect_rate, loop)
-        self._fanout = FanOut(loop, settings.presence_flush_interval)
-        self._follower = Follower(self._store, self._view, [self._fanout.publish, self._hooks.publish])
+        self._fanout = FanOut(loop, settings.presence_flush_interval, lambda: self._view.position)
+        self._recovery = _recovery(settings, node, clock, self._bus, self._store, self._view, self._client)
+        listeners = [self._fanout.publish, self._hooks.publish]
+        if self._recovery is not None:  # first: what is told is there for those who are away
+            listeners.insert(0, self._recovery.history.publish)
+        self._follower = Follower(self._store, self._view, listeners)
         self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
         self._connections = Connections(settings, self._tracker, self._view, self._fanout, self._timers)
-        self._cluster = Cluster(self._bus, self._store, self._view, self._connections)
+        self._cluster = Cluster(self._bus, self._store, self._view, self._connections, self._recovery)
 
         self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
-        self._manager = Manager() if self._store.near else BusManager(self._bus)
+        self._manager = Manager(self._bus) if self._store.near else BusManager(self._bus)
         self._server = Server(settings, self._origins, self._manager, self._timers, self._admission, self._counts)
-        self._server.register_namespace(
-            SocketIODoor(self._connections, self._requests, self._authenticator, self._origins, self._counts)
-        )
+        door = SocketIODoor(self._connections, self._requests, self._authenticator, self._origins, self._counts)
+        self._server.register_namespace(door)
+        if self._recovery is not None:
+            door.recover_by(self._recovery)
+            self._recovery.readers["notification"] = _read_notification
+            if isinstance(self._manager, BusManager):
+                self._recovery.readers[TOPIC] = self._manager.read
 
         self.presence = Presence(self._tracker, self._view)
         """Who is online: reads as plain calls, commands awaited."""
@@ -213,12 +231,15 @@ class Gateway:
         tasks = [asyncio.create_task(self._follow(), name=type(self._follower).__name__)]
         tasks += [
             asyncio.create_task(part.run(), name=type(part).__name__)
-            for part in (self._tracker, self._bus, self._manager, self._hooks)
+            for part in (self._tracker, self._bus, self._manager, self._hooks, self._recovery)
+            if part is not None
         ]
         async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
             closing.push_async_callback(self._store.close)
             closing.push_async_callback(self._bus.close)
             closing.push_async_callback(end, tasks)
+            if self._recovery is not None:
+                closing.push_async_callback(self._recovery.register.close)
             closing.push_async_callback(self._bus.flush, FLUSH_TIMEOUT)
             closing.push_async_callback(self._server.shutdown)
             yield
@@ -231,13 +252,47 @@ class Gateway:
         await self.drain()
 
 
-def _store_and_bus(settings: Settings, node: str) -> tuple[Store, Bus]:
+def _read_notification(data: msgspec.Raw) -> Reading:
+    return msgspec.json.decode(data, type=Notification).reading()
+
+
+def _client(settings: Settings) -> Client | None:
+    """How to reach Redis; None without it."""
+    return None if settings.redis is None else connect(settings.redis, timeout=TIMEOUT)
+
+
+def _recovery(
+    settings: Settings, node: str, clock: Clock, bus: Bus, store: Store, view: View, client: Client | None
+) -> Recovery | None:
+    """What lets clients go on where they lost their connection; None where it is switched off."""
+    if not settings.recovery_window:
+        return None
+    found = settings.ping_interval + settings.ping_timeout  # until a connection that is silent counts as lost
+    register: Register = NoRegister()
+    if client is not None:
+        prefix, window = settings.redis_prefix, settings.recovery_window
+        register = RedisRegister(client, prefix, short(node), window, Session)
+    return Recovery(
+        node,
+        window=round(settings.recovery_window * 1000),
+        horizon=round((settings.recovery_window + found) * 1000),
+        # What a client is told at once must not make it count as too slow.
+        buffer=min(settings.recovery_buffer, settings.max_send_buffer // 2),
+        memory=settings.recovery_memory,
+        clock=clock,
+        bus=bus,
+        store=store,
+        view=view,
+        register=register,
+    )
+
+
+def _store_and_bus(settings: Settings, node: str, client: Client | None) -> tuple[Store, Bus]:
     """Where nodes meet: in Redis, or nowhere, as there is one."""
     url = settings.redis
-    if url is None:
+    if url is None or client is None:
         _log.info("presence is kept in this process; REDIS_URL would share it among several")
         return MemoryStore(settings.timing()), LocalBus()
-    client = connect(url, timeout=TIMEOUT)
     _log.info("presence is shared in Redis", redis=describe(url), prefix=settings.redis_prefix, node=node)
     store = RedisStore(client, settings.redis_prefix, settings.timing())
     return store, RedisBus(client, settings.redis_prefix, node)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 _log = structlog.get_logger(__name__)
 
@@ -26,6 +26,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     topic: str
     data: msgspec.Raw
     """As JSON, which whoever subscribed to the topic knows the type of."""
+    number: int = 0
+    """Counts what the sender has published; 0 in one of a version that did not count."""
 
 
 class Bus(ABC):
@@ -38,6 +40,16 @@ class Bus(ABC):
     def __init__(self) -> None:
         self.gaps = 0
         """How often messages between this node and others were lost."""
+        self.began = 0
+        """From which position on this node has heard all that others published; later than before after a gap."""
+        self.told = 0
+        """Up to which position messages of other nodes have been handled here."""
+        self.last = 0
+        """How many messages this node has published: the number of the last one."""
+        self.current: tuple[int, Message] | None = None
+        """The position and the message that is being handled."""
+        self.returned: Callable[[int, int], None] | None = None
+        """Called with the number of a message of this node and its position, as soon as that is known."""
         self._subscribers: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any], Awaitable[None]]]] = {}
 
     def subscribe(self, topic: str, kind: type[_T], handler: Callable[[_T], Awaitable[None]]) -> None:
@@ -60,6 +72,14 @@ class Bus(ABC):
 
         Raises:
             InvalidPayloadError: it is too large to travel.
+        """
+
+    @abstractmethod
+    async def read_back(self, after: int) -> Sequence[tuple[int, Message]] | None:
+        """Read what any node published after a position, with the position of each; None where not all is there.
+
+        Raises:
+            StoreUnavailableError: this cannot be told now.
         """
 
     @abstractmethod
@@ -94,23 +114,32 @@ class Bus(ABC):
     async def close(self) -> None:
         """Let go of whatever the adapter holds; `run` has ended."""
 
-    async def hand_on(self, message: Message) -> None:
+    async def hand_on(self, message: Message, position: int = 0) -> None:
         """Give a message to whoever subscribed to its topic."""
         if (subscriber := self._subscribers.get(message.topic)) is None:
             _log.debug("nobody hears this topic here", topic=message.topic)
             return
         decoder, handler = subscriber
+        self.current = position, message
         try:
             await handler(decoder.decode(message.data))
         except Exception:
             _log.exception("a message could not be handled", topic=message.topic, sender=message.sender)
+        finally:
+            self.current = None
 
 
 class LocalBus(Bus):
     """The bus of a node that is alone: there is nobody to tell."""
 
-    def publish(self, topic: str, data: Any) -> None:
-        """Tell nobody."""
+    def publish(self, topic: str, data: Any) -> None:  # noqa: ARG002 - the port's
+        """Tell nobody; it counts all the same."""
+        self.last += 1
+        self.told = self.last
+
+    async def read_back(self, after: int) -> Sequence[tuple[int, Message]] | None:  # noqa: ARG002 - the port's
+        """Nothing is kept."""
+        return None
 
     async def claim(self, name: str) -> bool:  # noqa: ARG002 - the port's
         """Be the one."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.connections import Connections
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View
+    from gateway.recovery.recovery import Recovery
 
 
 _log = structlog.get_logger(__name__)
@@ -58,13 +59,17 @@ class Cluster:
         store: what knows of connections on other nodes.
         view: what knows who is online.
         connections: this node's; None in a process that has none.
+        recovery: what keeps events for those who lost their connection; None where nobody recovers.
     """
 
-    def __init__(self, bus: Bus, store: Store, view: View, connections: Connections | None) -> None:
+    def __init__(
+        self, bus: Bus, store: Store, view: View, connections: Connections | None, recovery: Recovery | None = None
+    ) -> None:
         self._bus = bus
         self._store = store
         self._view = view
         self._connections = connections
+        self._recovery = recovery
         self._releases: set[asyncio.Task[None]] = set()
         if connections is not None:
             bus.subscribe("notification", Notification, self._on_notification)
@@ -79,9 +84,12 @@ class Cluster:
         """
         notification = Notification.of(tenant, user_id, event, data)
         elsewhere = not self._store.near and self._view.status(tenant, user_id).online
-        if elsewhere:
+        returns = self._recovery is not None and self._recovery.history.left_lately(tenant, user_id)
+        if elsewhere or returns or self._store.near:
             self._bus.publish("notification", notification)
-        here = 0 if self._connections is None else notification.deliver(self._connections)
+        else:
+            self._bus.last += 1  # nobody elsewhere hears it, and it has its number all the same
+        here = self._deliver(notification)
         sent = bool(here) or elsewhere
         return Delivery(sent=sent, method="realtime" if sent else None)
 
@@ -138,8 +146,14 @@ class Cluster:
             known = await self._store.explain(tenant, user_id)
 
     async def _on_notification(self, notification: Notification) -> None:
-        assert self._connections is not None  # noqa: S101 - only then it is subscribed
-        notification.deliver(self._connections)
+        self._deliver(notification)
+
+    def _deliver(self, notification: Notification) -> int:
+        """Write a notification to the user's connections here, keep it for those that are away, and count the first."""
+        if self._connections is None:
+            return 0
+        mark = None if self._recovery is None else self._recovery.record(*notification.reading())
+        return notification.deliver(self._connections, mark)
 
     async def _on_kick(self, kick: _Kick) -> None:
         assert self._connections is not None  # noqa: S101 - only then it is subscribed

@@ -63,6 +63,16 @@ class Peer(Member, Protocol):
         """Close the connection after what was written, without waiting; a second call changes nothing."""
 
 
+class Resumption(Protocol):
+    """What a client hears first that goes on with its session."""
+
+    missed: Batch | None
+    """What it missed, in order; None where that is nothing."""
+
+    def opening(self, event: str, data: object) -> Batch:
+        """Encode its first event."""
+
+
 class LiveConnection:
     """One connection of one user to this node."""
 
@@ -80,21 +90,47 @@ class LiveConnection:
         self.expiry: Timer | None = None
         self.audience: Audience | None = None
         """Whose changes it hears of, from its greeting on."""
-        self._early: list[Batch] | None = []
+        self._early: list[tuple[str, object, Any]] | None = []
+        self._begun_at = self.mark
 
-    def emit(self, event: str, data: object) -> None:
-        """Send one event to this connection, after the greeting; `data` is anything that JSON can hold."""
-        batch = self.peer.codec.encode([(event, data)])
+    @property
+    def mark(self) -> Any:
+        """Up to where its client has been told besides presence; None for one that cannot recover."""
+        return getattr(self.peer.codec, "mark", None)
+
+    def emit(self, event: str, data: object, mark: Any = None) -> None:
+        """Send one event to this connection, after the greeting.
+
+        Args:
+            event: its name.
+            data: anything that JSON can hold.
+            mark: up to where clients have been told with this event, which whoever misses it hears again; None for an
+                event of this connection alone.
+        """
         if self._early is None:
-            self.peer.write(batch)
+            self.peer.write(self._encode(event, data, mark))
         else:
-            self._early.append(batch)
+            self._early.append((event, data, mark))
 
-    def begin(self, connected: wire.Connected) -> None:
-        """Tell the client that it is connected, first of all."""
+    def begin(self, connected: wire.Connected, resumption: Resumption | None = None) -> None:
+        """Tell the client that it is connected, first of all, and what it missed, where it goes on with a session."""
         early, self._early = self._early or [], None
-        for batch in (self.peer.codec.encode([("connected", connected)]), *early):
-            self.peer.write(batch)
+        if resumption is None:
+            self.peer.write(self._encode("connected", connected, self._begun_at))
+        else:
+            self.peer.write(resumption.opening("connected", connected))
+            if resumption.missed is not None:
+                self.peer.write(resumption.missed)
+            early = [each for each in early if each[2] is None]  # the others are among what it missed
+        for event, data, mark in early:
+            self.peer.write(self._encode(event, data, mark))
+
+    def _encode(self, event: str, data: object, mark: Any) -> Batch:
+        codec: Any = self.peer.codec
+        if mark is None or self._begun_at is None:
+            return codec.encode([(event, data)])
+        told = 0 if self.audience is None else self.audience.told(self.peer)
+        return codec.encode_at(event, data, told, mark)
 
 
 class Connections:
@@ -173,8 +209,8 @@ class Connections:
         _log.info("connected", user=identity.user_id, tenant=identity.tenant, door=door, connection=connection.id)
         return live
 
-    def greet(self, live: LiveConnection) -> None:
-        """Begin to talk to a connection whose client knows that it is connected."""
+    def greet(self, live: LiveConnection, resumption: Resumption | None = None) -> None:
+        """Begin to talk to a connection whose client knows that it is connected, and perhaps goes on with a session."""
         if live.ending is not None:
             return
         live.audience = self._fanout.join(live.identity.tenant, live.peer)
@@ -185,7 +221,8 @@ class Connections:
                 socket_id=live.connection.id,
                 timestamp=wire.timestamp(self._tracker.now()),
                 reconnect=live.resumed,
-            )
+            ),
+            resumption,
         )
 
     async def end(self, live: LiveConnection, ending: Ending) -> None:
@@ -237,7 +274,8 @@ class Connections:
         leaving = [live for by_id in self._by_user.values() for live in by_id.values()]
         notice = wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now()), retry_after=retry_after)
         for live in leaving:
-            live.emit("server-draining", notice)
+            # With its mark, so that a client that has long heard nothing says where it is to the next node.
+            live.emit("server-draining", notice, live.mark)
         if leaving:
             await asyncio.sleep(DRAIN_NOTICE)
         await asyncio.gather(*(self.end(live, Ending.DRAINED) for live in leaving))

@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     max_payload: int = Field(default=65536, ge=1024)
     max_send_buffer: int = Field(default=1_048_576, ge=65536)
     """Bytes that wait for a client that does not read; past it the connection is closed with 4008."""
+    recovery_window: float = Field(default=120, ge=0, le=3600)
+    """How long a client that lost its connection may be away and go on where it was; 0 switches it off."""
+    recovery_buffer: int = Field(default=262_144, ge=1024)
+    """Bytes that it may have missed; past it, it starts from a snapshot."""
+    recovery_memory: int = Field(default=67_108_864, ge=65536)
+    """Bytes that are kept for all of them; past it, those that are away the longest start from a snapshot."""
     rate_limit_events: _RateSetting = Rate(100, 1.0)
     rate_limit_heartbeat: _RateSetting = Rate(60, 60.0)
     connect_rate: _RateSetting = Rate(300, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -48,9 +48,18 @@ class Notification(msgspec.Struct, frozen=True):
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidPayloadError(f"data must be JSON: {error}") from None
 
-    def deliver(self, connections: Connections) -> int:
-        """Write it to the user's connections to this node, and return to how many."""
+    def deliver(self, connections: Connections, mark: Any = None) -> int:
+        """Write it to the user's connections to this node, and return to how many.
+
+        Args:
+            connections: this node's.
+            mark: up to where clients have been told with it; None where nobody recovers.
+        """
         recipients = connections.of_user(self.tenant, self.user_id)
         for live in recipients:
-            live.emit(self.event, self.data)
+            live.emit(self.event, self.data, mark)
         return len(recipients)
+
+    def reading(self) -> tuple[tuple[tuple[str, str, object], ...], bytes, frozenset[str]]:
+        """Whom it is for, its text, and who is skipped, as recovery keeps it."""
+        return (("user", self.tenant, self.user_id),), wire.encode((self.event, self.data)), frozenset()

@@ -39,6 +39,8 @@ class SocketIODoor(Namespace):
         counts: where those that are refused are counted.
     """
 
+    hears_presence = True
+
     def __init__(
         self,
         connections: Connections,
@@ -80,7 +82,17 @@ class SocketIODoor(Namespace):
 
     async def on_connected(self, sid: str) -> None:
         """Greet; see the port."""
-        self._connections.greet(self._live[sid])
+        self._connections.greet(self._live[sid], self.resume(sid))
+
+    def owner(self, sid: str) -> tuple[str, str] | None:
+        """Whose a client is; see the port."""
+        live = self._live.get(sid)
+        return None if live is None else (live.identity.tenant, live.identity.user_id)
+
+    def told(self, sid: str) -> int:
+        """Up to where a client has been told; see the port."""
+        live = self._live.get(sid)
+        return 0 if live is None or live.audience is None else live.audience.told(live.peer)
 
     async def on_disconnect(self, sid: str, reason: str) -> None:
         """End the connection; see the port."""

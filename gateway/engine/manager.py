@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import socketio
+from engineio import packet as eio_packet
+from socketio import packet
 
-from gateway.engine.namespace import Namespace
+from gateway import wire
+from gateway.engine.namespace import Batch, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.bus import Bus
+    from gateway.engine.socket import Socket
+    from gateway.recovery.recovery import Reading
 
 TOPIC = "socket.io"
 
@@ -48,6 +55,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
         if room not in {None, sid}:
             self._entered.setdefault((sid, namespace), set()).add(room)
+            self._rooms_changed(sid, namespace)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Take a client out of a room."""
@@ -56,6 +64,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
             entered.discard(room)
             if not entered:
                 del self._entered[sid, namespace]
+            self._rooms_changed(sid, namespace)
 
     def basic_disconnect(self, sid: str, namespace: str, **_options: Any) -> None:
         """Forget a client. python-socketio looks through every room, and there is one for each client."""
@@ -69,9 +78,104 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
                 if not waiting:
                     del pending[namespace]
 
+    def _rooms_changed(self, sid: str, namespace: str) -> None:
+        handler = self.server.namespace_handlers.get(namespace)
+        if isinstance(handler, Namespace):
+            handler.rooms_changed(sid, self._entered.get((sid, namespace), ()))
+
+    # Emits to clients that can recover
+
+    def _recovering(self, namespace: str | None) -> Namespace | None:
+        """The handler of a namespace whose clients can recover; None for another."""
+        handler = self.server.namespace_handlers.get(namespace or "/")
+        return handler if isinstance(handler, Namespace) and handler.recovery is not None else None
+
+    def _emit_here(self, handler: Namespace, emitted: Emitted) -> None:
+        """Keep an event, and write it to its recipients on this node at once, so that all they hear is in order."""
+        assert handler.recovery is not None  # noqa: S101 - by the callers
+        mark = handler.recovery.record(*emitted.reading(handler.namespace))
+        for sid, eio_sid in self.get_participants(handler.namespace, emitted.room):
+            socket = self.server.eio.sockets.get(eio_sid)
+            if sid in emitted.skipped or socket is None or socket.closed or handler.is_coming(sid):
+                continue
+            codec = handler.marking_codec_of(sid)
+            emitted.write(socket, handler.namespace, None if codec is None else codec.offset(handler.told(sid), mark))
+
+
+class Emitted:
+    """One event that an application emits to a room.
+
+    Args:
+        event: its name.
+        arguments: what it brings.
+        room: whom it is for: python-socketio's name of a room, or several; None is everyone.
+        skip: who of these it is not for: one name, or several; None is nobody.
+    """
+
+    def __init__(self, event: str, arguments: list[Any], room: Any, skip: Any) -> None:
+        self.room = room
+        self.skipped = frozenset(skip if isinstance(skip, list | tuple | set) else [skip]) - {None}
+        self._data = [event, *arguments]
+        self._encoded: dict[str | None, Batch | list[str | bytes]] = {}
+
+    def reading(self, namespace: str) -> Reading:
+        """Whom it is for, its text, and who is skipped."""
+        rooms = self.room if isinstance(self.room, list | tuple | set) else [self.room]
+        text = None if packet.Packet.data_is_binary(self._data) else wire.encode(self._data)
+        return tuple(("room", namespace, room) for room in rooms), text, self.skipped
+
+    def write(self, socket: Socket, namespace: str, offset: str | None) -> None:
+        """Write it to a client, encoded once for all whose offset is the same; None for a client without."""
+        encoded = self._encoded.get(offset)
+        if encoded is None:
+            data = self._data if offset is None else [*self._data, offset]
+            text = packet.Packet(packet.EVENT, namespace=namespace, data=data).encode()
+            encoded = self._encoded[offset] = text if isinstance(text, list) else Batch([text.encode()])
+        if isinstance(encoded, Batch):
+            socket.write(encoded)
+        else:
+            for each in encoded:
+                socket.push(eio_packet.Packet(eio_packet.MESSAGE, each))  # which keeps its first encoding
+
+
+def _arguments(data: Any) -> list[Any]:
+    """What python-socketio makes of what an application gives it to emit."""
+    if isinstance(data, tuple):
+        return list(data)
+    return [] if data is None else [data]
+
 
 class Manager(_Clients):
-    """Keeps rooms and clients of one node."""
+    """Keeps rooms and clients of one node.
+
+    Args:
+        bus: what counts what is said; None where nobody recovers.
+    """
+
+    def __init__(self, bus: Bus | None = None) -> None:
+        super().__init__()
+        self._bus = bus
+
+    async def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **options: Any,
+    ) -> None:
+        """Emit to a client, a room or everyone; an event that is to be acknowledged is not kept for who is away."""
+        handler = self._recovering(namespace)
+        if handler is None or callback is not None or self._bus is None:
+            await super().emit(
+                event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, to=to, **options
+            )
+        else:
+            self._bus.publish(TOPIC, None)
+            self._emit_here(handler, Emitted(event, _arguments(data), to or room, skip_sid))
 
     async def run(self) -> None:
         """Nothing to do."""
@@ -91,7 +195,9 @@ class BusManager(_Clients, socketio.AsyncRedisManager):  # type: ignore[misc]  #
         super().__init__()
         self._bus = bus
         self._heard: asyncio.Queue[Any] = asyncio.Queue(BACKLOG)
-        bus.subscribe(TOPIC, dict, self._heard.put)
+        self._published: Any = None
+        """What was published before it was emitted here, and python-socketio is about to publish."""
+        bus.subscribe(TOPIC, dict, self._hear)
 
     def initialize(self) -> None:
         """Start nothing: python-socketio would listen from its first client on, and nobody would end it."""
@@ -102,9 +208,47 @@ class BusManager(_Clients, socketio.AsyncRedisManager):  # type: ignore[misc]  #
         while task is not None and not task.cancelling():  # which `_thread` keeps to itself
             await self._thread()
 
+    def read(self, data: msgspec.Raw) -> Reading | None:
+        """Read another node's message from the bus; None for one that nobody recovers."""
+        message = msgspec.json.decode(data)
+        if not isinstance(message, dict) or message.get("method") != "emit" or message.get("callback") is not None:
+            return None
+        emitted = self._emitted(message)
+        return emitted.reading(message.get("namespace") or "/")
+
+    async def _handle_emit(self, message: Any) -> None:
+        handler = self._recovering(message.get("namespace"))
+        if handler is None or message.get("callback") is not None:
+            await super()._handle_emit(message)
+            return
+        if message.get("host_id") == self.host_id:  # told first, so that it has its number when it is written
+            self._bus.publish(TOPIC, message)
+            self._published = message
+        self._emit_here(handler, self._emitted(message))
+
+    def _emitted(self, message: Any) -> Emitted:
+        data = message["data"]
+        if message.get("binary"):
+            data = packet.Packet.reconstruct_binary(data[0], [base64.b64decode(each) for each in data[1:]])
+        # python-socketio takes a list of one for that one, which may be None: then it brings nothing.
+        arguments = _arguments(data[0] if len(data) == 1 else tuple(data))
+        return Emitted(message["event"], arguments, message.get("room"), message.get("skip_sid"))
+
     async def _publish(self, data: Any) -> None:
-        self._bus.publish(TOPIC, data)
+        if data is self._published:
+            self._published = None
+        else:
+            self._bus.publish(TOPIC, data)
+
+    async def _hear(self, message: Any) -> None:
+        """Take a message, and return when python-socketio has done what it says: the next one is told after it."""
+        await self._heard.put(message)
+        await self._heard.join()
 
     async def _listen(self) -> AsyncIterator[Any]:
         while True:
-            yield await self._heard.get()
+            message = await self._heard.get()
+            try:
+                yield message
+            finally:
+                self._heard.task_done()

@@ -13,23 +13,52 @@ from gateway.engine import json
 from gateway.engine.environ import REQUEST
 from gateway.engine.frames import text_frame
 from gateway.errors import CloseCode
+from gateway.recovery.offsets import Mark, Offset
+from gateway.recovery.sessions import rooms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
     from gateway.engine.server import Server
+    from gateway.recovery.recovery import Recovered, Recovery, Return
+    from gateway.recovery.sessions import Session
+
+_AGENTS = ("Mozilla/", "node")
+"""How the user agents begin of browsers, and of what polls in Node: ``node-XMLHttpRequest``, and ``node`` for fetch."""
+
+_NO_CODE = 1000
+"""What a connection is closed with that nothing else was decided for."""
+
+_LOSSES = frozenset({"ping timeout", "transport close", "transport error"})
+"""python-engineio's words for a connection that was lost; `Server.reason` has them."""
 
 
 class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
     """A namespace whose requests arrive whole: with their name, and whether an acknowledgement is awaited."""
 
     server: Server
+    hears_presence = False
+    """Whether its clients hear of presence, and what users are notified of."""
+    recovery: Recovery | None = None
+    """What lets its clients go on where they lost their connection; None where they begin anew."""
 
     def __init__(self, namespace: str) -> None:
         super().__init__(namespace)
         self.codec = EventCodec(namespace)
+        self._marking_codec: MarkingCodec | None = None
+        self._returns: dict[str, Return | None] = {}
+        """Clients that can recover, from their CONNECT packet until its answer."""
+        self._sessions: dict[str, Session] = {}
+        """Of clients that can recover, from the answer on."""
+        self._recovered: dict[str, Recovered] = {}
+        """Of those that have, until they were told what they missed."""
+
+    def recover_by(self, recovery: Recovery) -> None:
+        """Let clients go on where they lost their connection."""
+        self.recovery = recovery
+        self._marking_codec = MarkingCodec(self.namespace, recovery)
 
     @abstractmethod
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
@@ -47,6 +76,14 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
     @abstractmethod
     async def on_disconnect(self, sid: str, reason: str) -> None:
         """The connection ended; `reason` is one of `Server.reason`."""
+
+    def owner(self, sid: str) -> tuple[str, str] | None:  # noqa: ARG002 - for those that override it
+        """Whose a client is that was let in, as tenant and user id; None for one that cannot recover."""
+        return None
+
+    def told(self, sid: str) -> int:  # noqa: ARG002 - for those that override it
+        """Up to where on the presence log a client has been told; 0 for one that does not hear of it."""
+        return 0
 
     @abstractmethod
     def on_request(
@@ -73,13 +110,112 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """
         if event == "connect":
             sid, environ, auth = args
-            await self.on_connect(sid, environ[REQUEST], auth)
+            await self._connect(sid, environ[REQUEST], auth)
         elif event == "disconnect":
+            self._end_session(*args)
             await self.on_disconnect(*args)
 
     def peer(self, sid: str) -> SocketPeer:
         """Reach a client of this namespace."""
-        return SocketPeer(self.server, self.codec, self.server.manager.eio_sid_from_sid(sid, self.namespace))
+        recovers = self._marking_codec is not None and (sid in self._returns or sid in self._sessions)
+        codec = self._marking_codec if self._marking_codec is not None and recovers else self.codec
+        return SocketPeer(self.server, codec, self.server.manager.eio_sid_from_sid(sid, self.namespace))
+
+    # Recovery
+
+    async def _connect(self, sid: str, request: web.Request, auth: object) -> None:
+        if self.recovery is not None and can_recover(request.headers):
+            self._returns[sid] = None
+        try:
+            await self.on_connect(sid, request, auth)
+            if self.recovery is not None and sid in self._returns:
+                owner = self.owner(sid)
+                if owner is None:
+                    del self._returns[sid]
+                else:
+                    self._returns[sid] = await self.recovery.find(
+                        self.namespace, owner, auth, presence=self.hears_presence
+                    )
+        except BaseException:
+            self._returns.pop(sid, None)
+            raise
+
+    def begin_session(self, sid: str) -> str | None:
+        """Begin the session of a client that is about to be told that it is connected.
+
+        Returns:
+            Its private id, which is the old one for a client that goes on with a session; None without one.
+        """
+        owner = self.owner(sid)
+        if self.recovery is None or sid not in self._returns or owner is None:
+            return None
+        session, recovered = self.recovery.begin(
+            self.namespace, owner, sid, self._returns.pop(sid), presence=self.hears_presence
+        )
+        self._sessions[sid] = session
+        if recovered is not None:
+            self._recovered[sid] = recovered
+        return session.pid
+
+    def resume(self, sid: str) -> Resumption | None:
+        """Put a client that goes on with its session back into its rooms, and end the connection that it replaces.
+
+        Returns:
+            What it is to be told; None for a client that begins anew.
+        """
+        recovered = self._recovered.pop(sid, None)
+        if recovered is None or self._marking_codec is None:
+            return None
+        manager = self.server.manager
+        for room in tuple(recovered.rooms):
+            manager.basic_enter_room(sid, self.namespace, room)
+        if recovered.replaced is not None:
+            eio_sid = manager.eio_sid_from_sid(recovered.replaced, self.namespace)
+            if eio_sid is not None:
+                self.server.close_socket(eio_sid, CloseCode.GOING_AWAY)
+        return Resumption(self._marking_codec, recovered)
+
+    def marking_codec_of(self, sid: str) -> MarkingCodec | None:
+        """How events are encoded for a client that can recover; None for another."""
+        return self._marking_codec if sid in self._sessions else None
+
+    def is_coming(self, sid: str) -> bool:
+        """Whether a client that can recover has not been told yet that it is connected: it is told all at once."""
+        return sid in self._returns
+
+    def rooms_changed(self, sid: str, rooms: Collection[object]) -> None:
+        """Keep the rooms of a client for when it is lost."""
+        session = self._sessions.get(sid)
+        if session is not None and self.recovery is not None:
+            session.rooms = rooms_of(rooms)
+            self.recovery.sessions.change(session)
+
+    def _end_session(self, sid: str, reason: str) -> None:
+        """Keep the session of a client that was lost, or whose node stops; forget that of any other."""
+        self._returns.pop(sid, None)
+        self._recovered.pop(sid, None)
+        session = self._sessions.pop(sid, None)
+        if session is None or self.recovery is None:
+            return
+        socket = self.server.eio.sockets.get(self.server.manager.eio_sid_from_sid(sid, self.namespace))
+        code = _NO_CODE if socket is None else socket.close_code
+        lost = reason in _LOSSES or (socket is not None and socket.lost)
+        if code == CloseCode.GOING_AWAY or (code == _NO_CODE and lost):
+            self.recovery.sessions.lose(session)
+        else:
+            self.recovery.sessions.end(session)
+
+
+def can_recover(headers: Mapping[str, str]) -> bool:
+    """Whether a client is socket.io-client, which takes an offset behind an event's arguments.
+
+    Others would hand it to their handlers. It is known by what runs it: a browser, or Node, whose WebSockets name
+    nothing, but offer compression; the clients in Python that name nothing do not.
+    """
+    agent = headers.get("User-Agent")
+    if agent is None:
+        return "permessage-deflate" in headers.get("Sec-WebSocket-Extensions", "")
+    return agent.startswith(_AGENTS)
 
 
 class Batch:
@@ -120,6 +256,61 @@ class EventCodec:
     def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
         """Encode events, each a name and its data, to be sent in their order."""
         return Batch([self._prefix + wire.encode(event) for event in events])
+
+
+class MarkingCodec(EventCodec):
+    """Encodes events for clients that can recover: with an offset behind the arguments.
+
+    Args:
+        namespace: of the clients.
+        recovery: what knows up to where they have been told.
+    """
+
+    def __init__(self, namespace: str, recovery: Recovery) -> None:
+        super().__init__(namespace)
+        self._recovery = recovery
+
+    @property
+    def mark(self) -> Mark:
+        """Up to where on the bus clients have been told."""
+        return self._recovery.mark()
+
+    def encode_told(self, events: Sequence[tuple[str, object]], after: int, to: int) -> Batch:
+        """Encode the net effect of the log between two positions; each event says how much of it has been told."""
+        node, mark, last = self._recovery.node, self._recovery.mark(), len(events)
+        offsets = [Offset(node, after, mark, to, heard) for heard in range(1, last)]
+        return self.join(zip([*offsets, Offset(node, to, mark)], map(wire.encode, events), strict=True))
+
+    def offset(self, log: int, mark: Mark) -> str:
+        """The offset of a client that has been told up to a position of the log, and up to a mark."""
+        return str(Offset(self._recovery.node, log, mark))
+
+    def encode_at(self, event: str, data: object, log: int, mark: Mark) -> Batch:
+        """Encode one event for a client that has been told up to a position of the log, and now up to a mark."""
+        return self.join([(Offset(self._recovery.node, log, mark), wire.encode((event, data)))])
+
+    def join(self, events: Iterable[tuple[Offset | str, bytes]]) -> Batch:
+        """Put offsets to events that are encoded already, as JSON arrays of their name and arguments."""
+        return Batch([b'%b%b,"%b"]' % (self._prefix, text[:-1], str(offset).encode()) for offset, text in events])
+
+
+class Resumption:
+    """What a client hears that goes on with its session.
+
+    Args:
+        codec: its namespace's.
+        recovered: what it missed.
+    """
+
+    def __init__(self, codec: MarkingCodec, recovered: Recovered) -> None:
+        self._codec = codec
+        self._offset = recovered.offset
+        self.missed = codec.join(recovered.missed) if recovered.missed else None
+        """What it missed; None where that is nothing."""
+
+    def opening(self, event: str, data: object) -> Batch:
+        """Its first event, which says of what it missed that it has not been told yet."""
+        return self._codec.join([(self._offset, wire.encode((event, data)))])
 
 
 class SocketPeer:

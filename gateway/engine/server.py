@@ -324,6 +324,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             eio_pkt = eio_packet.Packet(eio_pkt.packet_type, eio_pkt.data)
         await super()._send_eio_packet(eio_sid, eio_pkt)
 
+    async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
+        if pkt.packet_type == packet.CONNECT:
+            handler = self.namespace_handlers.get(pkt.namespace or "/")
+            if isinstance(handler, Namespace) and (pid := handler.begin_session(pkt.data["sid"])) is not None:
+                pkt.data["pid"] = pid
+        await super()._send_packet(eio_sid, pkt)
+
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         socket = self.eio.sockets[eio_sid]
         if socket.connects.take(asyncio.get_running_loop().time()):

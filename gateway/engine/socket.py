@@ -110,6 +110,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     queue: OutboundQueue
     awaits_bytes = False
     """Whether attachments of the packet that came last are still to come."""
+    lost = False
+    """True once a polling request failed, which python-engineio ends as if the server had meant to."""
     connects: TokenBucket
     packets: TokenBucket
     joins = 0
@@ -223,7 +225,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             # Answered in time for nobody: these packets are lost, and with them the connection.
             if is_gone(request) and not self.upgrading and not self.upgraded and not self.closed:
                 raise EngineIOError("the client left its poll")
-            return packets
+            return packets  # noqa: TRY300 - what is raised above is caught, too
+        except EngineIOError:
+            self.lost = True
+            raise
         finally:
             poll.cancel()
 
@@ -244,6 +249,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
             _log.info("malformed polling request", error=describe(error))
             # One that has just ended is no longer there, and python-engineio would not know what to answer.
             self.server.sockets.setdefault(self.sid, self)
+            self.lost = True
             raise EngineIOError("malformed") from error
 
     async def _websocket_handler(self, ws: Driver) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway import wire
 from gateway.presence.model import Transition, event_between
@@ -31,6 +31,17 @@ class Codec(Protocol):
 
     def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
         """Encode events, each a name and its data, to be written in their order."""
+
+
+class MarkingCodec(Codec, Protocol):
+    """A codec whose events say up to where a client has been told, so that it may go on from there."""
+
+    @property
+    def mark(self) -> Any:
+        """What else than changes its events tell: an encoding with an older one is not used again. Never None."""
+
+    def encode_told(self, events: Sequence[tuple[str, object]], after: int, to: int) -> Batch:
+        """Encode the net effect of the log between two positions."""
 
 
 class Member(Protocol):
@@ -63,9 +74,15 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
 
 
 class Audience:
-    """Members that hear of the same changes, and the changes that they have not heard of yet."""
+    """Members that hear of the same changes, and the changes that they have not heard of yet.
 
-    def __init__(self) -> None:
+    Args:
+        position: of the log, up to where whoever joins first is told by what they read.
+    """
+
+    def __init__(self, position: int = 0) -> None:
+        self.position = position
+        """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
         self.flushed_at = float("-inf")
         self.rest = 0.0
@@ -74,7 +91,7 @@ class Audience:
         self._members: dict[Member, None] = {}
         self._heard: dict[Member, int] = {}
         """How many of those that are pending a member has heard of, or knew when it joined; for all others none."""
-        self._encoded: dict[tuple[Codec, int, int], Batch | None] = {}
+        self._encoded: dict[tuple[Codec, Any, int, int], Batch | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._members)
@@ -89,6 +106,11 @@ class Audience:
         """Let a member hear no more; one that never joined is ignored."""
         self._members.pop(member, None)
         self._heard.pop(member, None)
+
+    def told(self, member: Member) -> int:
+        """Up to where on the log a member has been told, by events or by what it could read when it joined."""
+        heard = self._heard.get(member, 0)
+        return self.pending[heard - 1].position if heard else self.position
 
     def flush(self) -> None:
         """Write what is pending to every member, each from where it is on."""
@@ -105,6 +127,8 @@ class Audience:
                     if batch is not None:
                         member.write(batch)
         finally:
+            if self.pending:
+                self.position = self.pending[-1].position
             self.pending.clear()
             self._heard.clear()
             self._encoded.clear()
@@ -120,11 +144,20 @@ class Audience:
 
     def _batch(self, codec: Codec, start: int) -> Batch | None:
         """Encode what is pending from `start` on, once for all who are told the same; None for nothing to tell."""
-        key = (codec, start, len(self.pending))
+        mark = getattr(codec, "mark", None)
+        key = (codec, mark, start, len(self.pending))
         if key not in self._encoded:
-            changes = net_changes(self.pending[start:])
-            self._encoded[key] = codec.encode(changes) if changes else None
+            self._encoded[key] = self._encode(codec, start, told=mark is not None)
         return self._encoded[key]
+
+    def _encode(self, codec: Codec, start: int, *, told: bool) -> Batch | None:
+        changes = net_changes(self.pending[start:])
+        if not changes:
+            return None
+        if not told:
+            return codec.encode(changes)
+        after = self.pending[start - 1].position if start else self.position
+        return cast("MarkingCodec", codec).encode_told(changes, after, self.pending[-1].position)
 
 
 class FanOut:
@@ -134,14 +167,21 @@ class FanOut:
         scheduler: the event loop.
         interval: seconds that changes of one audience are gathered for. The first change after a quiet interval
             goes out at once.
+        position: up to where this node has followed the log.
         stopwatch: seconds on a clock that goes on within one turn of the loop, as the loop's own may not.
     """
 
     def __init__(
-        self, scheduler: Scheduler, interval: float, *, stopwatch: Callable[[], float] = time.perf_counter
+        self,
+        scheduler: Scheduler,
+        interval: float,
+        position: Callable[[], int] = lambda: 0,
+        *,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._scheduler = scheduler
         self._interval = interval
+        self._position = position
         self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
 
@@ -149,7 +189,7 @@ class FanOut:
         """Let a member hear of the tenant's changes that are published from now on."""
         audience = self._audiences.get(tenant)
         if audience is None:
-            audience = self._audiences[tenant] = Audience()
+            audience = self._audiences[tenant] = Audience(self._position())
         audience.join(member)
         return audience
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from gateway.presence.store import Snapshot
 
+RESYNCHRONISED = "resynchronised"
+"""The reason of a transition that a snapshot brought: the net change between what was known and what is."""
+
 _NOBODY: Mapping[str, UserStatus] = {}
 
 
@@ -55,7 +58,7 @@ class View:
                         at=status.active_at or 0,
                         was=was.status,
                         now=status,
-                        reason="resynchronised",
+                        reason=RESYNCHRONISED,
                     )
                 )
             elif status.version == was.version and status.status is was.status:

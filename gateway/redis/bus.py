@@ -89,9 +89,11 @@ class RedisBus(Bus):
 
     def publish(self, topic: str, data: Any) -> None:
         """Tell every other node; see the port."""
-        message = msgspec.json.encode(Message(self._sender, topic, msgspec.Raw(msgspec.json.encode(data))))
+        number = self.last + 1
+        message = msgspec.json.encode(Message(self._sender, topic, msgspec.Raw(msgspec.json.encode(data)), number))
         if len(message) > LARGEST:
             raise InvalidPayloadError(f"what goes to other nodes may have {LARGEST} bytes; this has {len(message)}")
+        self.last = number
         if len(self._outbox) >= LENGTH or self._size + len(message) > SIZE:
             if not self._dropped:
                 self.gaps += 1
@@ -111,7 +113,7 @@ class RedisBus(Bus):
     async def start(self) -> None:
         """Take note of what others publish from now on; see the port."""
         if self._heard is None:
-            self._heard = await self._end()
+            self._heard = self.began = self.told = await self._end()
             self._started.set()
 
     async def started(self) -> None:
@@ -138,6 +140,21 @@ class RedisBus(Bus):
         """Send no more."""
         await self._stream.close()
         await self._commands.close()
+
+    async def read_back(self, after: int) -> Sequence[tuple[int, Message]] | None:
+        """Read what was published after a position; see the port."""
+        found: list[tuple[int, Message]] = []
+        reached, end = after, await self._end()
+        while reached < end:
+            entries = await self._stream.read(reached, wait=False)
+            if not entries.continues or not entries.bodies:
+                return None
+            reached = entries.bodies[-1][0]
+            try:
+                found += [(position, _decode(body)) for position, body in entries.bodies]
+            except msgspec.MsgspecError:
+                return None
+        return found if reached != after or after == end else None
 
     # Sending
 
@@ -197,6 +214,7 @@ class RedisBus(Bus):
                 continue
             if found is None or not found.continues:
                 self.gaps += 1
+                self.began = self.told = found.bodies[0][0] - 1 if found is not None else self._heard or 0
                 _log.warning(
                     "messages of other nodes may have been missed: the bus did not go on from where this node was"
                 )
@@ -208,7 +226,10 @@ class RedisBus(Bus):
                     _log.exception("a message on the bus is none")
                     continue
                 if message.sender != self._sender:
-                    await self.hand_on(message)
+                    await self.hand_on(message, position)
+                elif self.returned is not None:
+                    self.returned(message.number, position)
+                self.told = position
 
     async def _read(self) -> Entries | None:
         """Read on as soon as there is something; None where the stream has become another, from whose end to go on.

@@ -27,7 +27,9 @@ Spawn = Callable[..., Awaitable[Process]]
 
 
 @asynccontextmanager
-async def node(*arguments: str, url: str, transports: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def node(
+    *arguments: str, url: str, transports: str, **variables: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run Node with what the scripts here read from the environment; it is gone when the block ends."""
     program = require_program("node")
     if not (ROOT / "node_modules" / "socket.io-client").is_dir():
@@ -46,6 +48,7 @@ async def node(*arguments: str, url: str, transports: str) -> AsyncIterator[asyn
             "SERVICE_API_KEY": SERVICE_KEY,
             "GRACE": str(GRACE),
             "TRANSPORTS": transports,
+            **variables,
         },
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

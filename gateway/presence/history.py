@@ -1,0 +1,166 @@
+"""What changed lately, kept encoded for those who lost their connection and are about to be back."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway import wire
+from gateway.errors import LogTrimmedError, StoreUnavailableError
+from gateway.presence.model import Transition
+from gateway.presence.view import RESYNCHRONISED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.presence.store import Store
+    from gateway.presence.view import View
+
+SIZE = 1024
+"""Bytes that one change takes, about, besides what the last heartbeat said."""
+
+READS = 20
+"""How often the store's log is read for one who comes from before what is kept here: some 20,000 entries."""
+
+
+class Change:
+    """One transition, and the event that tells of it, encoded when it is first asked for."""
+
+    __slots__ = ("_event", "at", "size", "transition")
+
+    def __init__(self, transition: Transition, at: int) -> None:
+        self.transition = transition
+        self.at = at
+        self.size = SIZE + len(transition.now.meta_json or b"")
+        self._event: bytes | None = None
+
+    @property
+    def position(self) -> int:
+        """Where it stands on the log."""
+        return self.transition.position
+
+    @property
+    def event(self) -> bytes | None:
+        """A JSON array of the event's name and its data; None for a change that no event tells of."""
+        if self._event is None and (event := self.transition.event) is not None:
+            self._event = wire.encode(wire.event_body(event, self.transition))
+        return self._event
+
+
+class History:
+    """The changes of some time, by tenant, in the order of the log. A listener of the follower.
+
+    Args:
+        clock: the time, in Unix milliseconds.
+        horizon: milliseconds that a change is kept.
+        limit: bytes of all that is kept, about; past it, the oldest go first.
+    """
+
+    def __init__(self, clock: Callable[[], int], horizon: int, limit: int) -> None:
+        self.size = 0
+        """Bytes kept, about."""
+        self._clock = clock
+        self._horizon = horizon
+        self._limit = limit
+        self._by_tenant: dict[str, deque[Change]] = {}
+        self._order: deque[str] = deque()
+        """Whose change is the next oldest."""
+        self._begin: int | None = None
+        """From where on all that was published is kept or has its mark in `_forgotten`; None where nothing was."""
+        self._end = 0
+        self._forgotten: dict[str, int] = {}
+        """The position of each tenant's last change that is kept no more."""
+        self._left: dict[tuple[str, str], int] = {}
+        """When users went offline, in that order."""
+
+    def publish(self, transitions: Sequence[Transition]) -> None:
+        """Keep news of the log."""
+        now = self._clock()
+        for transition in transitions:
+            if transition.position < self._end or transition.reason == RESYNCHRONISED:
+                # The log does not go on from what is kept: an offset before this says nothing here any more.
+                self._begin_anew(transition.position)
+            elif self._begin is None:
+                self._begin = transition.position - 1
+            self._end = transition.position
+            if transition.reason == RESYNCHRONISED:
+                continue
+            change = Change(transition, now)
+            self._by_tenant.setdefault(transition.tenant, deque()).append(change)
+            self._order.append(transition.tenant)
+            self.size += change.size
+            user = (transition.tenant, transition.user_id)
+            self._left.pop(user, None)
+            if not transition.now.online:
+                self._left[user] = now
+        self.forget(now)
+
+    def forget(self, now: int) -> None:
+        """Let go of what is too old at `now`, or too much."""
+        while self._order:
+            changes = self._by_tenant[self._order[0]]
+            if self.size <= self._limit and now - changes[0].at <= self._horizon:
+                break
+            tenant, oldest = self._order.popleft(), changes.popleft()
+            self.size -= oldest.size
+            self._forgotten[tenant] = oldest.position
+            if not changes:
+                del self._by_tenant[tenant]
+        while self._left and now - next(iter(self._left.values())) > self._horizon:
+            del self._left[next(iter(self._left))]
+
+    def since(self, tenant: str, position: int, *, known: bool = False) -> list[Change] | None:
+        """The tenant's changes after a position.
+
+        Args:
+            tenant: whose.
+            position: up to where they are known already.
+            known: the position was read from this node's own log, whatever has been published since.
+
+        Returns:
+            None where they are not all here.
+        """
+        if not known and (self._begin is None or position < self._begin):
+            return None
+        if position < self._forgotten.get(tenant, 0):
+            return None
+        found: list[Change] = []
+        for change in reversed(self._by_tenant.get(tenant, ())):
+            if change.position <= position:
+                break
+            found.append(change)
+        return found[::-1]
+
+    def left_lately(self, tenant: str, user_id: str) -> bool:
+        """Whether a user who is offline went so within the time that is kept."""
+        return (tenant, user_id) in self._left
+
+    def _begin_anew(self, position: int) -> None:
+        self._by_tenant.clear()
+        self._order.clear()
+        self._forgotten.clear()
+        self.size = 0
+        self._begin = position
+
+
+async def read_back(store: Store, view: View, tenant: str, position: int) -> tuple[int, list[Change]] | None:
+    """Read a tenant's changes after a position from the store's log, at least as far as the view has come.
+
+    Returns:
+        How far was read, and the changes; None where they cannot be had, or are too far back.
+    """
+    found: list[Change] = []
+    reached = position
+    try:
+        for _ in range(READS):
+            entries = await store.read(reached, wait=False)
+            if not entries:
+                # A position that this log does not know reads like its end.
+                return (reached, found) if reached != position or reached == view.position else None
+            found += [Change(entry, 0) for entry in entries if isinstance(entry, Transition) and entry.tenant == tenant]
+            reached = entries[-1].position
+            if reached >= view.position:
+                return reached, found
+    except (LogTrimmedError, StoreUnavailableError):
+        pass
+    return None

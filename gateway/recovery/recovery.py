@@ -1,0 +1,336 @@
+"""Recovery: what a client missed while it was away, put together from what this node and its store still have."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from gateway.errors import StoreUnavailableError
+from gateway.presence.fanout import net_changes
+from gateway.presence.history import Change, History, read_back
+from gateway.recovery.direct import Direct, Event
+from gateway.recovery.offsets import Mark, Offset, short
+from gateway.recovery.sessions import RoomName, Session, Sessions
+from gateway.wire import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from gateway.bus import Bus
+    from gateway.presence.store import Store
+    from gateway.presence.view import View
+    from gateway.recovery.direct import Target
+    from gateway.recovery.sessions import Register
+
+_log = structlog.get_logger(__name__)
+
+PATIENCE = 1.0
+"""Seconds that this node has to hear what another has told a client already."""
+
+POLL = 0.01
+"""Seconds between looks whether it has."""
+
+FORGET = 5.0
+"""Seconds between looks for what is too old to be kept."""
+
+Reading = tuple[tuple["Target", ...], bytes | None, frozenset[str]]
+"""Of a message on the bus: whom it is for, its text as `Event` has it, and who is skipped."""
+
+
+class Return(msgspec.Struct):
+    """A client that is back, before it is known what it missed."""
+
+    session: Session
+    """As it was."""
+    offset: Offset
+    began: int
+    """From where on this node had heard the bus when it was looked for."""
+    reached: int | None = None
+    """Up to where on the log `changes` were read; None where this node has them."""
+    changes: list[Change] = []
+    events: list[Event] = []
+    """From before this node heard the bus."""
+
+
+class Recovered(msgspec.Struct):
+    """A client that goes on where it was."""
+
+    offset: Offset
+    """Up to where it has been told, with this node as the place of its session."""
+    rooms: list[RoomName]
+    """What it was in."""
+    missed: list[tuple[str, bytes]]
+    """The offset and the text of each event it missed, in order; a text is a JSON array of name and arguments."""
+    replaced: str | None
+    """The name of the connection that it takes the place of; None where that has ended."""
+
+
+class Recovery:
+    """Sessions, and what was said while their clients were away.
+
+    Args:
+        node: this node's whole name.
+        window: milliseconds that a lost session is kept.
+        horizon: milliseconds that what was said is kept: the window, and the time until a loss is found.
+        buffer: bytes that one session may have missed.
+        memory: bytes of all that is kept: a quarter for sessions and for events to users and rooms each, half for
+            changes.
+        clock: the time, in Unix milliseconds.
+        bus: what nodes hear of each other by.
+        store: whose log is read where `history` does not go back far enough.
+        view: up to where this node has followed it.
+        register: where other nodes find sessions.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is another part of the gateway, or a bound
+        self,
+        node: str,
+        *,
+        window: int,
+        horizon: int,
+        buffer: int,
+        memory: int,
+        clock: Callable[[], int],
+        bus: Bus,
+        store: Store,
+        view: View,
+        register: Register,
+    ) -> None:
+        self.node = short(node)
+        self.history = History(clock, horizon, memory // 2)
+        self.direct = Direct(clock, horizon, memory // 4, buffer)
+        self.sessions = Sessions(clock, window, memory // 4, register)
+        self.register = register
+        self.readers: dict[str, Callable[[msgspec.Raw], Reading | None]] = {}
+        """By topic of the bus: how a message is read that this node did not hear; None for one that nobody recovers."""
+        self._buffer = buffer
+        self._clock = clock
+        self._bus = bus
+        self._store = store
+        self._view = view
+        self._began = bus.began
+        bus.returned = self.direct.place
+
+    # What is said
+
+    def mark(self) -> Mark:
+        """Up to where on the bus clients of this node have been told."""
+        return Mark(self._bus.told, self.node, self._bus.last)
+
+    def record(self, targets: Sequence[Target], text: bytes | None, skipped: Iterable[str] = ()) -> Mark:
+        """Keep an event that is about to be written: that of the message which is handled, or was published last.
+
+        Returns:
+            The mark of the event.
+        """
+        self._look_for_gaps()
+        current = self._bus.current
+        if current is None:
+            position = self._bus.last if self._store.near else None
+            event = Event(tuple(targets), text, self.node, self._bus.last, position)
+        else:
+            self._bus.told, message = current
+            event = Event(tuple(targets), text, short(message.sender), message.number, self._bus.told)
+        event.skipped = frozenset(skipped)
+        self.direct.add(event, self._view.position)
+        return self.mark()
+
+    # Who is back
+
+    async def find(self, namespace: str, owner: tuple[str, str], auth: object, *, presence: bool) -> Return | None:
+        """Look for the session that a client names; nothing of it is changed, but that no other node has it any more.
+
+        Args:
+            namespace: which the client connects to.
+            owner: whom its token proves it to be.
+            auth: what it sent with its CONNECT packet.
+            presence: whether it hears of presence.
+
+        Returns:
+            None where there is none, or what it missed cannot be had.
+        """
+        if not isinstance(auth, dict):
+            return None
+        pid, offset = auth.get("pid"), Offset.parse(auth.get("offset"))
+        if offset is None or not isinstance(pid, str):
+            return None
+        try:
+            session = self.sessions.find(pid, owner, namespace)
+            if session is None and offset.node != self.node:
+                session = await self.register.take(offset.node, pid, owner)
+            if session is None or session.namespace != namespace:
+                return None
+            return await self._look_back(Return(session, offset, self._bus.began), presence=presence)
+        except StoreUnavailableError:
+            return None
+        except Exception:
+            _log.exception("a session could not be recovered")
+            return None
+
+    def begin(
+        self, namespace: str, owner: tuple[str, str], sid: str, found: Return | None, *, presence: bool
+    ) -> tuple[Session, Recovered | None]:
+        """Begin a connection's session: the one that was found, with what its client missed, or a new one."""
+        missed = None if found is None else self._missed(found, presence=presence)
+        if found is None or missed is None:
+            session = Session(secrets.token_urlsafe(18), namespace, owner, sid)
+            self.sessions.begin(session)
+            return session, None
+        was = found.session
+        replaced = was.sid if self.sessions.is_live(was) else None
+        session = Session(was.pid, namespace, owner, sid, list(was.rooms))
+        self.sessions.begin(session)
+        offset = found.offset._replace(node=self.node)
+        return session, Recovered(offset, session.rooms, missed, replaced)
+
+    async def run(self) -> None:
+        """Let go of what is too old, and let other nodes find sessions, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.register.run())
+            tasks.create_task(self._forget())
+
+    async def _forget(self) -> None:
+        while True:
+            await asyncio.sleep(FORGET)
+            now = self._clock()
+            for kept in (self.history, self.direct, self.sessions):
+                kept.forget(now)
+
+    # One step each
+
+    def _look_for_gaps(self) -> None:
+        """Begin anew where messages of other nodes were missed: nobody here knows for whom they were."""
+        if self._began != self._bus.began:
+            self._began = self._bus.began
+            self.direct.begin_anew()
+
+    async def _look_back(self, found: Return, *, presence: bool) -> Return | None:
+        """Read what this node does not have of what a client missed; None where nobody has it."""
+        offset, tenant = found.offset, found.session.owner[0]
+        if not await self._reach(offset, presence=presence):
+            return None
+        self._look_for_gaps()
+        if offset.mark.bus < self._bus.began:
+            events = await self._read_events(offset.mark.bus)
+            if events is None:
+                return None
+            found.events = events
+        if presence and self.history.since(tenant, offset.log) is None:
+            read = await read_back(self._store, self._view, tenant, offset.log)
+            if read is None:
+                return None
+            found.reached, found.changes = read
+        return found
+
+    async def _reach(self, offset: Offset, *, presence: bool) -> bool:
+        """Wait until this node has heard what the client has been told; whether it has."""
+        position = max(offset.log, offset.to) if presence else 0
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self._view.position < position or self._bus.told < offset.mark.bus:  # noqa: ASYNC110 - rare
+                    await asyncio.sleep(POLL)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _read_events(self, after: int) -> list[Event] | None:
+        """Read from the bus what was said before this node heard it; None where that cannot be had."""
+        began = self._bus.began
+        messages = await self._bus.read_back(after)
+        if messages is None:
+            return None
+        events = []
+        for position, message in messages:
+            reader = self.readers.get(message.topic)
+            if position > began or reader is None or (read := reader(message.data)) is None:
+                continue
+            targets, text, skipped = read
+            event = Event(targets, text, short(message.sender), message.number, position)
+            event.skipped, event.log = skipped, position
+            events.append(event)
+        return events
+
+    def _missed(self, found: Return, *, presence: bool) -> list[tuple[str, bytes]] | None:
+        self._look_for_gaps()
+        offset = found.offset
+        if self._bus.began != found.began:
+            return None
+        events = self._events(found, presence=presence)
+        changes = self._changes(found) if presence else []
+        if events is None or changes is None:
+            return None
+        missed: list[tuple[str, bytes]] = []
+        told = offset._replace(node=self.node)
+        waiting = iter(changes)
+        change = next(waiting, None)
+        for event in (*events, None):
+            while change is not None and (event is None or change[0] <= event.log):
+                position, to, heard, text = change
+                # Within a batch, what it begins behind stays.
+                told = told._replace(log=offset.log if to else position, to=to, heard=heard)
+                missed.append((str(told), text))
+                change = next(waiting, None)
+            if event is not None:
+                told = told._replace(mark=self._mark_after(event, offset.mark))
+                missed.append((str(told), event.text or b""))
+        return missed if sum(len(place) + len(text) for place, text in missed) <= self._buffer else None
+
+    def _mark_after(self, event: Event, mark: Mark) -> Mark:
+        """What a client has been told that had a mark, and has now heard this event and all that it missed before."""
+        if event.position is None:
+            return Mark(self._bus.told, event.sender, event.number)
+        number = max(event.number, mark.number) if event.sender == mark.sender else mark.number
+        return Mark(max(event.position, mark.bus), mark.sender, number)
+
+    def _events(self, found: Return, *, presence: bool) -> list[Event] | None:
+        session, mark = found.session, found.offset.mark
+        targets: list[Target] = [
+            ("room", session.namespace, room)
+            for room in (None, session.sid, *session.rooms)  # each room once: a set of names
+        ]
+        if presence:
+            targets.append(("user", *session.owner))
+        events = self.direct.missed(targets, mark, session.sid)
+        if events is None:
+            return None
+        hears = set(targets)
+        early = [
+            event
+            for event in found.events
+            if not hears.isdisjoint(event.targets) and event.is_past(mark) and session.sid not in event.skipped
+        ]
+        return None if any(event.text is None for event in early) else early + events
+
+    def _changes(self, found: Return) -> list[tuple[int, int, int, bytes]] | None:
+        """The presence events that a client missed.
+
+        Returns:
+            Of each where it stands, where the batch ends that it is in, its number there, and its text; None where
+            they are kept no more.
+        """
+        tenant, offset = found.session.owner[0], found.offset
+        if found.reached is None:
+            changes = self.history.since(tenant, offset.log)
+        else:
+            later = self.history.since(tenant, found.reached, known=True)
+            # What was read, and this node has not published yet, is told as it comes.
+            known = [change for change in found.changes if change.position <= self._view.position]
+            changes = None if later is None else known + later
+        if changes is None:
+            return None
+        missed: list[tuple[int, int, int, bytes]] = []
+        if offset.to:
+            batch = net_changes(change.transition for change in changes if change.position <= offset.to)
+            for heard, event in enumerate(batch[offset.heard :], offset.heard + 1):
+                to = offset.to if heard < len(batch) else 0
+                missed.append((offset.to, to, heard if to else 0, encode(event)))
+        missed += [
+            (change.position, 0, 0, text)
+            for change in changes
+            if change.position > offset.to and (text := change.event) is not None
+        ]
+        return missed

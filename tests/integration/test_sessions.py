@@ -1,0 +1,258 @@
+"""What goes on after a lost connection, packet by packet; the real client's side is in tests/js."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from clients import NAMESPACE, Client, Packets, Plain
+from conftest import STEP, Running, eventually, make_token
+from redis_servers import fresh_prefix
+
+from gateway.engine.namespace import EventCodec, MarkingCodec
+from gateway.presence.model import Ending
+
+Serve = Callable[..., Awaitable[Running]]
+BROWSER = {"User-Agent": "Mozilla/5.0"}
+
+
+@pytest.fixture(params=["fast", "stock"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Tab:
+    """A connection as a browser makes it."""
+
+    def __init__(self, packets: Packets, connect: dict[str, str]) -> None:
+        self.packets = packets
+        self.sid = connect["sid"]
+        self.pid = connect.get("pid")
+        self.offset: str | None = None
+        """Of the event that was read last."""
+
+    @classmethod
+    async def open(cls, closing: AsyncExitStack, running: Running, user: str = "alice", **auth: object) -> Tab:
+        url = f"{running.ws_url}/socket.io/?EIO=4&transport=websocket"
+        packets = await Packets.open(closing, url, headers=BROWSER)
+        assert (await packets.receive())[0] == "0"
+        auth = {"token": make_token(user)} | auth
+        await packets.ws.send_str(f"40{NAMESPACE},{json.dumps(auth)}")
+        answer = await packets.packet("4")
+        assert answer[1] == "0", answer
+        tab = cls(packets, json.loads(answer[answer.index("{") :]))
+        assert (await tab.event())[0] == "connected"
+        return tab
+
+    async def event(self) -> list[Any]:
+        """The next event, without its offset."""
+        packet = await self.packets.packet("42")
+        event: list[Any] = json.loads(packet[packet.index("[") :])
+        assert isinstance(event[-1], str)
+        self.offset = event.pop()
+        return event
+
+    async def back(self, closing: AsyncExitStack, running: Running, user: str = "alice", **auth: object) -> Tab:
+        """Come back with what socket.io-client would send."""
+        return await Tab.open(closing, running, user, **({"pid": self.pid, "offset": self.offset} | auth))
+
+
+async def test_clients_that_cannot_recover_are_sent_what_they_always_were(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine)
+    arguments: list[tuple[object, ...]] = []
+    client = await Client.connect(closing, running.url, "alice")
+    client.io.on("*", lambda _event, *args: arguments.append(args), namespace=NAMESPACE)
+    raw = await Packets.start(closing, running.ws_url)
+    await raw.ws.send_str(f"40{NAMESPACE},{json.dumps({'token': make_token('bob'), 'pid': 'x', 'offset': 'y'})}")
+    answer = await raw.packet("40")
+    assert set(json.loads(answer[answer.index("{") :])) == {"sid"}
+    await raw.packet("42")
+    plain = await Plain.connect(closing, running.ws_url, "carol")
+    for user in ("alice", "bob", "carol"):
+        await running.gateway.notify(user, "notification", "text")
+    await running.gateway._server.emit("said", ("a", "b"), namespace=NAMESPACE)
+    assert (await plain.until("notification"))["data"] == "text"
+    assert await raw.packet(f'42{NAMESPACE},["n') == f'42{NAMESPACE},["notification","text"]'
+    assert await raw.packet(f'42{NAMESPACE},["s') == f'42{NAMESPACE},["said","a","b"]'
+    await eventually(lambda: ("a", "b") in arguments)
+    assert {len(each) for each in arguments if each != ("a", "b")} == {1}
+
+
+async def test_a_client_is_back_before_the_server_knows_that_it_was_lost(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine)
+    server = running.gateway._server
+    tab = await Tab.open(closing, running)
+    await server.enter_room(tab.sid, "room", namespace=NAMESPACE)
+    offset = tab.offset
+    await running.gateway.notify("alice", "notification", 1)
+    await server.emit("said", 2, room="room", namespace=NAMESPACE)
+    assert [await tab.event(), await tab.event()] == [["notification", 1], ["said", 2]]
+    # These it has not heard, says its client: they were on their way when the network failed.
+    again = await tab.back(closing, running, offset=offset)
+    assert again.pid == tab.pid
+    assert again.sid != tab.sid
+    assert await tab.packets.closed() == 1001
+    assert [await again.event(), await again.event()] == [["notification", 1], ["said", 2]]
+    await server.emit("said", 3, room="room", namespace=NAMESPACE)
+    assert await again.event() == ["said", 3]
+    assert await eventually(lambda: len(running.gateway._recovery.sessions) == 1)  # type: ignore[union-attr]
+    assert len(running.gateway._connections) == 1
+
+
+async def test_a_batch_that_was_heard_in_part_goes_on_where_it_broke(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine, presence_flush_interval=0.2)
+    presence = running.gateway.presence
+    tab = await Tab.open(closing, running)
+    await presence.set_online("first")
+    await tab.event()  # from now on an interval gathers
+    await presence.set_online("bob")
+    await presence.set_online("flickers")
+    await presence.set_online("carol")
+    await presence.set_offline("flickers")
+    await presence.set_offline("bob")
+    await presence.set_online("bob")
+    await presence.set_online("dave")
+    whole, offsets = [], []
+    for _ in range(3):
+        whole.append(await tab.event())
+        offsets.append(tab.offset)
+    assert [(name, data["userId"], data["version"]) for name, data in whole] == [
+        ("user-online", "bob", 3),
+        ("user-online", "carol", 1),
+        ("user-online", "dave", 1),
+    ]
+    await presence.set_offline("dave")
+    last = await tab.event()
+    for heard in range(3):
+        tab = await tab.back(closing, running, offset=offsets[heard])
+        expected = [*whole[heard + 1 :], last]
+        assert [await tab.event() for _ in expected] == expected
+    # Broken again while it is told: an offset of what is repeated is as good.
+    tab = await tab.back(closing, running, offset=offsets[0])
+    assert await tab.event() == whole[1]
+    tab = await tab.back(closing, running)
+    assert [await tab.event(), await tab.event()] == [whole[2], last]
+    await running.gateway.notify("alice", "notification", "the next")
+    assert await tab.event() == ["notification", "the next"]
+
+
+async def test_what_a_client_sends_as_an_offset_costs_it_its_session_and_nothing_else(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine)
+    tab = await Tab.open(closing, running)
+    good = tab.offset
+    for offset in (None, 7, "", "text", {"a": 1}, "0123abcd.AA.AA", f"{good}.", "x" * 5000):
+        again = await tab.back(closing, running, offset=offset)
+        assert again.pid != tab.pid
+    future = str(good).split(".")
+    future[1] = "f_______"
+    assert (await tab.back(closing, running, offset=".".join(future))).pid != tab.pid
+    pids: list[object] = [None, 7, "", [], "x" * 5000]
+    for pid in pids:
+        assert (await tab.back(closing, running, pid=pid)).pid not in [pid, tab.pid]
+
+
+async def test_a_flood_and_an_expired_token_leave_nothing_to_recover(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine, rate_limit_events="5/s")
+    tab = await Tab.open(closing, running)
+    for _ in range(200):
+        await tab.packets.ws.send_str(f'42{NAMESPACE},1["heartbeat"]')
+    assert await tab.packets.closed() == 4029
+    again = await tab.back(closing, running)
+    assert again.pid != tab.pid
+    brief = await again.back(closing, running, token=make_token("alice", exp=math.ceil(time.time() + 0.3)))
+    assert brief.pid == again.pid
+    running.gateway._connections._end_soon(  # as it ends ten seconds after its token did
+        running.gateway._connections.of_user("default", "alice")[0], Ending.TOKEN_EXPIRED
+    )
+    assert await brief.packets.closed() == 4002
+    assert (await brief.back(closing, running)).pid != brief.pid
+
+
+async def test_who_missed_an_event_with_bytes_begins_anew(serve: Serve, closing: AsyncExitStack, engine: str) -> None:
+    running = await serve(gateway_engine=engine)
+    tab = await Tab.open(closing, running)
+    await running.gateway._server.emit("said", b"bytes", namespace=NAMESPACE)
+    head = await tab.packets.packet("451-")
+    event = json.loads(head[head.index("[") :])
+    assert event[0] == "said"
+    heard = await tab.back(closing, running, offset=event[-1])
+    assert heard.pid == tab.pid
+    assert (await heard.back(closing, running, offset=tab.offset)).pid != tab.pid
+
+
+async def test_a_flush_is_encoded_once_for_each_kind_of_client(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    tabs = [await Tab.open(closing, running, f"user-{n}") for n in range(5)]
+    others = [await Packets.connect(closing, running.ws_url, f"other-{n}") for n in range(5)]
+    await asyncio.sleep(0.1)
+    encoded: list[str] = []
+
+    def counted(kind: type[EventCodec], name: str) -> None:
+        encode = getattr(kind, name)
+
+        def count(*args: Any) -> Any:
+            encoded.append(name)
+            return encode(*args)
+
+        monkeypatch.setattr(kind, name, count)
+
+    counted(EventCodec, "encode")
+    counted(MarkingCodec, "encode_told")
+    await running.gateway.presence.set_online("bob")
+    for tab in tabs:
+        while (await tab.event())[1]["userId"] != "bob":
+            pass
+    for other in others:
+        while '"bob"' not in await other.packet("42"):
+            pass
+    assert sorted(encoded) == ["encode", "encode_told"]
+
+
+async def test_one_session_is_taken_by_one_node(
+    serve: Serve, closing: AsyncExitStack, redis_url: str, engine: str
+) -> None:
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix(), "gateway_engine": engine}
+    first, second, third = [await serve(**shared) for _ in range(3)]
+    tab = await Tab.open(closing, first)
+    await asyncio.sleep(0.2)
+    mallory = await tab.back(closing, second, user="mallory")
+    assert mallory.pid != tab.pid
+    backs = await asyncio.gather(tab.back(closing, second), tab.back(closing, third))
+    assert sorted(back.pid == tab.pid for back in backs) == [False, True]
+
+
+async def test_sessions_that_redis_lost_are_written_again(
+    serve: Serve, closing: AsyncExitStack, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.redis.sessions.KEEP", 0.1)
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
+    first, second = [await serve(**shared) for _ in range(2)]
+    tab = await Tab.open(closing, first)
+    register: Any = first.gateway._recovery.register  # type: ignore[union-attr]
+    await asyncio.sleep(0.2)
+    assert await register._commands.send("HLEN", register._key) == 1
+    assert 0 < await register._commands.send("PTTL", register._key) <= register._expires
+    await register._commands.send("DEL", register._key)
+    async with asyncio.timeout(STEP):
+        while not await register._commands.send("HLEN", register._key):  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.05)
+    assert (await tab.back(closing, second)).pid == tab.pid
+    await eventually(lambda: len(second.gateway._recovery.sessions) == 1)  # type: ignore[union-attr]

@@ -1,0 +1,100 @@
+"""What changed lately, and what it says of a position that it does not go back to."""
+
+from __future__ import annotations
+
+import msgspec
+from conftest import TIMING, Clock
+
+from gateway.presence.history import SIZE, History, read_back
+from gateway.presence.model import Beat, Status, Transition, UserStatus
+from gateway.presence.store_memory import MemoryStore
+from gateway.presence.view import RESYNCHRONISED, View
+
+ONLINE, OFFLINE = Status.ONLINE, Status.OFFLINE
+
+
+def change(position: int, user: str = "alice", now: Status = ONLINE, tenant: str = "t", reason: str = "") -> Transition:
+    was = OFFLINE if now is ONLINE else ONLINE
+    status = UserStatus(tenant=tenant, user_id=user, status=now, version=position)
+    return Transition(position=position, at=0, was=was, now=status, reason=reason)
+
+
+def positions(history: History, tenant: str, after: int) -> list[int] | None:
+    found = history.since(tenant, after)
+    return None if found is None else [each.position for each in found]
+
+
+def test_changes_after_a_position_are_there_in_order_and_by_tenant(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    assert positions(history, "t", 0) is None
+    history.publish([change(11), change(12, tenant="other"), change(13, "bob")])
+    assert positions(history, "t", 10) == [11, 13]
+    assert positions(history, "t", 11) == [13]
+    assert positions(history, "t", 13) == []
+    assert positions(history, "quiet", 12) == []
+    assert positions(history, "t", 9) is None, "it does not know what was before its first"
+    [found] = history.since("t", 11) or []
+    assert msgspec.json.decode(found.event or b"")[0] == "user-online"
+    assert found.event is found.event
+
+
+def test_what_is_too_old_goes_and_a_quiet_tenant_misses_nothing_by_it(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(1)])
+    clock.advance(ms=600)
+    history.publish([change(2), change(3, tenant="quiet")])
+    history.forget(clock.advance(ms=600))
+    assert positions(history, "t", 0) is None
+    assert positions(history, "t", 1) == [2]
+    assert positions(history, "quiet", 1) == [3]
+    history.forget(clock.advance(s=3600))
+    assert positions(history, "t", 2) == []
+    assert positions(history, "t", 1) is None
+    assert history.size == 0
+
+
+def test_what_is_too_much_goes_oldest_first(clock: Clock) -> None:
+    history = History(clock, 1000, 3 * SIZE)
+    history.publish([change(position) for position in range(1, 6)])
+    assert history.size == 3 * SIZE
+    assert positions(history, "t", 1) is None
+    assert positions(history, "t", 2) == [3, 4, 5]
+
+
+def test_a_log_that_does_not_go_on_is_a_new_beginning(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(5), change(6)])
+    history.publish([change(9, reason=RESYNCHRONISED), change(9, "bob", reason=RESYNCHRONISED)])
+    assert positions(history, "t", 6) is None
+    assert positions(history, "t", 9) == []
+    history.publish([change(10)])
+    assert positions(history, "t", 9) == [10]
+    history.publish([change(3)])
+    assert positions(history, "t", 9) == [], "a position of another log says nothing; this one is past the end"
+    assert positions(history, "t", 2) is None
+
+
+def test_who_left_lately_is_known(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(1, now=OFFLINE), change(2, "bob", OFFLINE), change(3, "bob")])
+    assert history.left_lately("t", "alice")
+    assert not history.left_lately("t", "bob")
+    history.forget(clock.advance(ms=1001))
+    assert not history.left_lately("t", "alice")
+
+
+async def test_the_log_is_read_where_the_history_does_not_go_back(clock: Clock) -> None:
+    store, view = MemoryStore(TIMING, log_length=5), View()
+    await store.renew("node", clock())
+    for user in ("a", "b", "c"):
+        await store.beat("node", [Beat(tenant="t", user_id=user, at=clock(), holds=True)])
+    view.load(await store.snapshot())
+    end = view.position
+    reached, changes = await read_back(store, view, "t", 0) or (0, [])
+    assert (reached, [each.transition.user_id for each in changes]) == (end, ["a", "b", "c"])
+    assert await read_back(store, view, "other", 0) == (end, [])
+    assert await read_back(store, view, "t", end) == (end, [])
+    assert await read_back(store, view, "t", end + 1) is None, "no position of this log"
+    for _ in range(6):
+        await store.beat("node", [Beat(tenant="t", user_id="a", at=clock.advance(s=1), holds=True)])
+    assert await read_back(store, view, "t", 0) is None, "trimmed"
