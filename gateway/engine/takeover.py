@@ -9,6 +9,7 @@ What is relied on in both, beyond what they document, is listed in this package'
 
 from __future__ import annotations
 
+from base64 import b64decode
 from socket import IPPROTO_TCP, TCP_QUICKACK
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,12 @@ def is_upgrade(request: web.Request) -> bool:
 
 
 def _is_key(headers: CIMultiDict[str] | Any) -> bool:
-    key = headers.getall("Sec-WebSocket-Key", [])
-    return len(key) == 1 and len(key[0]) == 24 and key[0].endswith("==")  # noqa: PLR2004 - sixteen bytes in base64
+    """Whether a request has one key, of sixteen bytes in base64: what picows takes, which answers any other itself."""
+    keys = headers.getall("Sec-WebSocket-Key", [])
+    try:
+        return len(keys) == 1 and len(b64decode(keys[0], validate=True)) == 16  # noqa: PLR2004
+    except ValueError:
+        return False
 
 
 def take_over(request: web.Request, listener: Any, *, max_message: int, max_buffer: int) -> TakenOver:

@@ -11,6 +11,7 @@ import socketio
 from aiohttp import web
 from clients import Client, Packets, Polling
 from conftest import STEP, Running, eventually, make_settings, make_token
+from protocol import WebSocket, upgrade_headers
 from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
@@ -295,3 +296,20 @@ async def test_a_body_that_is_not_what_its_encoding_says_is_the_sender_s_mistake
         ):
             assert response.status == 400
     assert [line for line in logs if line["log_level"] == "error"] == []
+
+
+@pytest.mark.parametrize("key", ["!" * 22 + "==", "A" * 21 + "===", "A" * 20 + "B==="])
+@pytest.mark.parametrize("upgrade", [False, True])
+async def test_a_key_that_is_no_base64_is_refused_and_leaves_nothing_behind(
+    serve: Serve, closing: AsyncExitStack, caplog: pytest.LogCaptureFixture, key: str, *, upgrade: bool
+) -> None:
+    running = await serve(handshake_timeout=0.2)
+    query = "EIO=4&transport=websocket"
+    if upgrade:
+        query += f"&sid={(await Polling.start(closing, running.url)).sid}"
+    link = await WebSocket.connect(closing, running.url)
+    status, _ = await link.request(query, upgrade_headers(key))
+    assert status == 400
+    server = running.gateway._server
+    await eventually(lambda: (server.eio.sockets, server.environ) == ({}, {}))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
