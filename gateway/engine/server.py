@@ -159,7 +159,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         return (
             query.get("transport") == "websocket"
             and query.get("EIO") == "4"
-            and "sid" not in query
+            and not query.get("sid")
             and is_upgrade(request)
             and (origin is None or self.allows(origin, request))
         )

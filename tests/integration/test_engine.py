@@ -313,3 +313,12 @@ async def test_a_key_that_is_no_base64_is_refused_and_leaves_nothing_behind(
     server = running.gateway._server
     await eventually(lambda: (server.eio.sockets, server.environ) == ({}, {}))
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_an_empty_session_id_is_none(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve()
+    status, link = await WebSocket.upgrade(closing, running.url, "EIO=4&transport=websocket&sid=")
+    assert status == 101
+    opening = await link.packet()
+    assert isinstance(opening, str)
+    assert opening[:1] == "0"
