@@ -455,7 +455,7 @@ def picows_protocol(listener: Any) -> Any:
         auto_ping_idle_timeout=None,
         auto_ping_reply_timeout=None,
         auto_ping_strategy=picows.WSAutoPingStrategy.PING_WHEN_IDLE,
-        enable_auto_pong=True,
+        enable_auto_pong=False,
         max_frame_size=1000,
         extra_headers=None,
         read_buffer_init_size=0,

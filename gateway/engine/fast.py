@@ -24,6 +24,7 @@ from gateway.engine.frames import binary_frame, text_frame
 from gateway.engine.outbound import CLOSE_TIMEOUT
 from gateway.engine.socket import PACKET_TYPES, MalformedError, Socket, describe
 from gateway.engine.takeover import TakenOver, WSListener, WSMsgType, is_upgrade, take_over
+from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_CONTINUATION, _TEXT, _BINARY, _CLOSE = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CLOSE
-_PONG, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
+_CONTINUATION, _TEXT, _BINARY = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY
+_CLOSE, _PING, _PONG = WSMsgType.CLOSE, WSMsgType.PING, WSMsgType.PONG
+_PONG_PACKET, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
 _MAX_ACK_DIGITS = 15
 _NO_CODE, _OK, _PROTOCOL_ERROR, _INVALID_TEXT, _TOO_BIG = 0, 1000, 1002, 1007, 1009
 """WebSocket's close codes: RFC 6455, section 7.4."""
@@ -75,25 +77,24 @@ class Listener(WSListener):
         self.socket = socket
         self.transport: WSTransport | None = None
         self._max_message = max_message
-        self._parts: list[bytes] | None = None
-        """Of a message that came in more than one frame."""
-        self._parts_text = False
+        self._begun: bytearray | None = None
+        """What has come of a message in more than one frame; None where there is none."""
+        self._begun_text = False
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         """The client has been told that it is a WebSocket now."""
         self.transport = transport
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:  # noqa: ARG002 - picows's name
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Take one frame.
 
         What begins as an event is one, whatever the frame says of its type: asking picows for that takes longer
         than all that is asked here. It is none while bytes are awaited.
         """
         data = frame.get_payload_as_bytes()
-        if frame.rsv1 or frame.rsv2 or frame.rsv3:
-            self.socket.hang_up(_PROTOCOL_ERROR)  # they belong to extensions, and none was agreed on
-        elif not (frame.fin and self._parts is None and self.socket.serve_event(data)):
-            self._other(data, frame)
+        reserved = frame.rsv1 or frame.rsv2 or frame.rsv3
+        if reserved or not frame.fin or self._begun is not None or not self.socket.serve_event(data):
+            self._other(transport, data, frame, reserved=reserved)
 
     def on_message(self, data: bytes, *, text: bool) -> None:
         """Take one message."""
@@ -110,27 +111,34 @@ class Listener(WSListener):
     def resume_writing(self) -> None:
         """The client reads after all; it is being closed all the same."""
 
-    def _other(self, data: bytes, frame: WSFrame) -> None:
+    def _other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
         kind = frame.msg_type
-        if kind in (_TEXT, _BINARY, _CONTINUATION):
-            if (kind == _CONTINUATION) == (self._parts is None):
-                self.socket.hang_up(_PROTOCOL_ERROR)  # a fragment of nothing, or a message within another
-            elif self._parts is None and frame.fin:
-                self.on_message(data, text=kind == _TEXT)
-            else:
-                self._put_together(data, kind, last=frame.fin)
+        if self.socket.mute and kind != _CLOSE:
+            self.socket.disregard()
+        elif reserved:
+            self.socket.hang_up(_PROTOCOL_ERROR)  # they belong to extensions, and none was agreed on
         elif kind == _CLOSE:
             self.socket.on_close_frame(cast("int", frame.get_close_code()))
+        elif frame.fin and self._begun is None and kind in (_TEXT, _BINARY):
+            self.on_message(data, text=kind == _TEXT)
+        elif self.socket.allows_frame():
+            if kind == _PING:
+                transport.send_pong(data)
+            elif kind != _PONG:
+                self._put_together(data, kind, last=frame.fin)
 
     def _put_together(self, data: bytes, kind: WSMsgType, *, last: bool) -> None:
-        if self._parts is None:
-            self._parts, self._parts_text = [], kind == _TEXT
-        self._parts.append(data)
-        if sum(map(len, self._parts)) > self._max_message:
+        if (kind == _CONTINUATION) == (self._begun is None):
+            self.socket.hang_up(_PROTOCOL_ERROR)  # a fragment of nothing, or a message within another
+            return
+        if self._begun is None:
+            self._begun, self._begun_text = bytearray(), kind == _TEXT
+        self._begun += data
+        if len(self._begun) > self._max_message:
             self.socket.hang_up(_TOO_BIG)
         elif last:
-            whole, self._parts = b"".join(self._parts), None
-            self.on_message(whole, text=self._parts_text)
+            whole, self._begun = bytes(self._begun), None
+            self.on_message(whole, text=self._begun_text)
 
 
 class ProbeListener(Listener):
@@ -182,6 +190,8 @@ class ProbeListener(Listener):
             super().on_ws_frame(transport, frame)
         elif frame.fin and frame.msg_type == _TEXT:
             self.on_message(frame.get_payload_as_bytes(), text=True)
+        elif frame.msg_type == _PING and not self.socket.packets.take(asyncio.get_running_loop().time()):
+            transport.send_pong(frame.get_payload_as_bytes())
         else:
             self.give_up()
 
@@ -228,7 +238,7 @@ class FastSocket(Socket):
     _held: deque[tuple[bytes, bool]] | None = None
     """What came while something before it was awaited; None where nothing is."""
     _held_bytes = 0
-    _mute = False
+    mute = False
     """True once nothing may be sent any more, but perhaps the close frame."""
     _hung_up = False
 
@@ -287,12 +297,12 @@ class FastSocket(Socket):
         """Send events that were encoded once for all who hear of them."""
         if self._out:  # to come after it
             self._send(batch.frames)
-        elif not self._mute:
+        elif not self.mute:
             self._write(batch.frames)
 
     def _send(self, frame: bytes) -> None:
         """Send a frame at the end of this turn of the loop, with all else that is sent in it."""
-        if self._mute:
+        if self.mute:
             return
         if not self._out:
             self.outbox.add(self)
@@ -307,7 +317,7 @@ class FastSocket(Socket):
             frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
             self._out_bytes = 0
-            if not self._mute:
+            if not self.mute:
                 self._write(frames)
 
     def _write(self, frames: bytes) -> None:
@@ -338,7 +348,7 @@ class FastSocket(Socket):
         Returns:
             Whether it was; one that has something wrong with it is not.
         """
-        if self._held is not None or self._mute or self.awaits_bytes:
+        if self._held is not None or self.mute or self.awaits_bytes:
             return False
         for prefix, namespace, sid in self.receivers:
             if data.startswith(prefix):
@@ -367,9 +377,27 @@ class FastSocket(Socket):
     def _acknowledge(self, answer: object, namespace: Namespace, number: bytes) -> None:
         self._send(text_frame(b"%b%b[%b]" % (namespace.codec.acknowledgement, number, _encode(answer))))
 
+    def allows_frame(self) -> bool:
+        """Count what is no packet as one: a control frame, or a part of a message. One too many ends the connection.
+
+        Returns:
+            Whether it may be taken.
+        """
+        if not self.packets.take(asyncio.get_running_loop().time()):
+            return True
+        _log.info("too many frames on one connection; closing")
+        self.hang_up(CloseCode.RATE_LIMITED)
+        self._end(self.server.reason.SERVER_DISCONNECT)
+        return False
+
+    def disregard(self) -> None:
+        """Take no notice of what comes behind this side's close frame. Who sends too much of it is read no more."""
+        if self.packets.take(asyncio.get_running_loop().time()):
+            self._transport.pause_reading()
+
     def take(self, data: bytes, *, text: bool) -> None:
         """Take one message, now or after those that are still being served."""
-        if self.closing or self._mute:
+        if self.closing or self.mute:
             return
         if self._held is None:
             waiting = self._serve(data, text=text)
@@ -402,7 +430,7 @@ class FastSocket(Socket):
 
     def _serve(self, data: bytes, *, text: bool) -> Coroutine[Any, Any, None] | None:
         """Serve one message; what it returns, where it does, is to be awaited before the next."""
-        if text and data == _PONG and not self.packets.take(asyncio.get_running_loop().time()):
+        if text and data == _PONG_PACKET and not self.packets.take(asyncio.get_running_loop().time()):
             self.schedule_ping()
             return None
         return self._serve_packet(data, text=text)
@@ -443,7 +471,7 @@ class FastSocket(Socket):
         """Send WebSocket's close frame; the client has a time to answer it."""
         if not self._hung_up and not self._transport.is_closing():
             self.flush()
-            self._hung_up = self._mute = True
+            self._hung_up = self.mute = True
             self._wire.send_close(code)  # type: ignore[arg-type]  # takes any number
             self.timers.call_later(CLOSE_TIMEOUT, self._wire.disconnect, False)
 
@@ -456,13 +484,13 @@ class FastSocket(Socket):
 
     def on_gone(self) -> None:
         """The connection is gone."""
-        self._mute = True
+        self.mute = True
         self._end(self.server.reason.TRANSPORT_CLOSE)
 
     def on_overflow(self) -> None:
         """More waits for the client than may: it is too slow."""
-        if not self._mute:
-            self._mute = True
+        if not self.mute:
+            self.mute = True
             self.too_slow(self.sid)
 
     def _end(self, reason: str) -> None:

@@ -84,7 +84,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
 
     Args:
         request: one that `is_upgrade`, whose client has not left.
-        listener: a `WSListener`; it hears ``on_ws_connected`` before this returns.
+        listener: a `WSListener`; it hears ``on_ws_connected`` before this returns, and answers pings.
         max_message: bytes that one frame may bring.
         max_buffer: bytes that may wait for a client that does not read, before the listener hears ``pause_writing``.
     """
@@ -102,7 +102,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         auto_ping_idle_timeout=None,
         auto_ping_reply_timeout=None,
         auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
-        enable_auto_pong=True,
+        enable_auto_pong=False,  # the listener counts what it answers
         max_frame_size=max_message,
         extra_headers=None,
         read_buffer_init_size=0,

@@ -11,7 +11,18 @@ import socketio
 from aiohttp import web
 from clients import Client, Packets, Polling
 from conftest import STEP, Running, eventually, make_settings, make_token
-from protocol import WebSocket, upgrade_headers
+from protocol import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    WebSocket,
+    frame,
+    open_link,
+    probe,
+    upgrade_headers,
+)
 from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
@@ -22,6 +33,8 @@ from gateway.engine.outbound import OutboundQueue, text_size
 from gateway.presence.model import Beat, Profile
 
 Serve = Callable[..., Awaitable[Running]]
+
+on_fast = pytest.mark.skipif(make_settings().gateway_engine != "fast", reason="the stock engine leaves it to aiohttp")
 
 
 def test_json_errors_are_value_errors_whatever_is_wrong() -> None:
@@ -322,3 +335,41 @@ async def test_an_empty_session_id_is_none(serve: Serve, closing: AsyncExitStack
     opening = await link.packet()
     assert isinstance(opening, str)
     assert opening[:1] == "0"
+
+
+FLOODS = {
+    "pings": frame(PING) * 10_000,
+    "pongs": frame(PONG) * 10_000,
+    "fragments without a byte": frame(TEXT, b"4", fin=False) + frame(CONTINUATION, fin=False) * 10_000,
+    "fragments of a byte": frame(TEXT, b"4", fin=False) + frame(CONTINUATION, b"a", fin=False) * 10_000,
+}
+
+
+@on_fast
+@pytest.mark.parametrize("name", FLOODS)
+@pytest.mark.parametrize("upgraded", [False, True])
+async def test_frames_that_are_no_packet_have_a_rate_too(
+    serve: Serve, closing: AsyncExitStack, name: str, *, upgraded: bool
+) -> None:
+    running = await serve(rate_limit_events="10/s")
+    link = await open_link(closing, running.url, "upgraded" if upgraded else "websocket")
+    assert isinstance(link, WebSocket)
+    link.write(FLOODS[name])
+    heard = [await link.frame()]
+    while heard[-1][0] != CLOSE:
+        heard.append(await link.frame())
+    assert int.from_bytes(heard[-1][1]) == 4029
+    assert len(heard) <= 1100
+    assert await eventually(lambda: not running.gateway._server.eio.sockets)
+
+
+@on_fast
+async def test_pings_beside_a_polling_session_have_a_rate_too(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(rate_limit_events="10/s")
+    polling = await Polling.connect(closing, running.url, "alice")
+    link = await probe(closing, running.url, polling.sid)
+    link.write(FLOODS["pings"])
+    opcodes: list[int] = []
+    while not opcodes or opcodes[-1] != CLOSE:
+        opcodes.append((await link.frame())[0])
+    assert len(opcodes) <= 1100
