@@ -168,9 +168,10 @@ class ProbeListener(Listener):
 
     def give_up(self) -> None:
         """Leave the client to its polling."""
-        if not self.socket.upgraded:
+        if not self.socket.upgraded and not self._transport.underlying_transport.is_closing():
             self._transport.send_close()
             self._transport.disconnect()
+            self.socket.timers.call_later(CLOSE_TIMEOUT, self._transport.disconnect, False)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone, and with it the upgrade, where it was not done."""
@@ -183,6 +184,8 @@ class ProbeListener(Listener):
         """More waits for the client than may."""
         if self.socket.upgraded:
             super().pause_writing()
+        else:
+            self._transport.disconnect(False)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Take one frame; of a client that has not moved over, only a message."""

@@ -272,7 +272,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
 
     def _give_up_upgrade(self, ws: Driver) -> None:
         if not self.upgraded:
-            _log.info("websocket upgrade not finished in time")
+            _log.info("websocket upgrade not finished")
             self.server.start_background_task(ws.close)
 
     async def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - python-engineio's signature
@@ -282,6 +282,8 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         await super().close(wait=False, abort=abort, reason=reason)
         if self.driver is not None:
             self.driver.close_code = self.close_code
+        if self.late_upgrade is not None:
+            self.late_upgrade.fire()  # a WebSocket that was to take over has nothing to come to
         self.cancel_timers()
         self.server.sockets.pop(self.sid, None)
         self.queue.put_nowait(None)  # lets the writer, or a waiting poll, end

@@ -1,6 +1,7 @@
 """What the engine closes in python-socketio, one sentence each; the doors' tests see the same from outside."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -9,7 +10,7 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from clients import Client, Packets, Polling
+from clients import Client, Packets, Polling, deaf_websocket
 from conftest import STEP, Running, eventually, make_settings, make_token
 from protocol import (
     CLOSE,
@@ -373,3 +374,46 @@ async def test_pings_beside_a_polling_session_have_a_rate_too(serve: Serve, clos
     while not opcodes or opcodes[-1] != CLOSE:
         opcodes.append((await link.frame())[0])
     assert len(opcodes) <= 1100
+
+
+@pytest.mark.parametrize("probed", [False, True])
+async def test_a_websocket_beside_a_polling_session_ends_with_it(
+    serve: Serve, closing: AsyncExitStack, *, probed: bool
+) -> None:
+    running = await serve()
+    polling = await Polling.connect(closing, running.url, "alice")
+    if probed:
+        link = await probe(closing, running.url, polling.sid)
+    else:
+        status, link = await WebSocket.upgrade(closing, running.url, f"EIO=4&transport=websocket&sid={polling.sid}")
+        assert status == 101
+    assert await polling.post("1") == 200
+    await link.ended()
+
+
+async def beside_polling(closing: AsyncExitStack, running: Running) -> socket.socket:
+    """Open a WebSocket for a polling session that has not moved over, and read nothing of it."""
+    polling = await Polling.start(closing, running.url)
+    return await deaf_websocket(closing, running.url, f"/socket.io/?EIO=4&transport=websocket&sid={polling.sid}")
+
+
+@on_fast
+async def test_little_waits_for_a_client_that_does_not_read_beside_its_polling(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve(max_send_buffer=65_536, rate_limit_events="100000/s", handshake_timeout=60)
+    raw = await beside_polling(closing, running)
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(raw, frame(PING, bytes(125)) * 100_000), STEP)
+
+
+@on_fast
+async def test_an_upgrade_that_is_given_up_ends_for_a_client_that_does_not_read(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve(max_send_buffer=50_000_000, rate_limit_events="100000/s")
+    raw = await beside_polling(closing, running)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(raw, frame(PING, bytes(125)) * 60_000 + frame(TEXT, b"bad"))
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(loop.sock_sendall(raw, bytes(100_000_000)), STEP)
