@@ -471,11 +471,16 @@ class FastSocket(Socket):
         await self.close(abort=True, reason=reason)
 
     def hang_up(self, code: int) -> None:
-        """Send WebSocket's close frame; the client has a time to answer it."""
-        if not self._hung_up and not self._transport.is_closing():
+        """Send WebSocket's close frame; the client has a time to answer it.
+
+        A connection that is closing already, such as one that the client has closed, has the same time to be gone: it
+        waits for what was sent before to be read.
+        """
+        if not self._hung_up:
             self.flush()
             self._hung_up = self.mute = True
-            self._wire.send_close(code)  # type: ignore[arg-type]  # takes any number
+            if not self._transport.is_closing():
+                self._wire.send_close(code)  # type: ignore[arg-type]  # takes any number
             self.timers.call_later(CLOSE_TIMEOUT, self._wire.disconnect, False)
 
     def on_close_frame(self, code: int) -> None:
@@ -487,7 +492,7 @@ class FastSocket(Socket):
 
     def on_gone(self) -> None:
         """The connection is gone."""
-        self.mute = True
+        self.mute = self._hung_up = True
         self._end(self.server.reason.TRANSPORT_CLOSE)
 
     def on_overflow(self) -> None:

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from clients import Client, Packets, Polling, deaf_websocket
+from clients import Client, Packets, Polling, client_frame, deaf_websocket
 from conftest import STEP, Running, eventually, make_settings, make_token
 from protocol import (
     CLOSE,
@@ -417,3 +417,22 @@ async def test_an_upgrade_that_is_given_up_ends_for_a_client_that_does_not_read(
     await loop.sock_sendall(raw, frame(PING, bytes(125)) * 60_000 + frame(TEXT, b"bad"))
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(loop.sock_sendall(raw, bytes(100_000_000)), STEP)
+
+
+@on_fast
+@pytest.mark.parametrize("last", [b"", frame(TEXT, b"2", reserved=4, masked=False)], ids=["its end", "a bad frame"])
+async def test_one_who_reads_nothing_and_ends_it_is_let_go_of(
+    serve: Serve, closing: AsyncExitStack, last: bytes
+) -> None:
+    running = await serve(max_send_buffer=50_000_000, ping_interval=0.3, ping_timeout=0.3)
+    loop = asyncio.get_running_loop()
+    raw = await deaf_websocket(closing, running.url, "/socket.io/?EIO=4&transport=websocket")
+    await loop.sock_sendall(raw, client_frame(f'40/ws/messages,{{"token":"{make_token("alice")}"}}'))
+    await eventually(lambda: running.gateway.presence.status("alice").online)
+    [session] = running.gateway._server.eio.sockets.values()
+    for _ in range(20):
+        await running.gateway.notify("alice", "much", "a" * 1_000_000)
+    await loop.sock_sendall(raw, last)
+    raw.shutdown(socket.SHUT_WR)
+    await eventually(lambda: not running.gateway._server.eio.sockets)
+    await eventually(lambda: session._transport.get_extra_info("socket").fileno() == -1)
