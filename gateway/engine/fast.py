@@ -21,7 +21,7 @@ from engineio.async_socket import AsyncSocket
 from engineio.exceptions import SocketIsClosedError, UnknownPacketError
 
 from gateway.engine.frames import binary_frame, text_frame
-from gateway.engine.outbound import CLOSE_TIMEOUT
+from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD
 from gateway.engine.socket import PACKET_TYPES, MalformedError, Socket, describe
 from gateway.engine.takeover import TakenOver, WSListener, WSMsgType, is_upgrade, take_over
 from gateway.errors import CloseCode
@@ -408,7 +408,7 @@ class FastSocket(Socket):
                 self._serve_from(waiting)
         else:
             self._held.append((data, text))
-            self._held_bytes += len(data)
+            self._held_bytes += ITEM_OVERHEAD + len(data)
             if self._held_bytes > self.server.max_http_buffer_size:
                 self._transport.pause_reading()
 
@@ -425,7 +425,7 @@ class FastSocket(Socket):
             waiting = None
             while held and waiting is None and not self.closing:
                 data, text = held.popleft()
-                self._held_bytes -= len(data)
+                self._held_bytes -= ITEM_OVERHEAD + len(data)
                 waiting = self._serve(data, text=text)
         self._held, self._held_bytes = None, 0
         if not self.closing and not self._transport.is_closing():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 ITEM_OVERHEAD = 200
-"""Bytes that a queued item takes besides its text."""
+"""Bytes that an item which waits takes besides its text."""
 
 
 CLOSE_TIMEOUT = 2.0

@@ -28,9 +28,11 @@ from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
 from gateway.app import create_app
+from gateway.auth import Identity
 from gateway.engine import json
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
+from gateway.errors import TokenInvalidError
 from gateway.presence.model import Beat, Profile
 
 Serve = Callable[..., Awaitable[Running]]
@@ -436,3 +438,26 @@ async def test_one_who_reads_nothing_and_ends_it_is_let_go_of(
     raw.shutdown(socket.SHUT_WR)
     await eventually(lambda: not running.gateway._server.eio.sockets)
     await eventually(lambda: session._transport.get_extra_info("socket").fileno() == -1)
+
+
+@on_fast
+async def test_empty_messages_that_wait_for_their_turn_are_bounded_too(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    verified = asyncio.Event()
+
+    async def identify(_token: str | None) -> Identity:
+        await verified.wait()
+        raise TokenInvalidError("no such token")
+
+    monkeypatch.setattr(running.gateway._authenticator, "identify", identify)
+    link = await WebSocket.open(closing, running.url)
+    await link.send("40/ws/messages,")
+    [session] = running.gateway._server.eio.sockets.values()
+    await eventually(lambda: session._held is not None)
+    link.write(frame(TEXT) * 200_000)
+    await eventually(lambda: not session._transport.is_reading())
+    assert len(session._held) < 200_000
+    verified.set()
+    await link.ended()
