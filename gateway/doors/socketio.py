@@ -14,6 +14,7 @@ from gateway.engine import json
 from gateway.engine.namespace import Namespace
 from gateway.errors import RefusedError
 from gateway.presence.model import Ending
+from gateway.requests import MalformedError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -113,7 +114,12 @@ class SocketIODoor(Namespace):
         """Answer a request as it came; see the port."""
         live = self._live[sid]
         answer = self._requests.answer_message(live, message)
-        return answer if acknowledged else self._complain_of(live, json.loads(message)[0], answer)
+        if acknowledged:
+            return answer
+        event, *_arguments = json.loads(message)  # which has not been looked at where the rate refused it
+        if not isinstance(event, str):
+            raise MalformedError("no name for an event")
+        return self._complain_of(live, event, answer)
 
     def _complain_of(
         self, live: LiveConnection, event: str, answer: Reply | Coroutine[Any, Any, Reply]

@@ -13,6 +13,7 @@ from base64 import b64decode
 from socket import IPPROTO_TCP, TCP_QUICKACK
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from aiohttp import web
 from picows import WSAutoPingStrategy, WSListener, WSMsgType
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its stubs
@@ -24,14 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["TakenOver", "WSListener", "WSMsgType", "is_upgrade", "take_over"]
 
+_log = structlog.get_logger(__name__)
+
 _HEAD = (
     b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: %b\r\n\r\n"
 )
 
 
-class _Silent:
-    """picows's logger: the gateway says itself what is worth a line, once and without what clients sent."""
+class _Logger:
+    """picows's logger: the gateway says itself what is worth a line, once and without what clients sent.
+
+    But for what fails in a listener: picows catches it.
+    """
 
     def isEnabledFor(self, _level: int) -> bool:  # noqa: N802 - the standard library's name
         return False
@@ -39,10 +45,14 @@ class _Silent:
     def log(self, *_arguments: object, **_options: object) -> None:
         pass
 
-    debug = info = warning = error = exception = log
+    debug = info = warning = error = log
+
+    def exception(self, message: str, *_arguments: object) -> None:
+        """A failure inside."""
+        _log.exception("picows", detail=message)
 
 
-_SILENT = _Silent()
+_LOGGER = _Logger()
 
 
 class TakenOver(web.StreamResponse):
@@ -95,7 +105,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         ws_path=None,
         is_client_side=False,
         ws_listener_factory=lambda _request: listener,
-        logger=_SILENT,
+        logger=_LOGGER,
         disconnect_on_exception=True,
         websocket_handshake_timeout=None,
         enable_auto_ping=False,

@@ -461,3 +461,34 @@ async def test_empty_messages_that_wait_for_their_turn_are_bounded_too(
     assert len(session._held) < 200_000
     verified.set()
     await link.ended()
+
+
+@pytest.mark.parametrize("data", ["[]", "[1]", '[{"a":1}]'])
+async def test_what_is_no_event_is_none_beyond_the_rate_either(
+    serve: Serve, closing: AsyncExitStack, data: str
+) -> None:
+    running = await serve(rate_limit_events="1/h")
+    client = await Packets.connect(closing, running.ws_url)
+    await client.ask("heartbeat", {})
+    with capture_logs() as logs:
+        await client.ws.send_str(f"42/ws/messages,{data}")
+        assert await client.closed() == 1000
+    assert client.heard == [("1", {})]
+    assert [line["event"] for line in logs if line["log_level"] != "debug"][:1] == ["malformed packet"]
+
+
+@on_fast
+async def test_what_fails_while_a_frame_is_read_is_logged(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    client = await Packets.connect(closing, running.ws_url)
+
+    def fail(*_arguments: object) -> None:
+        raise LookupError("a mistake of ours")
+
+    monkeypatch.setattr(running.gateway._requests, "answer_message", fail)
+    with capture_logs() as logs:
+        await client.ws.send_str('42/ws/messages,["heartbeat"]')
+        assert await client.closed() == 1011
+    assert [line["exc_info"] for line in logs if line["log_level"] == "error"] == [True]
