@@ -359,6 +359,8 @@ class FastSocket(Socket):
                 number = data[len(prefix) : start]
                 if start < 0 or (number and not number.isdigit()) or len(number) > _MAX_ACK_DIGITS:
                     return False
+                if self.packets.take(asyncio.get_running_loop().time()):
+                    return False  # the stock path closes the connection
                 try:
                     answer = namespace.on_message(sid, data[start:], acknowledged=bool(number))
                 except ValueError:

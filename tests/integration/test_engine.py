@@ -492,3 +492,13 @@ async def test_what_fails_while_a_frame_is_read_is_logged(
         await client.ws.send_str('42/ws/messages,["heartbeat"]')
         assert await client.closed() == 1011
     assert [line["exc_info"] for line in logs if line["log_level"] == "error"] == [True]
+
+
+@on_fast
+async def test_a_flood_that_is_read_in_one_turn_of_the_loop_is_not_answered_whole(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve(rate_limit_events="10/s")
+    await Packets.connect(closing, running.ws_url)
+    [session] = running.gateway._server.eio.sockets.values()
+    assert sum(session.serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)) <= 1100
