@@ -74,6 +74,8 @@ class SocketIODoor(Namespace):
             _log.info("refused", door="socketio", code=error.code, reason=str(error))
             self._counts.refuse("socketio", error.code)
             raise Refusal(str(error), error.told()) from None
+        except Refusal:
+            raise
         except Exception:
             _log.exception("a connection failed to open", door="socketio")
             self._counts.refuse("socketio", "INTERNAL")

@@ -116,10 +116,17 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
             await self.on_disconnect(*args)
 
     def peer(self, sid: str) -> SocketPeer:
-        """Reach a client of this namespace."""
+        """Reach a client of this namespace.
+
+        Raises:
+            socketio.exceptions.ConnectionRefusedError: it has left.
+        """
+        eio_sid = self.server.manager.eio_sid_from_sid(sid, self.namespace)
+        if not self.server.is_open(eio_sid):
+            raise socketio.exceptions.ConnectionRefusedError("the client has left")
         recovers = self._marking_codec is not None and (sid in self._returns or sid in self._sessions)
         codec = self._marking_codec if self._marking_codec is not None and recovers else self.codec
-        return SocketPeer(self.server, codec, self.server.manager.eio_sid_from_sid(sid, self.namespace))
+        return SocketPeer(self.server, codec, eio_sid)
 
     # Recovery
 

@@ -502,3 +502,29 @@ async def test_a_flood_that_is_read_in_one_turn_of_the_loop_is_not_answered_whol
     await Packets.connect(closing, running.ws_url)
     [session] = running.gateway._server.eio.sockets.values()
     assert sum(session.serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)) <= 1100
+
+
+@on_fast
+async def test_a_client_that_leaves_while_its_token_is_verified_is_no_error(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    gateway, asked, verified = running.gateway, asyncio.Event(), asyncio.Event()
+    identify = gateway._authenticator.identify
+
+    async def slowly(token: str | None) -> Identity:
+        asked.set()
+        await verified.wait()
+        return await identify(token)
+
+    monkeypatch.setattr(gateway._authenticator, "identify", slowly)
+    link = await WebSocket.open(closing, running.url)
+    await link.send(f'40/ws/messages,{{"token":"{make_token("alice")}"}}')
+    await asyncio.wait_for(asked.wait(), STEP)
+    await link.vanish()
+    await eventually(lambda: not gateway._server.eio.sockets)
+    with capture_logs() as logs:
+        verified.set()
+        await eventually(lambda: not gateway._server.manager.rooms)
+    assert [line for line in logs if line["log_level"] == "error"] == []
+    assert not any(gateway._counts.refused.values())
