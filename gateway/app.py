@@ -103,11 +103,16 @@ class Gateway:
         self._timers = TimerWheel(loop)
         self._counts = Counts()
         self._admission = Admission(settings.connect_rate, loop)
-        self._fanout = FanOut(loop, settings.presence_flush_interval, lambda: self._view.position)
         self._recovery = _recovery(settings, node, clock, self._bus, self._store, self._view, self._client)
-        listeners = [self._fanout.publish, self._hooks.publish]
-        if self._recovery is not None:  # first: what is told is there for those who are away
-            listeners.insert(0, self._recovery.history.publish)
+        interval = settings.presence_flush_interval
+        if self._recovery is None:
+            self._fanout = FanOut(loop, interval)
+            listeners = [self._fanout.publish, self._hooks.publish]
+        else:
+            history = self._recovery.history
+            self._fanout = FanOut(loop, interval, lambda: self._view.position, history.pass_over)
+            # What is told is there first for those who are away.
+            listeners = [history.publish, self._fanout.publish, self._hooks.publish]
         self._follower = Follower(self._store, self._view, listeners)
         self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
         self._connections = Connections(settings, self._tracker, self._view, self._fanout, self._timers)

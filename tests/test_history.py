@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import msgspec
 from conftest import TIMING, Clock
 
@@ -36,6 +38,39 @@ def test_changes_after_a_position_are_there_in_order_and_by_tenant(clock: Clock)
     [found] = history.since("t", 11) or []
     assert msgspec.json.decode(found.event or b"")[0] == "user-online"
     assert found.event is found.event
+
+
+def told(history: History, after: int, *silent: tuple[int, int]) -> list[int]:
+    return [each.position for each in history.told("t", after, history.since("t", after) or [], silent)]
+
+
+def test_what_nobody_was_told_is_passed_over_where_its_whole_is_missed(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(position, "bob", OFFLINE if position % 2 else ONLINE) for position in range(1, 11)])
+    history.pass_over("t", 2, 4)
+    history.pass_over("t", 6, 9)
+    history.pass_over("t", 4, 5)
+    history.pass_over("other", 0, 10)
+    assert told(history, 1) == [2, 6, 10]
+    assert told(history, 2) == [6, 10]
+    assert told(history, 3) == [4, 6, 10], "who was told of its beginning is told how it went on"
+    assert told(history, 7) == [8, 9, 10]
+    assert told(history, 1, (9, 10)) == [2, 6], "nor what was passed over elsewhere"
+    assert history.silent_until("t", 5) == (2, 5)
+    assert history.silent_until("t", 9) == (6, 9)
+    assert history.silent_until("t", 10) is None
+    assert history.silent_until("unknown", 4) is None
+
+
+def test_what_was_passed_over_is_forgotten_with_the_changes(clock: Clock) -> None:
+    history = History(clock, 1000, 3 * SIZE)
+    history.publish([change(1)])
+    history.pass_over("t", 0, 1)
+    history.publish([change(position) for position in range(2, 6)])
+    history.pass_over("t", 2, 4)
+    assert history._silent == {"t": deque([(2, 4)])}
+    history.forget(clock.advance(s=3600))
+    assert history._silent == {}
 
 
 def test_what_is_too_old_goes_and_a_quiet_tenant_misses_nothing_by_it(clock: Clock) -> None:

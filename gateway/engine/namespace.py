@@ -208,7 +208,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         code = _NO_CODE if socket is None else socket.close_code
         lost = reason in _LOSSES or (socket is not None and socket.lost)
         if code == CloseCode.GOING_AWAY or (code == _NO_CODE and lost):
-            self.recovery.sessions.lose(session)
+            self.recovery.lose(session, self.told(sid))
         else:
             self.recovery.sessions.end(session)
 

@@ -78,9 +78,11 @@ class Audience:
 
     Args:
         position: of the log, up to where whoever joins first is told by what they read.
+        pass_over: called with two positions where nothing is told of what came between them.
     """
 
-    def __init__(self, position: int = 0) -> None:
+    def __init__(self, position: int = 0, pass_over: Callable[[int, int], None] = lambda _after, _to: None) -> None:
+        self._pass_over = pass_over
         self.position = position
         """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
@@ -152,12 +154,14 @@ class Audience:
 
     def _encode(self, codec: Codec, start: int, *, told: bool) -> Batch | None:
         changes = net_changes(self.pending[start:])
-        if not changes:
-            return None
         if not told:
-            return codec.encode(changes)
+            return codec.encode(changes) if changes else None
         after = self.pending[start - 1].position if start else self.position
-        return cast("MarkingCodec", codec).encode_told(changes, after, self.pending[-1].position)
+        to = self.pending[-1].position
+        if changes:
+            return cast("MarkingCodec", codec).encode_told(changes, after, to)
+        self._pass_over(after, to)
+        return None
 
 
 class FanOut:
@@ -168,6 +172,8 @@ class FanOut:
         interval: seconds that changes of one audience are gathered for. The first change after a quiet interval
             goes out at once.
         position: up to where this node has followed the log.
+        pass_over: called with a tenant and two positions where those who can recover are told nothing of what came
+            between them.
         stopwatch: seconds on a clock that goes on within one turn of the loop, as the loop's own may not.
     """
 
@@ -176,12 +182,14 @@ class FanOut:
         scheduler: Scheduler,
         interval: float,
         position: Callable[[], int] = lambda: 0,
+        pass_over: Callable[[str, int, int], None] = lambda _tenant, _after, _to: None,
         *,
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._scheduler = scheduler
         self._interval = interval
         self._position = position
+        self._pass_over = pass_over
         self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
 
@@ -189,7 +197,7 @@ class FanOut:
         """Let a member hear of the tenant's changes that are published from now on."""
         audience = self._audiences.get(tenant)
         if audience is None:
-            audience = self._audiences[tenant] = Audience(self._position())
+            audience = self._audiences[tenant] = Audience(self._position(), partial(self._pass_over, tenant))
         audience.join(member)
         return audience
 

@@ -11,10 +11,13 @@ from gateway.presence.model import Transition
 from gateway.presence.view import RESYNCHRONISED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gateway.presence.store import Store
     from gateway.presence.view import View
+
+Span = tuple[int, int]
+"""A part of the log: what comes after a position, up to another."""
 
 SIZE = 1024
 """Bytes that one change takes, about, besides what the last heartbeat said."""
@@ -70,6 +73,8 @@ class History:
         self._end = 0
         self._forgotten: dict[str, int] = {}
         """The position of each tenant's last change that is kept no more."""
+        self._silent: dict[str, deque[Span]] = {}
+        """What nobody was told, by tenant: changes that were over before they were told."""
         self._left: dict[tuple[str, str], int] = {}
         """When users went offline, in that order."""
 
@@ -95,6 +100,42 @@ class History:
                 self._left[user] = now
         self.forget(now)
 
+    def pass_over(self, tenant: str, after: int, to: int) -> None:
+        """Take note that whoever had been told up to `after` was told nothing of what came then up to `to`.
+
+        It was done and undone within a flush; an answer may have shown what it came to.
+        """
+        self._silent.setdefault(tenant, deque()).append((after, to))
+
+    def silent_until(self, tenant: str, position: int) -> Span | None:
+        """The span of the log that ends at `position` and that its members were told nothing of; None for none."""
+        begin = position
+        for after, to in sorted(self._silent.get(tenant, ()), reverse=True):
+            if to == begin:
+                begin = after
+        return (begin, position) if begin < position else None
+
+    def told(self, tenant: str, position: int, changes: Iterable[Change], silent: Sequence[Span] = ()) -> list[Change]:
+        """Of changes after a position, in their order, those that whoever was there has been told of.
+
+        Args:
+            tenant: whose.
+            position: up to where they are known already.
+            changes: those after it.
+            silent: what nobody was told elsewhere.
+        """
+        # Who was told of the first of them may know no more: then the rest is none to be passed over.
+        spans = sorted(span for span in (*self._silent.get(tenant, ()), *silent) if span[0] >= position)
+        found: list[Change] = []
+        begun, end = 0, 0
+        for change in changes:
+            while begun < len(spans) and spans[begun][0] < change.position:
+                end = max(end, spans[begun][1])
+                begun += 1
+            if change.position > end:
+                found.append(change)
+        return found
+
     def forget(self, now: int) -> None:
         """Let go of what is too old at `now`, or too much."""
         while self._order:
@@ -104,6 +145,7 @@ class History:
             tenant, oldest = self._order.popleft(), changes.popleft()
             self.size -= oldest.size
             self._forgotten[tenant] = oldest.position
+            self._forget_silent(tenant, oldest.position)
             if not changes:
                 del self._by_tenant[tenant]
         while self._left and now - next(iter(self._left.values())) > self._horizon:
@@ -135,8 +177,16 @@ class History:
         """Whether a user who is offline went so within the time that is kept."""
         return (tenant, user_id) in self._left
 
+    def _forget_silent(self, tenant: str, position: int) -> None:
+        spans = self._silent.get(tenant)
+        while spans and spans[0][1] <= position:
+            spans.popleft()
+        if spans is not None and not spans:
+            del self._silent[tenant]
+
     def _begin_anew(self, position: int) -> None:
         self._by_tenant.clear()
+        self._silent.clear()
         self._order.clear()
         self._forgotten.clear()
         self.size = 0

@@ -187,6 +187,11 @@ class Recovery:
         offset = found.offset._replace(node=self.node)
         return session, Recovered(offset, session.rooms, missed, replaced)
 
+    def lose(self, session: Session, told: int) -> None:
+        """Keep the session of a client that was lost, which had been told up to a position of the log."""
+        session.silent = self.history.silent_until(session.owner[0], told)
+        self.sessions.lose(session)
+
     async def run(self) -> None:
         """Let go of what is too old, and let other nodes find sessions, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
@@ -316,21 +321,22 @@ class Recovery:
         if found.reached is None:
             changes = self.history.since(tenant, offset.log)
         else:
-            later = self.history.since(tenant, found.reached, known=True)
+            since = self.history.since(tenant, found.reached, known=True)
             # What was read, and this node has not published yet, is told as it comes.
             known = [change for change in found.changes if change.position <= self._view.position]
-            changes = None if later is None else known + later
+            changes = None if since is None else known + since
         if changes is None:
             return None
         missed: list[tuple[int, int, int, bytes]] = []
+        position = max(offset.log, offset.to)
+        silent = found.session.silent
+        later = self.history.told(
+            tenant, position, (change for change in changes if change.position > position), [silent] if silent else []
+        )
         if offset.to:
             batch = net_changes(change.transition for change in changes if change.position <= offset.to)
             for heard, event in enumerate(batch[offset.heard :], offset.heard + 1):
                 to = offset.to if heard < len(batch) else 0
                 missed.append((offset.to, to, heard if to else 0, encode(event)))
-        missed += [
-            (change.position, 0, 0, text)
-            for change in changes
-            if change.position > offset.to and (text := change.event) is not None
-        ]
+        missed += [(change.position, 0, 0, text) for change in later if (text := change.event) is not None]
         return missed

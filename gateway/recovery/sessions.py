@@ -28,6 +28,8 @@ class Session(msgspec.Struct):
     sid: str
     """The connection's name in the namespace."""
     rooms: list[RoomName] = []
+    silent: tuple[int, int] | None = None
+    """Of a lost one: the part of the presence log that its node told nobody of, up to where it had told its client."""
 
     @property
     def size(self) -> int:

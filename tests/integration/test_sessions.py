@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from clients import NAMESPACE, Client, Packets, Plain
+from clients import NAMESPACE, Client, Packets, Plain, abort
 from conftest import STEP, Running, eventually, make_token
 from redis_servers import fresh_prefix
 
@@ -107,6 +107,33 @@ async def test_a_client_is_back_before_the_server_knows_that_it_was_lost(
     assert await again.event() == ["said", 3]
     assert await eventually(lambda: len(running.gateway._recovery.sessions) == 1)  # type: ignore[union-attr]
     assert len(running.gateway._connections) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_was_over_before_it_was_told_is_not_told_later_either(
+    serve: Serve, closing: AsyncExitStack, engine: str, redis_url: str, *, elsewhere: bool
+) -> None:
+    shared = {"gateway_engine": engine, "presence_flush_interval": 0.2}
+    shared |= {"redis_url": redis_url, "redis_prefix": fresh_prefix()} if elsewhere else {}
+    running = await serve(**shared)
+    next_to_it = await serve(**shared) if elsewhere else running
+    presence = running.gateway.presence
+    tab = await Tab.open(closing, running)
+    await presence.set_online("bob")
+    while (await tab.event())[1].get("userId") != "bob":  # from now on an interval gathers
+        pass
+    await presence.set_offline("bob")
+    await presence.set_online("bob")
+    await tab.packets.ws.send_str(f'42{NAMESPACE},1["check-user-status",{{"userId":"bob"}}]')
+    answer = await tab.packets.packet(f"43{NAMESPACE},1")
+    assert json.loads(answer[answer.index("[") :])[0]["data"]["version"] == 3
+    abort(tab.packets.ws)
+    await eventually(lambda: not running.gateway._connections)
+    await presence.set_online("carol")
+    await asyncio.sleep(0.3)  # what another node gathers is over
+    again = await tab.back(closing, next_to_it)
+    assert again.pid == tab.pid
+    assert (await again.event())[1]["userId"] == "carol"
 
 
 async def test_a_batch_that_was_heard_in_part_goes_on_where_it_broke(
