@@ -288,8 +288,7 @@ class Connections:
         Raises:
             RateLimitedError: it is over its rate. One that goes on all the same is closed.
         """
-        wait = live.limiter.take(now / 1000)
-        if not wait:
+        if not (wait := live.limiter.take(now / 1000)):
             return
         rate: Rate = self._settings.rate_limit_events
         if live.patience.take(now / 1000):

@@ -50,22 +50,22 @@ class TokenBucket:
         self._tokens = float(rate.count)
         self._at = now
 
-    def take(self, now: float) -> float:
-        """Take one token.
+    def take(self, now: float, tokens: int = 1) -> float:
+        """Take a token, or several at once.
 
         Returns:
-            0 where there was one; otherwise nothing is taken, and it is the seconds until there will be.
+            0 where they were there; otherwise nothing is taken, and it is the seconds until they will be.
         """
-        tokens = self._tokens
+        there = self._tokens
         if now > self._at:
-            tokens += (now - self._at) * self._per_second
+            there += (now - self._at) * self._per_second
             self._at = now
-            tokens = min(tokens, self._count)
-        if tokens >= 1:
-            self._tokens = tokens - 1
+            there = min(there, self._count)
+        if there >= tokens:
+            self._tokens = there - tokens
             return 0.0
-        self._tokens = tokens
-        return (1 - tokens) / self._per_second
+        self._tokens = there
+        return (tokens - there) / self._per_second
 
 
 _Key = TypeVar("_Key", bound="Hashable")

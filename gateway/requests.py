@@ -249,17 +249,12 @@ class Requests:
         return prepared
 
     def _run(
-        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int
+        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int, *, counts: bool = True
     ) -> Reply | Coroutine[Any, Any, Reply]:
-        if request.counts:
+        if request.counts and counts:
             waiting = self._connections.active(live.identity, now)
             if waiting is not None:
                 return self._answer_after(waiting, live, request, valid, now)
-        return self._handle(live, request, valid, now)
-
-    def _handle(
-        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int
-    ) -> Reply | Coroutine[Any, Any, Reply]:
         body = request.handler(live, valid, now)
         if type(body) is CoroutineType:
             return self._answer_by(body, live, request)
@@ -272,7 +267,7 @@ class Requests:
     ) -> Reply:
         try:
             await waiting
-            answer = self._handle(live, request, valid, now)
+            answer = self._run(live, request, valid, now, counts=False)
         except Exception as error:
             return self._failed(error, live, request.answer)
         return await answer if isinstance(answer, Coroutine) else answer
@@ -323,12 +318,12 @@ class Requests:
         active_at = self._tracker.touch(identity.tenant, identity.user_id, now) if beat.meta is None else None
         if active_at is None:
             return self._beat(identity, encode_meta(beat.meta), now)
-        return wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at))
+        return wire.encoded_heartbeat_ack(now, active_at)
 
     async def _beat(self, identity: Identity, meta_json: bytes | None, now: int) -> Encodable:
         await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta_json))
         active_at = self._view.status(identity.tenant, identity.user_id).active_at
-        return wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at or now))
+        return wire.encoded_heartbeat_ack(now, active_at or now)
 
     async def _refresh(self, live: LiveConnection, request: wire.RefreshToken, _now: int) -> Encodable:
         try:

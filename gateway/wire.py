@@ -425,6 +425,14 @@ def encoded_status_at(status: model.UserStatus, now: int) -> msgspec.Raw:
     return msgspec.Raw(b'%b,"timestamp":"%b"}' % (encoded[:-1], timestamp(now).encode()))
 
 
+def encoded_heartbeat_ack(now: int, active_at: int) -> msgspec.Raw:
+    """`HeartbeatAck`, as JSON."""
+    text = timestamp(now).encode()
+    return msgspec.Raw(
+        b'{"timestamp":"%b","lastActive":"%b"}' % (text, text if active_at == now else timestamp(active_at).encode())
+    )
+
+
 def encoded_statuses(statuses: Iterable[model.UserStatus], now: int) -> msgspec.Raw:
     """`UserStatuses`, as JSON."""
     encoded = b",".join([status.__dict__.get("encoded") or encoded_status(status) for status in statuses])

@@ -192,7 +192,7 @@ def test_tenants_are_apart() -> None:
 def test_a_touch_shows_at_once_and_the_log_that_tells_of_it_later_changes_nothing() -> None:
     view = View()
     view.apply([change(1, user())])
-    view.touch(view.status("acme", "alice"), 50)
+    assert view.touch("acme", "alice", 50, 100) == 50
     touched = msgspec.structs.replace(user(), active_at=50)
     assert (view.status("acme", "alice"), view.online("acme")) == (touched, [touched])
     view.apply([activity(2, active_at=50), activity(3, active_at=20)])
@@ -202,7 +202,7 @@ def test_a_touch_shows_at_once_and_the_log_that_tells_of_it_later_changes_nothin
 def test_a_transition_that_knows_only_of_earlier_activity_does_not_take_a_touch_back() -> None:
     view = View()
     view.apply([change(1, user())])
-    view.touch(view.status("acme", "alice"), 50)
+    assert view.touch("acme", "alice", 50, 100) == 50
     news = view.apply([change(2, user(status=OFFLINE, version=2), ONLINE)])
     assert view.status("acme", "alice") == msgspec.structs.replace(user(status=OFFLINE, version=2), active_at=50)
     assert [transition.now.version for transition in news] == [2]

@@ -71,8 +71,10 @@ class SteadyClock:
         if not self._set_by_another and (measured := self._wall() - monotonic) > ahead:
             self._ahead = ahead = measured
         now = (monotonic + ahead) // 1_000_000
-        self._last = max(self._last, now)
-        return self._last
+        if now <= self._last:
+            return self._last
+        self._last = now
+        return now
 
     def set_by(self, theirs: int, asked_at: int) -> None:
         """Go by another clock from now on; see `Clock`."""

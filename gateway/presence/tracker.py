@@ -12,7 +12,7 @@ import structlog
 
 from gateway.errors import LeaseLostError, StoreUnavailableError
 from gateway.presence.clock import follow
-from gateway.presence.model import Beat, Ending, Status
+from gateway.presence.model import Beat, Ending
 from gateway.presence.store import OUTAGE, Commit
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Tracker:
         self._clock = clock
         self._store = store
         self._follower = follower
+        self._view = follower.view
         self._connections: dict[str, Connection] = {}
         """Those that live, which are those that the store is to know."""
         self._late: dict[tuple[str, str], _Late] = {}
@@ -138,15 +139,11 @@ class Tracker:
             When the user was last active, which is now or later; None where nothing was recorded, because activity
             may change more: that is a `beat`.
         """
-        status = self._follower.view.status(tenant, user_id)
-        active_at = status.active_at
-        if status.status is not Status.ONLINE or active_at is None or now - active_at >= self._touchable:
-            return None
-        if now > active_at:
+        active_at = self._view.touch(tenant, user_id, now, self._touchable)
+        if active_at == now:
             if not self._touched:
                 self._touched_since = now
-            self._touched[tenant, user_id] = active_at = now
-            self._follower.view.touch(status, now)
+            self._touched[tenant, user_id] = now
         return active_at
 
     async def beat(self, beat: Beat) -> Commit:

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import msgspec
 from sortedcontainers import SortedSet
 
-from gateway.presence.model import Activity, Entry, Transition, UserStatus, latest
+from gateway.presence.model import Activity, Entry, Status, Transition, UserStatus, latest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gateway.presence.store import Snapshot
 
 RESYNCHRONISED = "resynchronised"
 """The reason of a transition that a snapshot brought: the net change between what was known and what is."""
 
-_NOBODY: Mapping[str, UserStatus] = {}
+_NOBODY: dict[str, UserStatus] = {}
+_replace = msgspec.structs.replace
 
 
 class View:
@@ -99,9 +100,24 @@ class View:
             self.position = max(self.position, entry.position)
         return news
 
-    def touch(self, status: UserStatus, at: int) -> None:
-        """Show activity of a user that the log will tell of soon; `status` is what is known of them."""
-        self._statuses[status.tenant][status.user_id] = msgspec.structs.replace(status, active_at=at)
+    def touch(self, tenant: str, user_id: str, now: int, within: int) -> int | None:
+        """Show activity of a user that the log will tell of soon.
+
+        Returns:
+            When the user was last active, which is now or later; None for one who is not online, or has not been
+            active within so many milliseconds: then nothing is shown.
+        """
+        users = self._statuses.get(tenant, _NOBODY)
+        status = users.get(user_id)
+        if status is None or status.status is not Status.ONLINE:
+            return None
+        active_at = status.active_at
+        if active_at is None or now - active_at >= within:
+            return None
+        if now <= active_at:
+            return active_at
+        users[user_id] = _replace(status, active_at=now)
+        return now
 
     def _put(self, status: UserStatus) -> None:
         users = self._statuses.get(status.tenant)

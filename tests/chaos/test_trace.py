@@ -257,6 +257,16 @@ def test_where_clocks_are_wrong_it_counts_when_it_was_heard() -> None:
     assert rules(facts(trace, skewed=True).false_offlines(trace)) == [Rule.FALSE_OFFLINE]
 
 
+def test_what_a_client_missed_while_it_was_away_was_committed_meanwhile() -> None:
+    away = [up(0), Lost(4900, "w", ""), up(7000)]
+    trace = [up(0, "a/0"), Left(5000, "a/0"), up(5600, "a/0"), *away, heard(7100, 2, "offline")]
+    assert rules(facts(trace, skewed=True).false_offlines(trace)) == []
+    trace[-1] = Heard(7100, "w", "user-offline", "a", 2, "offline", WALL + 5000)
+    assert rules(facts(trace).false_offlines(trace)) == []
+    trace[-1] = Heard(7100, "w", "user-offline", "a", 2, "offline", WALL + 6000)
+    assert rules(facts(trace).false_offlines(trace)) == [Rule.FALSE_OFFLINE]
+
+
 # Who was gone
 
 

@@ -246,13 +246,23 @@ class Facts(msgspec.Struct, frozen=True):
     def _committed(self, heard: Heard) -> Interval:
         """Within when an event that was first heard now was committed."""
         stamp = heard.stamp - self.wall
-        if not self.skewed and heard.at - HEARING <= stamp <= heard.at + PRECISION:
+        begin = min(heard.at, self._deaf_since(heard)) - HEARING
+        if not self.skewed and begin <= stamp <= heard.at + PRECISION:
             return stamp - PRECISION, stamp + PRECISION
-        begin = heard.at - HEARING
         for outage in self.outages:  # nobody could hear what was committed just before
             if outage.begin <= heard.at and begin <= outage.end + RECOVERY:
                 begin = min(begin, outage.begin - HEARING)
         return begin, heard.at
+
+    def _deaf_since(self, heard: Heard) -> float:
+        """When a client was lost that has just come back, and is told what it missed; otherwise now."""
+        mine = sorted(
+            (one for one in self.sessions if one.client == heard.client and one.begin <= heard.at),
+            key=lambda one: one.begin,
+        )
+        if len(mine) > 1 and heard.at - mine[-1].begin <= HEARING:
+            return mine[-2].end
+        return heard.at
 
     # Who was surely gone
 

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import takewhile
 from typing import Any
 
 import aiohttp
@@ -501,7 +502,8 @@ async def test_a_flood_that_is_read_in_one_turn_of_the_loop_is_not_answered_whol
     running = await serve(rate_limit_events="10/s")
     await Packets.connect(closing, running.ws_url)
     [session] = running.gateway._server.eio.sockets.values()
-    assert sum(session.serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)) <= 1100
+    served = takewhile(bool, (session.serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)))
+    assert len(list(served)) <= 1100  # what is not is left to the stock path, and all behind it waits
 
 
 @on_fast
