@@ -184,8 +184,13 @@ class Recovery:
         replaced = was.sid if self.sessions.is_live(was) else None
         session = Session(was.pid, namespace, owner, sid, list(was.rooms))
         self.sessions.begin(session)
-        offset = found.offset._replace(node=self.node)
-        return session, Recovered(offset, session.rooms, missed, replaced)
+        # With the last of it a client has been told all, also what it was not to be told.
+        offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
+        if presence:
+            now = now._replace(log=max(found.offset.log, self._view.position))
+        if missed:
+            missed[-1] = (str(now), missed[-1][1])
+        return session, Recovered(offset if missed else now, session.rooms, missed, replaced)
 
     def lose(self, session: Session, told: int) -> None:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
