@@ -87,6 +87,8 @@ class LiveConnection:
         self.resumed = False
         self.limiter = limiter
         self.patience = patience
+        self.flooded = False
+        """Whether it is about to be closed for its requests."""
         self.expiry: Timer | None = None
         self.audience: Audience | None = None
         """Whose changes it hears of, from its greeting on."""
@@ -291,7 +293,8 @@ class Connections:
         if not (wait := live.limiter.take(now / 1000)):
             return
         rate: Rate = self._settings.rate_limit_events
-        if live.patience.take(now / 1000):
+        if live.patience.take(now / 1000) and not live.flooded:
+            live.flooded = True
             self._end_soon(live, Ending.FLOODED)
         raise RateLimitedError(f"more than {rate.count} requests in {rate.seconds:g} s on this connection", wait)
 
