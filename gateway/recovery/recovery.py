@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import structlog
@@ -33,6 +33,10 @@ PATIENCE = 1.0
 
 POLL = 0.01
 """Seconds between looks whether it has."""
+
+SINGLY = 100
+"""Changes of presence that a client is told one by one; what is more than that it is told as its net effect, as whoever
+stayed was told by flushes. Past it, thousands who come back at once would each be told of all others' absence."""
 
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
@@ -278,11 +282,9 @@ class Recovery:
         waiting = iter(changes)
         change = next(waiting, None)
         for event in (*events, None):
-            while change is not None and (event is None or change[0] <= event.log):
-                position, to, heard, text = change
-                # Within a batch, what it begins behind stays.
-                told = told._replace(log=offset.log if to else position, to=to, heard=heard)
-                missed.append((str(told), text))
+            while change is not None and (event is None or change.position <= event.log):
+                told = told._replace(log=change.log, to=change.to, heard=change.heard)
+                missed.append((str(told), change.text))
                 change = next(waiting, None)
             if event is not None:
                 told = told._replace(mark=self._mark_after(event, offset.mark))
@@ -315,13 +317,8 @@ class Recovery:
         ]
         return None if any(event.text is None for event in early) else early + events
 
-    def _changes(self, found: Return) -> list[tuple[int, int, int, bytes]] | None:
-        """The presence events that a client missed.
-
-        Returns:
-            Of each where it stands, where the batch ends that it is in, its number there, and its text; None where
-            they are kept no more.
-        """
+    def _changes(self, found: Return) -> list[_Told] | None:
+        """The presence events that a client missed; None where they are kept no more."""
         tenant, offset = found.session.owner[0], found.offset
         if found.reached is None:
             changes = self.history.since(tenant, offset.log)
@@ -332,16 +329,36 @@ class Recovery:
             changes = None if since is None else known + since
         if changes is None:
             return None
-        missed: list[tuple[int, int, int, bytes]] = []
+        begun = [change for change in changes if change.position <= offset.to]
+        later = changes[len(begun) :]
+        missed = _batch(begun, offset.log, offset.to, offset.heard) if offset.to else []
         position = max(offset.log, offset.to)
-        silent = found.session.silent
-        later = self.history.told(
-            tenant, position, (change for change in changes if change.position > position), [silent] if silent else []
-        )
-        if offset.to:
-            batch = net_changes(change.transition for change in changes if change.position <= offset.to)
-            for heard, event in enumerate(batch[offset.heard :], offset.heard + 1):
-                to = offset.to if heard < len(batch) else 0
-                missed.append((offset.to, to, heard if to else 0, encode(event)))
-        missed += [(change.position, 0, 0, text) for change in later if (text := change.event) is not None]
-        return missed
+        if len(later) > SINGLY:
+            return missed + _batch(later, position, later[-1].position)
+        silent = [] if found.session.silent is None else [found.session.silent]
+        told = self.history.told(tenant, position, later, silent)
+        return missed + [_Told(change.position, text=text) for change in told if (text := change.event) is not None]
+
+
+class _Told(NamedTuple):
+    """A presence event, and up to where on the log a client has been told with it."""
+
+    log: int
+    to: int = 0
+    heard: int = 0
+    """The last two as an `Offset` has them."""
+    text: bytes = b""
+
+    @property
+    def position(self) -> int:
+        """Where it stands among other events."""
+        return self.to or self.log
+
+
+def _batch(changes: Sequence[Change], after: int, to: int, heard: int = 0) -> list[_Told]:
+    """The net effect of changes behind a position, up to another, but for what has been heard of it."""
+    events = net_changes(change.transition for change in changes)
+    told = [_Told(after, to, number, encode(event)) for number, event in enumerate(events, 1)]
+    if told:
+        told[-1] = _Told(to, text=told[-1].text)
+    return told[heard:]

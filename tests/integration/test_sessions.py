@@ -17,6 +17,7 @@ from redis_servers import fresh_prefix
 
 from gateway.engine.namespace import EventCodec, MarkingCodec
 from gateway.presence.model import Ending
+from gateway.recovery import recovery
 from gateway.recovery.offsets import Offset
 
 Serve = Callable[..., Awaitable[Running]]
@@ -186,6 +187,30 @@ async def test_a_batch_that_was_heard_in_part_goes_on_where_it_broke(
     assert [await tab.event(), await tab.event()] == [whole[2], last]
     await running.gateway.notify("alice", "notification", "the next")
     assert await tab.event() == ["notification", "the next"]
+
+
+async def test_very_many_changes_come_as_their_net_effect(
+    serve: Serve, closing: AsyncExitStack, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "SINGLY", 6)
+    running = await serve(gateway_engine=engine, presence_offline_grace=30)
+    presence = running.gateway.presence
+    tab = await Tab.open(closing, running)
+    abort(tab.packets.ws)
+    await eventually(lambda: not running.gateway._connections)
+    for user in ("bob", "carol", "erin"):
+        await presence.set_online(user)
+        await presence.set_offline(user)
+    few = await tab.back(closing, running)
+    assert [(await few.event())[1]["userId"] for _ in range(6)] == ["bob", "bob", "carol", "carol", "erin", "erin"]
+    await presence.set_online("bob")
+    await presence.set_online("dave")
+    many = await tab.back(closing, running)
+    assert [(await many.event())[1]["userId"] for _ in range(1)] == ["bob"]
+    again = await many.back(closing, running)  # it broke in the middle
+    assert [(await again.event())[1]["userId"] for _ in range(1)] == ["dave"]
+    await presence.set_offline("dave")
+    assert (await again.event())[0] == "user-offline"
 
 
 async def test_what_a_client_sends_as_an_offset_costs_it_its_session_and_nothing_else(
