@@ -107,6 +107,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help=f"which of {' '.join(PARTS)} (all)")
     parser.add_argument("--quick", action="store_true", help="a look within a minute: fewer of everything, one round")
     parser.add_argument("--no-storms", dest="storms", action="store_false", help="neither join nor rejoin storm")
+    parser.add_argument("--browsers", action="store_true", help="clients say that they are, and can recover")
     parser.add_argument("--no-limits", dest="limits", action="store_false", help="measure only; exit with 0")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the results go, as JSON, and beside it SVG")
     return parser
@@ -208,6 +209,7 @@ class Benchmark:
                 pid, port = stack.enter_context(running(server, self._cores[0]))
                 quiet = not (server.storms and options.storms)
                 arguments = ["--collect"] * server.collects + ["--quiet"] * quiet
+                arguments += ["--browsers"] * self._options.browsers
                 load = _load(server.name, pid, port, self._cores[1], options.connections, options.seconds, arguments)
                 loads.append((server, stack.enter_context(load)))
             for operation in (operations.ALONE, operations.ENTER, *operations.STEADY, operations.LEAVE):

@@ -19,8 +19,9 @@ NAMESPACE = "/ws/messages"
 
 _UPGRADE = (
     "GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\n"
-    "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{agent}\r\n"
 )
+_BROWSER = "User-Agent: Mozilla/5.0\r\n"
 _TEXT, _CLOSE = 0x81, 0x88
 _MASKED, _LENGTH_16, _LENGTH_64 = 0x80, 126, 127
 _BIND_WITHOUT_PORT = 24  # IP_BIND_ADDRESS_NO_PORT: the port is chosen when it is known where to
@@ -98,6 +99,8 @@ class Client(asyncio.Protocol):
         host: str = "127.0.0.1",
         receive_buffer: int | None = None,
         source: str | None = None,
+        *,
+        browser: bool = False,
     ) -> Client:
         """Connect, and wait until the server has greeted the user.
 
@@ -109,6 +112,7 @@ class Client(asyncio.Protocol):
             host: the server's address.
             receive_buffer: bytes that the system holds for a client that does not read; None leaves it to the system.
             source: the address that it comes from; None leaves it to the system.
+            browser: say that it is one, which the gateway lets recover its connection.
 
         Raises:
             ClientError: it does not let the user in.
@@ -124,7 +128,7 @@ class Client(asyncio.Protocol):
             own.bind((source, 0))
         await loop.sock_connect(own, (host, port))
         transport, client = await loop.create_connection(lambda: cls(token, on_answer, on_event), sock=own)
-        transport.write(_UPGRADE.format(host=host, port=port).encode())
+        transport.write(_UPGRADE.format(host=host, port=port, agent=_BROWSER if browser else "").encode())
         await client.ready
         return client
 

@@ -77,9 +77,20 @@ class Load:
         seconds: how long each operation runs.
         collect: whether the server collects its garbage at SIGUSR2.
         quiet: whether the server is asked to tell nobody of who joins, and joining is not measured.
+        browsers: whether clients say that they are browsers.
     """
 
-    def __init__(self, server: int, port: int, connections: int, seconds: float, *, collect: bool, quiet: bool) -> None:
+    def __init__(
+        self,
+        server: int,
+        port: int,
+        connections: int,
+        seconds: float,
+        *,
+        collect: bool = False,
+        quiet: bool = False,
+        browsers: bool = False,
+    ) -> None:
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._results: dict[str, dict[str, float]] = {}
         self._warm: set[str] = set()
@@ -88,6 +99,7 @@ class Load:
         self._server = server
         self._collect = collect
         self._quiet = quiet
+        self._browsers = browsers
         self._port = port
         self._names = [f"user-{number}" for number in range(connections)]
         self._seconds = seconds
@@ -197,7 +209,9 @@ class Load:
         visits = round(self._seconds * _VISITS_PER_SECOND)
         for _ in range(visits):
             token = make_token(_GUEST, tenant="guests")
-            guest = await Client.open(self._port, token, self._answered, self._told, source=_GUESTS_FROM)
+            guest = await Client.open(
+                self._port, token, self._answered, self._told, source=_GUESTS_FROM, browser=self._browsers
+            )
             await guest.say_goodbye()
         return visits
 
@@ -312,7 +326,7 @@ class Load:
     async def _open(self, name: str, **claims: object) -> Client:
         # Always a new token, as a cache of verified ones would see it.
         token = make_token(name, **claims)
-        return await Client.open(self._port, token, self._answered, self._told)
+        return await Client.open(self._port, token, self._answered, self._told, browser=self._browsers)
 
     def _all_hear(self, event: str) -> asyncio.Future[Any]:
         self._event = event_start(event)
@@ -377,7 +391,7 @@ async def serve(load: Load) -> None:
 
 async def _main(options: argparse.Namespace) -> None:
     numbers = (options.server, options.port, options.connections, options.seconds)
-    await serve(Load(*numbers, collect=options.collect, quiet=options.quiet))
+    await serve(Load(*numbers, collect=options.collect, quiet=options.quiet, browsers=options.browsers))
 
 
 if __name__ == "__main__":
@@ -390,4 +404,5 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--collect", action="store_true")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--browsers", action="store_true")
     uvloop.run(_main(parser.parse_args()))
