@@ -331,7 +331,12 @@ class FastSocket(Socket):
         transport = self._transport
         if transport.is_closing():  # and has perhaps given its file back already, to somebody else's connection
             return
-        if self._file >= 0 and not transport.get_write_buffer_size():
+        waiting = transport.get_write_buffer_size()
+        if waiting:
+            if waiting + len(frames) > self.max_send_buffer:  # before it is held: the bound is one
+                self.on_overflow()
+                return
+        elif self._file >= 0:
             try:
                 sent = os.write(self._file, frames)
             except BlockingIOError:

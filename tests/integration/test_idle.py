@@ -152,7 +152,8 @@ async def test_a_megabyte_a_second_to_one_who_reads_nothing_never_holds_more_tha
         peak = max(peak, held(gateway, live.peer, raw))
         assert sent < 20_000_000, "never closed"
         await asyncio.sleep(max(0.0, began + sent / 1_000_000 - time.monotonic()))
-    assert LIMIT - len(text) < peak <= LIMIT + len(text) + 1000
+    over = 0 if engine == "fast" and door == "socketio" else len(text) + 1000  # the last that is put into a queue
+    assert LIMIT - 2 * len(text) < peak <= LIMIT + over
     assert gateway._counts.too_slow == {"socketio": 0, "websocket": 0} | {door: 1}
     # It reads again: all that was sent, and at the end why it was closed.
     read = b""
