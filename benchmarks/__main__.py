@@ -101,7 +101,7 @@ def _parser(names: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--idle", type=int, default=IDLE_MANY, help=f"the most the gateway holds ({IDLE_MANY})")
     # By then the gateway has forgotten that connections are new: its timers of their handshakes are over.
     parser.add_argument("--settled-after", type=float, default=12, help="seconds from filling to measuring it (12)")
-    parser.add_argument("--silent", type=int, default=8, help="clients that read nothing (8)")
+    parser.add_argument("--silent", type=int, default=16, help="clients that read nothing (16)")
     parser.add_argument("--silent-seconds", type=float, default=12, help="how long they ask (12)")
     parser.add_argument("--servers", nargs="+", choices=names, help=f"which of {' '.join(names)} (not gateway-stock)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help=f"which of {' '.join(PARTS)} (all)")
