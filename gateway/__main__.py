@@ -131,7 +131,8 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         try:
             await _listen(runner, settings.host, settings.port)
         except OSError as error:
-            raise ConfigurationError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+            where, why = f"{settings.host}:{settings.port}", os.strerror(error.errno) if error.errno else error
+            raise ConfigurationError(f"cannot listen on {where}: {why}; HOST and PORT say where to listen") from None
         host, port = runner.addresses[0][:2]
         _log.info("listening", address=f"http://{_for_url(host)}:{port}", version=__version__)
         if settings.dev:
