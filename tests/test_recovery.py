@@ -129,6 +129,14 @@ def test_one_target_costs_no_other_its_place(direct: Direct) -> None:
     assert missed(direct, Mark(0, HERE, 0), ROOM) == [(HERE, 1)]
 
 
+def test_a_room_that_is_named_twice_is_one(direct: Direct, clock: Clock) -> None:
+    direct.add(said(HERE, 1, 1, ROOM, ROOM), 0)
+    direct.add(said(HERE, 2, 2, ROOM), 0)
+    assert missed(direct, Mark(0, HERE, 0), ROOM) == [(HERE, 1), (HERE, 2)]
+    direct.forget(clock.advance(s=3600))
+    assert direct.size == 0
+
+
 def test_too_much_in_all_is_let_go_of_oldest_first(direct: Direct) -> None:
     users: list[Target] = [("user", "tenant", f"user-{n}") for n in range(20)]
     for number, user in enumerate(users, 1):

@@ -100,7 +100,7 @@ class Direct:
         now = event.at = self._clock()
         self._added += 1
         event.added, event.log = self._added, log
-        for target in event.targets:
+        for target in dict.fromkeys(event.targets):  # an application may name a room twice
             line = self._lines.get(target)
             if line is None:
                 line = self._lines[target] = _Line()
