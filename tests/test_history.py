@@ -62,6 +62,17 @@ def test_what_nobody_was_told_is_passed_over_where_its_whole_is_missed(clock: Cl
     assert history.silent_until("unknown", 4) is None
 
 
+def test_what_was_passed_over_for_one_who_knew_its_beginning_is_told_to_others(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(position, "bob", OFFLINE if position % 2 else ONLINE) for position in range(3, 6)])
+    history.pass_over("t", 2, 4)  # he went and came
+    history.pass_over("t", 3, 5)  # and went again: whoever joined when he was gone knows no other
+    assert told(history, 2) == [5]
+    assert told(history, 3) == []
+    history.pass_over("t", 2, 6)
+    assert told(history, 2) == [], "the longest that begins where one is"
+
+
 def test_what_was_passed_over_is_forgotten_with_the_changes(clock: Clock) -> None:
     history = History(clock, 1000, 3 * SIZE)
     history.publish([change(1)])

@@ -124,13 +124,18 @@ class History:
             changes: those after it.
             silent: what nobody was told elsewhere.
         """
-        # Who was told of the first of them may know no more: then the rest is none to be passed over.
-        spans = sorted(span for span in (*self._silent.get(tenant, ()), *silent) if span[0] >= position)
+        # Who was told of the first of them may know no more: then the rest is none to be passed over. Nor is one that
+        # begins within another, for whoever joined there: it undoes what only they knew.
+        spans = sorted(
+            (span for span in (*self._silent.get(tenant, ()), *silent) if span[0] >= position),
+            key=lambda span: (span[0], -span[1]),
+        )
         found: list[Change] = []
         begun, end = 0, 0
         for change in changes:
             while begun < len(spans) and spans[begun][0] < change.position:
-                end = max(end, spans[begun][1])
+                if spans[begun][0] >= end:
+                    end = spans[begun][1]
                 begun += 1
             if change.position > end:
                 found.append(change)
