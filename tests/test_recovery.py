@@ -129,6 +129,12 @@ def test_one_target_costs_no_other_its_place(direct: Direct) -> None:
     assert missed(direct, Mark(0, HERE, 0), ROOM) == [(HERE, 1)]
 
 
+def test_what_never_gets_a_position_is_let_go_of_as_well(direct: Direct, clock: Clock) -> None:
+    direct.add(said(HERE, 1, None), 0)
+    direct.forget(clock.advance(s=3600))
+    assert direct._unplaced == {}
+
+
 def test_a_room_that_is_named_twice_is_one(direct: Direct, clock: Clock) -> None:
     direct.add(said(HERE, 1, 1, ROOM, ROOM), 0)
     direct.add(said(HERE, 2, 2, ROOM), 0)

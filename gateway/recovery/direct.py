@@ -168,6 +168,8 @@ class Direct:
         self.size -= event.size
         if not line.events:
             del self._lines[target]
+        if event.position is None:  # and perhaps never has one
+            self._unplaced.pop(event.number, None)
         last = self._forgotten.setdefault(target, {})
         last[event.sender] = Event((), None, event.sender, event.number, event.position)
         self._forgotten.move_to_end(target)
