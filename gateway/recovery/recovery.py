@@ -163,9 +163,7 @@ class Recovery:
         if offset is None or not isinstance(pid, str):
             return None
         try:
-            session = self.sessions.find(pid, owner, namespace)
-            if session is None and offset.node != self.node:
-                session = await self.register.take(offset.node, pid, owner)
+            session = await self._session(pid, owner, namespace, offset.node)
             if session is None or session.namespace != namespace:
                 return None
             return await self._look_back(Return(session, offset, self._bus.began), presence=presence)
@@ -185,8 +183,9 @@ class Recovery:
             self.sessions.begin(session)
             return session, None
         was = found.session
-        replaced = was.sid if self.sessions.is_live(was) else None
-        session = Session(was.pid, namespace, owner, sid, list(was.rooms))
+        here = self.sessions.find(was.pid, owner, namespace)
+        replaced = here.sid if here is not None and self.sessions.is_live(here) else None
+        session = Session(was.pid, namespace, owner, sid, list(was.rooms), origin=found.offset.node)
         self.sessions.begin(session)
         # With the last of it a client has been told all, also what it was not to be told.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
@@ -215,6 +214,14 @@ class Recovery:
                 kept.forget(now)
 
     # One step each
+
+    async def _session(self, pid: str, owner: tuple[str, str], namespace: str, node: str) -> Session | None:
+        """The session of a client that a node told last."""
+        if node != self.node and (session := await self.register.take(node, pid, owner)) is not None:
+            return session
+        here = self.sessions.find(pid, owner, namespace)
+        # One from before it was on that node is out of date; one that went on from there, it has not heard of.
+        return here if here is not None and node in (self.node, here.origin) else None
 
     def _look_for_gaps(self) -> None:
         """Begin anew where messages of other nodes were missed: nobody here knows for whom they were."""

@@ -30,6 +30,8 @@ class Session(msgspec.Struct):
     rooms: list[RoomName] = []
     silent: tuple[int, int] | None = None
     """Of a lost one: the part of the presence log that its node told nobody of, up to where it had told its client."""
+    origin: str = ""
+    """The node whose client it was before, as its offset said; empty for one that is new."""
 
     @property
     def size(self) -> int:

@@ -321,3 +321,22 @@ async def test_sessions_that_redis_lost_are_written_again(
             await asyncio.sleep(0.05)
     assert (await tab.back(closing, second)).pid == tab.pid
     await eventually(lambda: len(second.gateway._recovery.sessions) == 1)  # type: ignore[union-attr]
+
+
+async def test_a_client_that_was_elsewhere_meanwhile_goes_on_as_it_was_there(
+    serve: Serve, closing: AsyncExitStack, redis_url: str
+) -> None:
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
+    nodes = [await serve(**shared) for _ in range(2)]
+    tab = await Tab.open(closing, nodes[0])
+    await nodes[0].gateway._server.enter_room(tab.sid, "room 0", namespace=NAMESPACE)
+    for moves in range(1, 5):
+        await asyncio.sleep(0.2)  # for the rooms to be where others find them
+        abort(tab.packets.ws)
+        pid, running = tab.pid, nodes[moves % 2]
+        tab = await tab.back(closing, running)
+        assert tab.pid == pid
+        server = running.gateway._server
+        assert set(server.rooms(tab.sid, namespace=NAMESPACE)) == {tab.sid, f"room {moves - 1}"}
+        await server.enter_room(tab.sid, f"room {moves}", namespace=NAMESPACE)
+        await server.leave_room(tab.sid, f"room {moves - 1}", namespace=NAMESPACE)
