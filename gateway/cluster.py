@@ -89,7 +89,7 @@ class Cluster:
             self._bus.publish("notification", notification)
         else:
             self._bus.last += 1  # nobody elsewhere hears it, and it has its number all the same
-        here = self._deliver(notification)
+        here = self._deliver(notification, own=True)
         sent = bool(here) or elsewhere
         return Delivery(sent=sent, method="realtime" if sent else None)
 
@@ -146,13 +146,13 @@ class Cluster:
             known = await self._store.explain(tenant, user_id)
 
     async def _on_notification(self, notification: Notification) -> None:
-        self._deliver(notification)
+        self._deliver(notification, own=False)
 
-    def _deliver(self, notification: Notification) -> int:
+    def _deliver(self, notification: Notification, *, own: bool) -> int:
         """Write a notification to the user's connections here, keep it for those that are away, and count the first."""
         if self._connections is None:
             return 0
-        mark = None if self._recovery is None else self._recovery.record(*notification.reading())
+        mark = None if self._recovery is None else self._recovery.record(*notification.reading(), own=own)
         return notification.deliver(self._connections, mark)
 
     async def _on_kick(self, kick: _Kick) -> None:

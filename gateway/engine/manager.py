@@ -90,10 +90,10 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         handler = self.server.namespace_handlers.get(namespace or "/")
         return handler if isinstance(handler, Namespace) and handler.recovery is not None else None
 
-    def _emit_here(self, handler: Namespace, emitted: Emitted) -> None:
+    def _emit_here(self, handler: Namespace, emitted: Emitted, *, own: bool) -> None:
         """Keep an event, and write it to its recipients on this node at once, so that all they hear is in order."""
         assert handler.recovery is not None  # noqa: S101 - by the callers
-        mark = handler.recovery.record(*emitted.reading(handler.namespace))
+        mark = handler.recovery.record(*emitted.reading(handler.namespace), own=own)
         for sid, eio_sid in self.get_participants(handler.namespace, emitted.room):
             socket = self.server.eio.sockets.get(eio_sid)
             if sid in emitted.skipped or socket is None or socket.closed or handler.is_coming(sid):
@@ -175,7 +175,7 @@ class Manager(_Clients):
             )
         else:
             self._bus.publish(TOPIC, None)
-            self._emit_here(handler, Emitted(event, _arguments(data), to or room, skip_sid))
+            self._emit_here(handler, Emitted(event, _arguments(data), to or room, skip_sid), own=True)
 
     async def run(self) -> None:
         """Nothing to do."""
@@ -221,10 +221,11 @@ class BusManager(_Clients, socketio.AsyncRedisManager):  # type: ignore[misc]  #
         if handler is None or message.get("callback") is not None:
             await super()._handle_emit(message)
             return
-        if message.get("host_id") == self.host_id:  # told first, so that it has its number when it is written
+        own = message.get("host_id") == self.host_id
+        if own:  # told first, so that it has its number when it is written
             self._bus.publish(TOPIC, message)
             self._published = message
-        self._emit_here(handler, self._emitted(message))
+        self._emit_here(handler, self._emitted(message), own=own)
 
     def _emitted(self, message: Any) -> Emitted:
         data = message["data"]

@@ -125,14 +125,21 @@ class Recovery:
         """Up to where on the bus clients of this node have been told."""
         return Mark(self._bus.told, self.node, self._bus.last)
 
-    def record(self, targets: Sequence[Target], text: bytes | None, skipped: Iterable[str] = ()) -> Mark:
-        """Keep an event that is about to be written: that of the message which is handled, or was published last.
+    def record(self, targets: Sequence[Target], text: bytes | None, skipped: Iterable[str] = (), *, own: bool) -> Mark:
+        """Keep an event that is about to be written.
+
+        Args:
+            targets: whom it is for.
+            text: see `Event`.
+            skipped: who of these it is not for.
+            own: it is that of the message which this node published last, not of the one which is handled. While that
+                takes its time, others say something, too.
 
         Returns:
             The mark of the event.
         """
         self._look_for_gaps()
-        current = self._bus.current
+        current = None if own else self._bus.current
         if current is None:
             position = self._bus.last if self._store.near else None
             event = Event(tuple(targets), text, self.node, self._bus.last, position)

@@ -340,3 +340,27 @@ async def test_a_client_that_was_elsewhere_meanwhile_goes_on_as_it_was_there(
         assert set(server.rooms(tab.sid, namespace=NAMESPACE)) == {tab.sid, f"room {moves - 1}"}
         await server.enter_room(tab.sid, f"room {moves}", namespace=NAMESPACE)
         await server.leave_room(tab.sid, f"room {moves - 1}", namespace=NAMESPACE)
+
+
+async def test_what_a_node_says_while_it_does_what_another_said_has_its_own_place(
+    serve: Serve, closing: AsyncExitStack, redis_url: str
+) -> None:
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
+    first, second = [await serve(**shared) for _ in range(2)]
+    tab = await Tab.open(closing, first)
+    done = asyncio.Event()
+    subscribers = first.gateway._bus._subscribers
+    decoder, hear = subscribers["socket.io"]
+
+    async def hear_slowly(message: object) -> None:
+        await hear(message)
+        await done.wait()
+
+    subscribers["socket.io"] = decoder, hear_slowly
+    await second.gateway._server.emit("said", 1, namespace=NAMESPACE)
+    assert await tab.event() == ["said", 1]
+    await first.gateway.notify("alice", "notification", 2)
+    done.set()
+    again = await tab.back(closing, first)
+    assert again.pid == tab.pid
+    assert await again.event() == ["notification", 2]
