@@ -85,10 +85,10 @@ class Cluster:
         notification = Notification.of(tenant, user_id, event, data)
         elsewhere = not self._store.near and self._view.status(tenant, user_id).online
         returns = self._recovery is not None and self._recovery.history.left_lately(tenant, user_id)
-        if elsewhere or returns or self._store.near:
-            self._bus.publish("notification", notification)
-        else:
-            self._bus.last += 1  # nobody elsewhere hears it, and it has its number all the same
+        comes = self._connections is not None and self._connections.of_user(tenant, user_id)
+        if not (elsewhere or returns or comes or self._store.near):
+            return Delivery(sent=False, method=None)  # nobody hears it, here or elsewhere, now or later
+        self._bus.publish("notification", notification)
         here = self._deliver(notification, own=True)
         sent = bool(here) or elsewhere
         return Delivery(sent=sent, method="realtime" if sent else None)

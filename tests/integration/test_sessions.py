@@ -364,3 +364,20 @@ async def test_what_a_node_says_while_it_does_what_another_said_has_its_own_plac
     again = await tab.back(closing, first)
     assert again.pid == tab.pid
     assert await again.event() == ["notification", 2]
+
+
+async def test_a_notification_that_nobody_could_hear_is_not_told_to_one_who_comes_later(
+    serve: Serve, closing: AsyncExitStack, redis_url: str
+) -> None:
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
+    first, second = [await serve(**shared) for _ in range(2)]
+    assert not (await first.gateway.notify("alice", "notification", "gone")).sent
+    tab = await Tab.open(closing, second)
+    await asyncio.sleep(0.2)  # for the session to be where others find it
+    abort(tab.packets.ws)
+    again = await tab.back(closing, first)
+    assert again.pid == tab.pid
+    await first.gateway.notify("alice", "notification", "new")
+    while (event := await again.event())[0] != "notification":
+        pass
+    assert event[1] == "new"
