@@ -122,8 +122,13 @@ def test_a_log_that_does_not_go_on_is_a_new_beginning(clock: Clock) -> None:
 
 def test_who_left_lately_is_known(clock: Clock) -> None:
     history = History(clock, 1000, 100 * SIZE)
+    assert history.left_lately("t", "carol"), "nobody can say who left before it began"
+    clock.advance(ms=1001)
     history.publish([change(1, now=OFFLINE), change(2, "bob", OFFLINE), change(3, "bob")])
+    history.publish([change(4, "dave", OFFLINE, reason=RESYNCHRONISED)])
     assert history.left_lately("t", "alice")
+    assert history.left_lately("t", "dave")
+    assert not history.left_lately("t", "carol")
     assert not history.left_lately("t", "bob")
     history.forget(clock.advance(ms=1001))
     assert not history.left_lately("t", "alice")

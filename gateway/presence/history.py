@@ -63,6 +63,7 @@ class History:
         self.size = 0
         """Bytes kept, about."""
         self._clock = clock
+        self._since = clock()
         self._horizon = horizon
         self._limit = limit
         self._by_tenant: dict[str, deque[Change]] = {}
@@ -88,16 +89,16 @@ class History:
             elif self._begin is None:
                 self._begin = transition.position - 1
             self._end = transition.position
+            user = (transition.tenant, transition.user_id)
+            self._left.pop(user, None)
+            if not transition.now.online:
+                self._left[user] = now
             if transition.reason == RESYNCHRONISED:
                 continue
             change = Change(transition, now)
             self._by_tenant.setdefault(transition.tenant, deque()).append(change)
             self._order.append(transition.tenant)
             self.size += change.size
-            user = (transition.tenant, transition.user_id)
-            self._left.pop(user, None)
-            if not transition.now.online:
-                self._left[user] = now
         self.forget(now)
 
     def pass_over(self, tenant: str, after: int, to: int) -> None:
@@ -179,8 +180,8 @@ class History:
         return found[::-1]
 
     def left_lately(self, tenant: str, user_id: str) -> bool:
-        """Whether a user who is offline went so within the time that is kept."""
-        return (tenant, user_id) in self._left
+        """Whether a user who is offline went so within the time that is kept, or may have, before this began."""
+        return (tenant, user_id) in self._left or self._clock() - self._since <= self._horizon
 
     def _forget_silent(self, tenant: str, position: int) -> None:
         spans = self._silent.get(tenant)
