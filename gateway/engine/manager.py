@@ -96,7 +96,9 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         mark = handler.recovery.record(*emitted.reading(handler.namespace), own=own)
         for sid, eio_sid in self.get_participants(handler.namespace, emitted.room):
             socket = self.server.eio.sockets.get(eio_sid)
-            if sid in emitted.skipped or socket is None or socket.closed or handler.is_coming(sid):
+            if sid in emitted.skipped or socket is None or handler.is_coming(sid):
+                continue
+            if socket.closing or socket.closed:  # its session is lost by now: it hears this when it is back
                 continue
             codec = handler.marking_codec_of(sid)
             emitted.write(socket, handler.namespace, None if codec is None else codec.offset(handler.told(sid), mark))

@@ -382,3 +382,29 @@ async def test_a_notification_that_nobody_could_hear_is_not_told_to_one_who_come
     while (event := await again.event())[0] != "notification":
         pass
     assert event[1] == "new"
+
+
+async def test_what_is_said_while_a_connection_is_closed_comes_with_its_client_s_return(
+    serve: Serve, closing: AsyncExitStack, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve(gateway_engine=engine)
+    server, tracker = running.gateway._server, running.gateway._tracker
+    tab = await Tab.open(closing, running)
+    disconnect, done = tracker.disconnect, asyncio.Event()
+
+    async def disconnect_slowly(*args: Any) -> Any:
+        await done.wait()  # as Redis may be
+        return await disconnect(*args)
+
+    monkeypatch.setattr(tracker, "disconnect", disconnect_slowly)
+    [socket] = server.eio.sockets.values()
+    ending = asyncio.create_task(socket.close(False, False, server.reason.PING_TIMEOUT))
+    await eventually(lambda: not running.gateway._connections)
+    await server.emit("said", "a text", namespace=NAMESPACE)
+    done.set()
+    await ending
+    async for message in tab.packets.ws:
+        assert "said" not in message.data
+    again = await tab.back(closing, running)
+    assert again.pid == tab.pid
+    assert await again.event() == ["said", "a text"]
