@@ -63,7 +63,7 @@ def said(
 
 
 def missed(direct: Direct, mark: Mark, *targets: Target, sid: str = "sid") -> list[tuple[str, int]] | None:
-    found = direct.missed(targets or (ALICE,), mark, sid)
+    found = direct.missed(targets or (ALICE,), mark, [sid])
     return None if found is None else [(event.sender, event.number) for event in found]
 
 
@@ -172,7 +172,7 @@ class Listed(NoRegister):
 
 
 def a_session(pid: str = "pid", *rooms: str) -> Session:
-    return Session(pid, "/", OWNER, f"sid of {pid}", list(rooms))
+    return Session(pid, "/", OWNER, f"sid of {pid}", rooms=list(rooms))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from gateway.recovery.offsets import Mark
 
@@ -133,13 +133,13 @@ class Direct:
         for kept in (self._lines, self._order, self._unplaced, self._forgotten, self._lost):
             kept.clear()
 
-    def missed(self, targets: Iterable[Target], mark: Mark, sid: str) -> list[Event] | None:
+    def missed(self, targets: Iterable[Target], mark: Mark, names: Collection[str]) -> list[Event] | None:
         """The events of some targets that a client has not been told of, in the order of the bus.
 
         Args:
             targets: whom it hears for.
             mark: up to where it has been told.
-            sid: its name in the namespace.
+            names: what it is called in the namespace, and was.
 
         Returns:
             None where some of them are kept no more.
@@ -151,7 +151,7 @@ class Direct:
             if any(event.is_past(mark) for event in self._forgotten.get(target, {}).values()):
                 return None
             for event in self._lines[target].events if target in self._lines else ():
-                if event.is_past(mark) and sid not in event.skipped:
+                if event.is_past(mark) and event.skipped.isdisjoint(names):
                     found[id(event)] = event
         if any(event.text is None for event in found.values()):
             return None

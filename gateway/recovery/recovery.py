@@ -14,7 +14,7 @@ from gateway.presence.fanout import net_changes
 from gateway.presence.history import Change, History, read_back
 from gateway.recovery.direct import Direct, Event
 from gateway.recovery.offsets import Mark, Offset, short
-from gateway.recovery.sessions import RoomName, Session, Sessions
+from gateway.recovery.sessions import FORMER, RoomName, Session, Sessions
 from gateway.wire import encode
 
 if TYPE_CHECKING:
@@ -192,7 +192,8 @@ class Recovery:
         was = found.session
         here = self.sessions.find(was.pid, owner, namespace)
         replaced = here.sid if here is not None and self.sessions.is_live(here) else None
-        session = Session(was.pid, namespace, owner, sid, list(was.rooms), origin=found.offset.node)
+        former, rooms = was.names[:FORMER], list(was.rooms)
+        session = Session(was.pid, namespace, owner, sid, former, rooms, origin=found.offset.node)
         self.sessions.begin(session)
         # With the last of it a client has been told all, also what it was not to be told.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
@@ -316,18 +317,18 @@ class Recovery:
         session, mark = found.session, found.offset.mark
         targets: list[Target] = [
             ("room", session.namespace, room)
-            for room in (None, session.sid, *session.rooms)  # each room once: a set of names
+            for room in (None, *session.names, *session.rooms)  # each room once: a set of names
         ]
         if presence:
             targets.append(("user", *session.owner))
-        events = self.direct.missed(targets, mark, session.sid)
+        events = self.direct.missed(targets, mark, session.names)
         if events is None:
             return None
         hears = set(targets)
         early = [
             event
             for event in found.events
-            if not hears.isdisjoint(event.targets) and event.is_past(mark) and session.sid not in event.skipped
+            if not hears.isdisjoint(event.targets) and event.is_past(mark) and event.skipped.isdisjoint(session.names)
         ]
         return None if any(event.text is None for event in early) else early + events
 

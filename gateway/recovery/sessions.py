@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 OVERHEAD = 1000
 """Bytes that a session takes besides the names of its rooms."""
 
+FORMER = 8
+"""Names of former connections that a session keeps."""
+
 RoomName = str | int
 """Of python-socketio's rooms, those that other nodes can be told of."""
 
@@ -27,11 +30,18 @@ class Session(msgspec.Struct):
     """Tenant and user id of the verified token."""
     sid: str
     """The connection's name in the namespace."""
+    former: list[str] = []
+    """What it was called before, latest first: a connection may break before what was for these has been heard."""
     rooms: list[RoomName] = []
     silent: tuple[int, int] | None = None
     """Of a lost one: the part of the presence log that its node told nobody of, up to where it had told its client."""
     origin: str = ""
     """The node whose client it was before, as its offset said; empty for one that is new."""
+
+    @property
+    def names(self) -> list[str]:
+        """What it is called, and was."""
+        return [self.sid, *self.former]
 
     @property
     def size(self) -> int:

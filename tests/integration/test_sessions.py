@@ -408,3 +408,21 @@ async def test_what_is_said_while_a_connection_is_closed_comes_with_its_client_s
     again = await tab.back(closing, running)
     assert again.pid == tab.pid
     assert await again.event() == ["said", "a text"]
+
+
+async def test_what_is_said_to_a_client_by_name_is_not_lost_with_a_second_connection(
+    serve: Serve, closing: AsyncExitStack, engine: str
+) -> None:
+    running = await serve(gateway_engine=engine)
+    server = running.gateway._server
+    tab = await Tab.open(closing, running)
+    await server.emit("said", 1, namespace=NAMESPACE)
+    await server.emit("said", 2, to=tab.sid, namespace=NAMESPACE)
+    await server.emit("said", 3, skip_sid=tab.sid, namespace=NAMESPACE)
+    await server.emit("said", 4, namespace=NAMESPACE)
+    offset = tab.offset
+    for heard in range(3):  # each connection breaks behind what it was told first
+        tab = await tab.back(closing, running, offset=offset)
+        for expected in [1, 2, 4][heard:]:
+            assert await tab.event() == ["said", expected]
+            offset = tab.offset if expected == [1, 2, 4][heard] else offset
