@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.connections import Connections
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View
-    from gateway.recovery.recovery import Recovery
+    from gateway.recovery.recovery import Reading, Recovery
 
 
 _log = structlog.get_logger(__name__)
@@ -50,6 +50,10 @@ class _Kick(msgspec.Struct, frozen=True):
     release: str | None
     """A name to claim: whoever has it ends what else keeps the user online. None where the sender does."""
 
+    def reading(self) -> Reading:
+        """Whom it is for, as recovery keeps it: an event that cannot be told, which ends what is older."""
+        return (("user", self.tenant, self.user_id),), None, frozenset()
+
 
 class Cluster:
     """Every node's connections, as one.
@@ -74,6 +78,8 @@ class Cluster:
         if connections is not None:
             bus.subscribe("notification", Notification, self._on_notification)
             bus.subscribe("kick", _Kick, self._on_kick)
+        if recovery is not None:
+            recovery.readers["kick"] = lambda data: msgspec.json.decode(data, type=_Kick).reading()
 
     def notify(self, tenant: str, user_id: str, event: str, data: object) -> Delivery:
         """Send an event to every live connection of a user.
@@ -117,6 +123,7 @@ class Cluster:
     async def _disconnect_elsewhere(self, tenant: str, user_id: str, now: int) -> set[str]:
         """Tell other nodes, and wait until they have; return the ids of the connections that the store knew."""
         if self._store.near:
+            self._tell(_Kick(tenant, user_id, frozenset(), now, now, None))
             return set()
         try:
             known: Explanation | None = await self._store.explain(tenant, user_id)
@@ -125,7 +132,7 @@ class Cluster:
         ids = {each.id for each in known.connections if each.connected_at <= now + CLOCKS} if known else set()
         until = now - CLOCKS if known else now  # a new one must not be taken for an old one where those are known
         release = secrets.token_hex(8) if self._connections is None else None
-        self._bus.publish("kick", _Kick(tenant, user_id, frozenset(ids), until, now, release))
+        self._tell(_Kick(tenant, user_id, frozenset(ids), until, now, release))
         if known is not None:
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -133,6 +140,10 @@ class Cluster:
             except (TimeoutError, StoreUnavailableError):
                 _log.warning("other nodes have not closed a user's connections yet", user=user_id, tenant=tenant)
         return ids
+
+    def _tell(self, kick: _Kick) -> None:
+        self._bus.publish("kick", kick)
+        self._end_sessions(kick, own=True)
 
     async def _see_them_end(self, known: Explanation, ids: set[str]) -> None:
         """Return when the store knows none of the connections, and the view shows what that made of the user."""
@@ -157,11 +168,17 @@ class Cluster:
 
     async def _on_kick(self, kick: _Kick) -> None:
         assert self._connections is not None  # noqa: S101 - only then it is subscribed
+        self._end_sessions(kick, own=False)
         self._connections.end_user_soon(kick.tenant, kick.user_id, kick.ids, kick.until)
         if kick.release is not None:
             task = asyncio.create_task(self._release(self._connections, kick, kick.release))
             self._releases.add(task)
             task.add_done_callback(self._releases.discard)
+
+    def _end_sessions(self, kick: _Kick, *, own: bool) -> None:
+        """Keep a kick among the events, so that nobody who was away goes on past it."""
+        if self._recovery is not None:
+            self._recovery.record(*kick.reading(), own=own)
 
     async def _release(self, connections: Connections, kick: _Kick, name: str) -> None:
         """End what keeps a user online but live connections, unless another node does, or they came back since."""

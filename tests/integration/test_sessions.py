@@ -426,3 +426,25 @@ async def test_what_is_said_to_a_client_by_name_is_not_lost_with_a_second_connec
         for expected in [1, 2, 4][heard:]:
             assert await tab.event() == ["said", expected]
             offset = tab.offset if expected == [1, 2, 4][heard] else offset
+
+
+@pytest.mark.parametrize("elsewhere", [None, "heard", "read back"])
+async def test_a_kick_ends_the_sessions_of_one_who_is_away(
+    serve: Serve, closing: AsyncExitStack, redis_url: str, *, elsewhere: str | None
+) -> None:
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()} if elsewhere else {}
+    first = await serve(**shared)
+    second = await serve(**shared) if elsewhere == "heard" else first
+    tab = await Tab.open(closing, first)
+    await first.gateway._server.enter_room(tab.sid, "room", namespace=NAMESPACE)
+    await asyncio.sleep(0.2)  # for the session to be where others find it
+    abort(tab.packets.ws)
+    await eventually(lambda: not first.gateway._connections)
+    await second.gateway.disconnect("alice")
+    if elsewhere == "read back":
+        await asyncio.sleep(0.2)
+        second = await serve(**shared)
+    again = await tab.back(closing, second)
+    assert again.pid != tab.pid
+    assert set(second.gateway._server.rooms(again.sid, namespace=NAMESPACE)) == {again.sid}
+    assert (await again.back(closing, first)).pid == again.pid
