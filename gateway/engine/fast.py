@@ -67,7 +67,10 @@ class Outbox:
     def _write_all(self) -> None:
         waiting, self._waiting = self._waiting, []
         for socket in waiting:
-            socket.flush()
+            try:
+                socket.flush()
+            except Exception:  # which is no reason for the others to hear nothing
+                _log.exception("a connection could not be written to")
 
 
 class Listener(WSListener):

@@ -97,6 +97,19 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
     admission: Admission
     counts: Counts
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start_background_task(
+        self, target: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        """Start a task, and keep it until it has ended: neither the loop nor python-engineio does."""
+        task = asyncio.create_task(target(*arguments, **options))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _handle_connect(self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None) -> Any:
         refused = await self._turn(environ[REQUEST])
         return await super()._handle_connect(environ, transport, jsonp_index) if refused is None else refused
@@ -257,7 +270,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         requests = settings.rate_limit_events
         enough = 11 * requests.count * PACKETS.seconds / requests.seconds  # for a flood to be found by its requests
         self._packets = Rate(max(PACKETS.count, math.ceil(enough)), PACKETS.seconds)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # For this package
 
@@ -277,10 +289,10 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             return
         socket.close_code = code
         if code is CloseCode.TOO_SLOW:
-            self._soon(socket.cut(self.reason.TRANSPORT_ERROR))
+            self.eio.start_background_task(socket.cut, self.reason.TRANSPORT_ERROR)
         else:
             abort = code is not CloseCode.GOING_AWAY
-            self._soon(socket.close(abort=abort, reason=self.reason.SERVER_DISCONNECT))
+            self.eio.start_background_task(socket.close, abort=abort, reason=self.reason.SERVER_DISCONNECT)
 
     def too_slow(self, eio_sid: str) -> None:
         """Close a connection for which more waits than may."""
@@ -421,11 +433,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
     def _is_nobodys(self, eio_sid: str) -> bool:
         somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
         return not somebodys and self.is_open(eio_sid)
-
-    def _soon(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _packet_size(item: eio_packet.Packet | None) -> int:

@@ -1,7 +1,9 @@
 """What the engine closes in python-socketio, one sentence each; the doors' tests see the same from outside."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import takewhile
@@ -31,10 +33,13 @@ from gateway import Gateway, Transition
 from gateway.app import create_app
 from gateway.auth import Identity
 from gateway.engine import json
+from gateway.engine.fast import Outbox
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
+from gateway.engine.server import Engine
 from gateway.errors import TokenInvalidError
 from gateway.presence.model import Beat, Profile
+from gateway.tasks import end
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -76,6 +81,37 @@ async def test_a_client_is_forgotten_whole_and_the_others_stay() -> None:
     assert manager.pending_disconnect == {}
     await manager.disconnect(second, "/a")
     assert manager.rooms == {}
+
+
+async def test_a_task_is_kept_until_it_has_ended() -> None:
+    async def wait_for_what_nobody_else_has() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    engine = Engine(async_mode="aiohttp")
+    task = weakref.ref(engine.start_background_task(wait_for_what_nobody_else_has))
+    await asyncio.sleep(0)
+    gc.collect()
+    kept = task()
+    assert kept is not None
+    await end([kept])
+    assert engine._tasks == set()
+
+
+def test_one_that_cannot_be_written_to_costs_the_others_nothing() -> None:
+    class Broken:
+        def flush(self) -> None:
+            raise RuntimeError("a mistake")
+
+    class Sound:
+        flushed = False
+
+        def flush(self) -> None:
+            self.flushed = True
+
+    outbox, sound = Outbox(), Sound()
+    outbox._waiting = [Broken(), sound]  # type: ignore[list-item]
+    outbox._write_all()
+    assert sound.flushed
 
 
 async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -> None:
