@@ -167,7 +167,14 @@ class Connections:
     # A connection's life
 
     async def open(
-        self, identity: Identity, *, connection_id: str, door: str, peer: Peer, user_agent: str | None
+        self,
+        identity: Identity,
+        *,
+        connection_id: str,
+        door: str,
+        peer: Peer,
+        user_agent: str | None,
+        replaces: LiveConnection | None = None,
     ) -> LiveConnection:
         """Let a connection in. The user is online, and this node's view says so, when it returns.
 
@@ -177,6 +184,8 @@ class Connections:
             door: by which it comes in.
             peer: how to reach its client.
             user_agent: what its client calls itself.
+            replaces: the connection that its client had before and knows to be lost; it ends where it takes the last
+                place that there is.
 
         Raises:
             ServerDrainingError: this node is shutting down.
@@ -184,7 +193,14 @@ class Connections:
             TooManyConnectionsError: the user has as many as allowed.
             TenantFullError: the tenant has.
         """
-        self._admit(identity)
+        try:
+            self._admit(identity)
+        except (TooManyConnectionsError, TenantFullError):
+            if replaces is None or replaces.ending is not None:
+                raise
+            await self.end(replaces, Ending.LOST)
+            replaces.peer.close(CloseCode.GOING_AWAY)
+            self._admit(identity)
         now = self._tracker.now()
         connection = Connection(
             tenant=identity.tenant,

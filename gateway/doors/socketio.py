@@ -69,6 +69,7 @@ class SocketIODoor(Namespace):
                 door="socketio",
                 peer=self.peer(sid),
                 user_agent=request.headers.get("User-Agent"),
+                replaces=self._live.get(self.former(auth, (identity.tenant, identity.user_id))),
             )
         except RefusedError as error:
             _log.info("refused", door="socketio", code=error.code, reason=str(error))

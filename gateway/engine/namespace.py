@@ -147,6 +147,12 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
             self._returns.pop(sid, None)
             raise
 
+    def former(self, auth: object, owner: tuple[str, str]) -> str:
+        """What a client was called whose connection here is not known to be lost yet; empty for another client."""
+        pid = auth.get("pid") if isinstance(auth, dict) else None
+        session = None if self.recovery is None else self.recovery.sessions.find(pid, owner, self.namespace)
+        return "" if session is None else session.sid
+
     def begin_session(self, sid: str) -> str | None:
         """Begin the session of a client that is about to be told that it is connected.
 

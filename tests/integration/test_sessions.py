@@ -118,6 +118,25 @@ async def test_a_client_is_back_before_the_server_knows_that_it_was_lost(
     assert len(running.gateway._connections) == 1
 
 
+@pytest.mark.parametrize("limit", ["max_connections_per_user", "max_connections_per_tenant"])
+async def test_a_client_that_is_back_has_the_place_that_it_had(
+    serve: Serve, closing: AsyncExitStack, engine: str, limit: str
+) -> None:
+    running = await serve(gateway_engine=engine, **{limit: 1})
+    tab = await Tab.open(closing, running)
+    with pytest.raises(AssertionError, match=r"TOO_MANY_CONNECTIONS|TENANT_FULL"):
+        await Tab.open(closing, running)
+    if limit == "max_connections_per_tenant":
+        with pytest.raises(AssertionError, match="TENANT_FULL"):
+            await tab.back(closing, running, user="mallory")  # whose it never was
+    again = await tab.back(closing, running)
+    assert again.pid == tab.pid
+    assert await tab.packets.closed() == 1001
+    await running.gateway.notify("alice", "notification", 1)
+    assert await again.event() == ["notification", 1]
+    assert len(running.gateway._connections) == 1
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 async def test_what_was_over_before_it_was_told_is_not_told_later_either(
     serve: Serve, closing: AsyncExitStack, engine: str, redis_url: str, *, elsewhere: bool
