@@ -43,7 +43,13 @@ from gateway.tasks import end
 
 Serve = Callable[..., Awaitable[Running]]
 
-on_fast = pytest.mark.skipif(make_settings().gateway_engine != "fast", reason="the stock engine leaves it to aiohttp")
+on_fast = pytest.mark.usefixtures("fast")
+"""For what the stock engine leaves to aiohttp."""
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ENGINE", "fast")
 
 
 def test_json_errors_are_value_errors_whatever_is_wrong() -> None:
