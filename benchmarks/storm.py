@@ -97,7 +97,7 @@ def backoff(attempt: int) -> float:
     """Seconds until a client tries again, which has failed so many times before: as socket.io-client has it."""
     delay = DELAY * 2 ** min(attempt, 10)
     deviation = random.random() * RANDOMIZATION * delay  # noqa: S311 - chance, no secret
-    return float(min(delay + random.choice((-1, 1)) * deviation, DELAY_MAX))  # noqa: S311
+    return float(min(delay + random.choice((-1, 1)) * deviation, DELAY_MAX))  # noqa: S311 - chance, no secret
 
 
 async def come(storm: Storm, port: int, bearer: str, began: float, *, obedient: bool) -> None:

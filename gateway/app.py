@@ -8,7 +8,6 @@ import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 import structlog
 from aiohttp import web
 
@@ -18,7 +17,6 @@ from gateway.bus import LocalBus
 from gateway.cluster import Cluster
 from gateway.connections import Connections
 from gateway.counts import Counts
-from gateway.delivery.notifications import Notification
 from gateway.doors.http import HTTPDoor, problems
 from gateway.doors.metrics import NodeCollector, metrics_handler
 from gateway.doors.openapi import document
@@ -57,7 +55,6 @@ if TYPE_CHECKING:
     from gateway.bus import Bus
     from gateway.delivery.notifications import Delivery
     from gateway.presence.store import Store
-    from gateway.recovery.recovery import Reading
     from gateway.recovery.sessions import Register
     from gateway.redis.connection import Client
     from gateway.settings import Settings
@@ -96,14 +93,14 @@ class Gateway:
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._hooks = Hooks()
-        self._client = _client(settings)
-        self._store, self._bus = _store_and_bus(settings, node, self._client)
+        client = _client(settings)
+        self._store, self._bus = _store_and_bus(settings, node, client)
         self._view = View()
         loop = RunningLoop()
         self._timers = TimerWheel(loop)
         self._counts = Counts()
         self._admission = Admission(settings.connect_rate, loop)
-        self._recovery = _recovery(settings, node, clock, self._bus, self._store, self._view, self._client)
+        self._recovery = _recovery(settings, node, clock, self._bus, self._store, self._view, client)
         interval = settings.presence_flush_interval
         if self._recovery is None:
             self._fanout = FanOut(loop, interval)
@@ -125,7 +122,6 @@ class Gateway:
         self._server.register_namespace(door)
         if self._recovery is not None:
             door.recover_by(self._recovery)
-            self._recovery.readers["notification"] = _read_notification
             if isinstance(self._manager, BusManager):
                 self._recovery.readers[TOPIC] = self._manager.read
 
@@ -255,10 +251,6 @@ class Gateway:
 
     async def _on_shutdown(self, _app: web.Application) -> None:
         await self.drain()
-
-
-def _read_notification(data: msgspec.Raw) -> Reading:
-    return msgspec.json.decode(data, type=Notification).reading()
 
 
 def _client(settings: Settings) -> Client | None:

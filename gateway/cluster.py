@@ -79,6 +79,7 @@ class Cluster:
             bus.subscribe("notification", Notification, self._on_notification)
             bus.subscribe("kick", _Kick, self._on_kick)
         if recovery is not None:
+            recovery.readers["notification"] = lambda data: msgspec.json.decode(data, type=Notification).reading()
             recovery.readers["kick"] = lambda data: msgspec.json.decode(data, type=_Kick).reading()
 
     def notify(self, tenant: str, user_id: str, event: str, data: object) -> Delivery:

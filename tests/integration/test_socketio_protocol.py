@@ -43,33 +43,20 @@ async def joined(
 
 
 @over_every_transport
-async def test_a_client_joins_the_main_namespace(serve: Serve, closing: AsyncExitStack, transport: str) -> None:
+@pytest.mark.parametrize("asked", ["40", "40/chat,"], ids=["main", "another"])
+async def test_a_client_joins_a_namespace(serve: Serve, closing: AsyncExitStack, asked: str, transport: str) -> None:
     hosted = await Hosted.start(serve)
+    joined, other = (hosted.main, hosted.chat) if asked == "40" else (hosted.chat, hosted.main)
     link = await open_link(closing, hosted.url, transport)
-    await link.send("40")
+    await link.send(asked)
     while (packet := await link.packet()) == "6":
         pass
     assert isinstance(packet, str)
-    assert packet[:2] == "40"
-    sid = json.loads(packet[2:])["sid"]
-    assert json.loads(packet[2:]) == {"sid": sid}
-    assert hosted.main.joined == [(sid, None)]
-    assert hosted.chat.joined == []
-
-
-@over_every_transport
-async def test_a_client_joins_another_namespace(serve: Serve, closing: AsyncExitStack, transport: str) -> None:
-    hosted = await Hosted.start(serve)
-    link = await open_link(closing, hosted.url, transport)
-    await link.send("40/chat,")
-    while (packet := await link.packet()) == "6":
-        pass
-    assert isinstance(packet, str)
-    assert packet[:8] == "40/chat,"
-    sid = json.loads(packet[8:])["sid"]
-    assert json.loads(packet[8:]) == {"sid": sid}
-    assert hosted.chat.joined == [(sid, None)]
-    assert hosted.main.joined == []
+    assert packet[: len(asked)] == asked
+    sid = json.loads(packet[len(asked) :])["sid"]
+    assert json.loads(packet[len(asked) :]) == {"sid": sid}
+    assert joined.joined == [(sid, None)]
+    assert other.joined == []
 
 
 async def test_the_comma_after_a_namespace_may_be_left_out_where_nothing_follows(
