@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from gateway.buckets import TokenBucket
 from gateway.errors import NodeBusyError, ServerDrainingError
-from gateway.limits import Rate, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.limits import Rate
     from gateway.timers import Scheduler
 
 _log = structlog.get_logger(__name__)

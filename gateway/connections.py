@@ -10,6 +10,7 @@ import structlog
 
 from gateway import wire
 from gateway.auth import clean_text
+from gateway.buckets import TokenBucket
 from gateway.errors import (
     CloseCode,
     ForbiddenError,
@@ -19,7 +20,7 @@ from gateway.errors import (
     TenantFullError,
     TooManyConnectionsError,
 )
-from gateway.limits import Rate, TokenBucket
+from gateway.limits import Rate
 from gateway.presence.fanout import Batch, Member
 from gateway.presence.model import Beat, Connection, Ending
 

@@ -1,4 +1,4 @@
-"""Rates, and the token buckets that keep to them. Time comes in as an argument, in seconds."""
+"""Rates, and what keeps to them. Time comes in as an argument, in seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
+
+from gateway.buckets import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -32,40 +34,6 @@ class Rate(msgspec.Struct, frozen=True):
         if match is None:
             raise ValueError("a rate reads 100/s, 60/min or 1000/h")
         return cls(int(match["count"]), _UNITS[match["unit"]])
-
-
-class TokenBucket:
-    """Lets a burst of `rate.count` through, and from then on `rate.count` per `rate.seconds`.
-
-    Args:
-        rate: how many, in what time.
-        now: when it starts, full.
-    """
-
-    __slots__ = ("_at", "_count", "_per_second", "_tokens")
-
-    def __init__(self, rate: Rate, now: float) -> None:
-        self._count = rate.count
-        self._per_second = rate.count / rate.seconds
-        self._tokens = float(rate.count)
-        self._at = now
-
-    def take(self, now: float, tokens: int = 1) -> float:
-        """Take a token, or several at once.
-
-        Returns:
-            0 where they were there; otherwise nothing is taken, and it is the seconds until they will be.
-        """
-        there = self._tokens
-        if now > self._at:
-            there += (now - self._at) * self._per_second
-            self._at = now
-            there = min(there, self._count)
-        if there >= tokens:
-            self._tokens = there - tokens
-            return 0.0
-        self._tokens = there
-        return (tokens - there) / self._per_second
 
 
 _Key = TypeVar("_Key", bound="Hashable")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Coroutine
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import structlog
 
-from gateway import wire
+from gateway import encoded, wire
 from gateway.errors import (
     InternalError,
     InvalidPayloadError,
@@ -25,17 +23,20 @@ from gateway.errors import (
 from gateway.presence.model import Beat, UserStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+
+    from typing_extensions import TypeIs
 
     from gateway.auth import Authenticator, Identity
     from gateway.connections import Connections, LiveConnection
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
 
-    Encodable = wire.Body | msgspec.Raw
-    Handler = Callable[[LiveConnection, Any, int], Encodable | Coroutine[Any, Any, Encodable]]
+    Encodable: TypeAlias = wire.Body | bytes
+    """What an answer says; bytes are JSON."""
+    Handler: TypeAlias = Callable[[LiveConnection, Any, int], Encodable | Coroutine[Any, Any, Encodable]]
     """Called with who asks, a valid payload, and the time."""
-    Reply = wire.Answer | wire.Failure
+    Reply: TypeAlias = wire.Answer | wire.Failure
 
 _log = structlog.get_logger(__name__)
 
@@ -119,19 +120,46 @@ class MalformedError(ValueError):
     """What came is no request at all."""
 
 
-class _Request(msgspec.Struct, frozen=True):
-    """One row of the table."""
+class _Request:
+    """One row of the table.
 
-    payload: type[wire.Body]
-    answer: str
-    handler: Handler
-    usage: str
-    empty: wire.Body | None = None
-    """What no payload means, where one may be left out."""
-    counts: bool = True
-    """Whether asking is activity; where not, the handler records it with what it brings."""
-    secret: bool = False
-    """Whether its payload is kept nowhere."""
+    Args:
+        payload: what a payload must fit.
+        answer: the name of what it is answered with.
+        handler: what answers it.
+        usage: what it takes, for errors.
+        empty: what no payload means, where one may be left out.
+        counts: whether asking is activity; where not, the handler records it with what it brings.
+        secret: whether its payload is kept nowhere.
+    """
+
+    def __init__(
+        self,
+        payload: type[wire.Body],
+        answer: str,
+        handler: Handler,
+        usage: str,
+        *,
+        empty: wire.Body | None = None,
+        counts: bool = True,
+        secret: bool = False,
+    ) -> None:
+        self.payload = payload
+        self.answer = answer
+        self.handler = handler
+        self.usage = usage
+        self.empty = empty
+        self.counts = counts
+        self.secret = secret
+        self.opening = b'{"event":"%b","data":' % answer.encode()
+
+    def reply(self, body: Encodable) -> wire.Answer:
+        """The acknowledgement with a body."""
+        return wire.Answer(self.answer, msgspec.Raw(body) if isinstance(body, bytes) else body)
+
+    def encode(self, body: Encodable) -> bytes:
+        """The same as JSON."""
+        return b"".join((self.opening, body if isinstance(body, bytes) else wire.encode(body), b"}"))
 
 
 class Requests:
@@ -198,12 +226,16 @@ class Requests:
         now = self._tracker.now()
         try:
             self._connections.admit_request(live, now)
-            return self._run(live, *self._prepare(event, *arguments), now)
+            request, valid = self._prepare(event, *arguments)
+            body = self._run(live, request, valid, now)
         except Exception as error:
             return self._failed(error, live, event)
+        if _is_at_hand(body):
+            return request.reply(body)
+        return self._reply_later(body, live, request)
 
-    def answer_message(self, live: LiveConnection, message: bytes) -> Reply | Coroutine[Any, Any, Reply]:
-        """The same for a request that comes as the JSON array of its name and its payload.
+    def answer_message(self, live: LiveConnection, message: bytes) -> bytes | Coroutine[Any, Any, bytes]:
+        """The same as JSON, for a request that comes as the JSON array of its name and its payload.
 
         What is asked the same way again and again, as a heartbeat is, is read only once.
 
@@ -216,12 +248,16 @@ class Requests:
             self._connections.admit_request(live, now)
             if prepared is None:
                 prepared = self._prepare_message(message)
-            return self._run(live, *prepared, now)
+            request, valid = prepared
+            body = self._run(live, request, valid, now)
+            if _is_at_hand(body):
+                return request.encode(body)
         except MalformedError:
             raise
         except Exception as error:
             # Not the message itself, which may hold a token.
-            return self._failed(error, live, None if prepared is None else prepared[0].answer)
+            return wire.encode(self._failed(error, live, None if prepared is None else prepared[0].answer))
+        return self._encode_later(body, live, request)
 
     def _prepare(self, event: object, *arguments: object) -> tuple[_Request, wire.Body]:
         """Find a request's row and validate its payload."""
@@ -249,30 +285,26 @@ class Requests:
         return prepared
 
     def _run(
-        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int, *, counts: bool = True
-    ) -> Reply | Coroutine[Any, Any, Reply]:
-        if request.counts and counts:
+        self, live: LiveConnection, request: _Request, valid: wire.Body, now: int
+    ) -> Encodable | Coroutine[Any, Any, Encodable]:
+        if request.counts:
             waiting = self._connections.active(live.identity, now)
             if waiting is not None:
-                return self._answer_after(waiting, live, request, valid, now)
+                return self._after(waiting, live, request, valid, now)
         body = request.handler(live, valid, now)
-        if type(body) is CoroutineType:
-            return self._answer_by(body, live, request)
-        if live.audience is not None and live.audience.pending:
+        audience = live.audience
+        if _is_at_hand(body) and audience is not None and audience.pending:
             self._connections.catch_up(live)
-        return wire.Answer(request.answer, body)
+        return body
 
-    async def _answer_after(
+    async def _after(
         self, waiting: Coroutine[Any, Any, object], live: LiveConnection, request: _Request, valid: wire.Body, now: int
-    ) -> Reply:
-        try:
-            await waiting
-            answer = self._run(live, request, valid, now, counts=False)
-        except Exception as error:
-            return self._failed(error, live, request.answer)
-        return await answer if isinstance(answer, Coroutine) else answer
+    ) -> Encodable:
+        await waiting
+        body = request.handler(live, valid, now)
+        return body if _is_at_hand(body) else await body
 
-    async def _answer_by(
+    async def _reply_later(
         self, waiting: Coroutine[Any, Any, Encodable], live: LiveConnection, request: _Request
     ) -> Reply:
         try:
@@ -280,7 +312,12 @@ class Requests:
             self._connections.catch_up(live)
         except Exception as error:
             return self._failed(error, live, request.answer)
-        return wire.Answer(request.answer, body)
+        return request.reply(body)
+
+    async def _encode_later(
+        self, waiting: Coroutine[Any, Any, Encodable], live: LiveConnection, request: _Request
+    ) -> bytes:
+        return wire.encode(await self._reply_later(waiting, live, request))
 
     def _failed(self, error: Exception, live: LiveConnection, request: object) -> wire.Failure:
         if isinstance(error, RequestError):
@@ -297,10 +334,10 @@ class Requests:
         return failure(InvalidPayloadError(message))
 
     def _check_user(self, live: LiveConnection, query: wire.CheckUserStatus, now: int) -> Encodable:
-        return wire.encoded_status_at(self._view.status(live.identity.tenant, query.user_id), now)
+        return encoded.status_at(self._view.status(live.identity.tenant, query.user_id), now)
 
     def _check_users(self, live: LiveConnection, query: wire.CheckUsersStatus, now: int) -> Encodable:
-        return wire.encoded_statuses(self._view.statuses(live.identity.tenant, query.user_ids), now)
+        return encoded.statuses_at(self._view.statuses(live.identity.tenant, query.user_ids), now)
 
     def _online_users(self, live: LiveConnection, query: wire.GetOnlineUsers, now: int) -> Encodable:
         page = page_of_online(self._view, live.identity.tenant, query)
@@ -318,12 +355,12 @@ class Requests:
         active_at = self._tracker.touch(identity.tenant, identity.user_id, now) if beat.meta is None else None
         if active_at is None:
             return self._beat(identity, encode_meta(beat.meta), now)
-        return wire.encoded_heartbeat_ack(now, active_at)
+        return encoded.heartbeat_ack(now, active_at)
 
     async def _beat(self, identity: Identity, meta_json: bytes | None, now: int) -> Encodable:
         await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta_json))
         active_at = self._view.status(identity.tenant, identity.user_id).active_at
-        return wire.encoded_heartbeat_ack(now, active_at or now)
+        return encoded.heartbeat_ack(now, active_at or now)
 
     async def _refresh(self, live: LiveConnection, request: wire.RefreshToken, _now: int) -> Encodable:
         try:
@@ -337,6 +374,11 @@ class Requests:
             Beat(tenant=identity.tenant, user_id=identity.user_id, at=self._tracker.now(), profile=identity.profile)
         )
         return wire.TokenRefreshed(expires_at=wire.optional_timestamp(identity.expires_at))
+
+
+def _is_at_hand(body: Encodable | Coroutine[Any, Any, Encodable]) -> TypeIs[Encodable]:
+    # Not a union, nor a tuple: compiled, this is two looks at a type.
+    return isinstance(body, bytes) or isinstance(body, wire.Body)  # noqa: SIM101
 
 
 def failure(error: RequestError) -> wire.Failure:

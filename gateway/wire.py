@@ -18,8 +18,6 @@ from gateway.presence import model
 from gateway.presence.model import Event, Status, Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.presence.store import Explanation
 
 MAX_IDS = 1000
@@ -402,41 +400,6 @@ def user_status(status: model.UserStatus) -> UserStatus:
 def user_status_at(status: model.UserStatus, now: int) -> UserStatusAt:
     """The same with the time it was read."""
     return UserStatusAt(**_fields(status), timestamp=timestamp(now))
-
-
-_NEVER_SEEN = (
-    b'{"userId":%b,"online":false,"status":"offline","statusText":null,'
-    b'"lastActive":null,"connectedAt":null,"version":0}'
-)
-
-
-def encoded_status(status: model.UserStatus) -> bytes:
-    """`user_status`, as JSON, which is kept with the status: most are asked for more often than they change."""
-    if not status.version:  # nobody knows this user, and nobody keeps the status
-        return _NEVER_SEEN % encode(status.user_id)
-    encoded: bytes = encode(user_status(status))
-    status.__dict__["encoded"] = encoded
-    return encoded
-
-
-def encoded_status_at(status: model.UserStatus, now: int) -> msgspec.Raw:
-    """`user_status_at`, as JSON."""
-    encoded = status.__dict__.get("encoded") or encoded_status(status)
-    return msgspec.Raw(b'%b,"timestamp":"%b"}' % (encoded[:-1], timestamp(now).encode()))
-
-
-def encoded_heartbeat_ack(now: int, active_at: int) -> msgspec.Raw:
-    """`HeartbeatAck`, as JSON."""
-    text = timestamp(now).encode()
-    return msgspec.Raw(
-        b'{"timestamp":"%b","lastActive":"%b"}' % (text, text if active_at == now else timestamp(active_at).encode())
-    )
-
-
-def encoded_statuses(statuses: Iterable[model.UserStatus], now: int) -> msgspec.Raw:
-    """`UserStatuses`, as JSON."""
-    encoded = b",".join([status.__dict__.get("encoded") or encoded_status(status) for status in statuses])
-    return msgspec.Raw(b'{"statuses":[%b],"timestamp":"%b"}' % (encoded, timestamp(now).encode()))
 
 
 def online_user(status: model.UserStatus) -> OnlineUser:

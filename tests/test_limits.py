@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.limits import KeyedBuckets, Rate, TokenBucket
+from gateway.buckets import TokenBucket
+from gateway.limits import KeyedBuckets, Rate
 
 
 @pytest.mark.parametrize(

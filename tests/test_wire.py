@@ -205,36 +205,6 @@ def test_every_key_on_the_wire_is_in_camel_case() -> None:
     assert {"userId", "lastActive", "nextCursor", "retryAfter"} <= keys
 
 
-STATUSES = [
-    UserStatus(tenant="acme", user_id='never "seen"'),
-    UserStatus(tenant="acme", user_id="alice", status=Status.ONLINE, version=3, active_at=1_500, online_since=1_000),
-    UserStatus(tenant="acme", user_id="bøb", status=Status.OFFLINE, version=4, active_at=2_500),
-]
-
-
-@pytest.mark.parametrize("status", STATUSES)
-def test_what_is_encoded_by_hand_is_what_the_types_encode(status: UserStatus) -> None:
-    for _ in range(2):  # made, and kept
-        assert wire.encoded_status(status) == wire.encode(wire.user_status(status))
-        assert wire.encode(wire.encoded_status_at(status, 9_000)) == wire.encode(wire.user_status_at(status, 9_000))
-
-
-def test_many_statuses_are_encoded_as_their_type_is() -> None:
-    expected = wire.UserStatuses(
-        statuses=[wire.user_status(status) for status in STATUSES], timestamp=wire.timestamp(5)
-    )
-    assert wire.encode(wire.encoded_statuses(STATUSES, 5)) == wire.encode(expected)
-    assert wire.encode(wire.encoded_statuses([], 5)) == wire.encode(
-        wire.UserStatuses(statuses=[], timestamp=wire.timestamp(5))
-    )
-
-
-def test_a_status_that_changes_is_encoded_anew() -> None:
-    before = STATUSES[1]
-    assert b'"version":3' in wire.encoded_status(before)
-    assert b'"version":4' in wire.encoded_status(msgspec.structs.replace(before, version=4))
-
-
 @pytest.mark.parametrize("ids", [["a\nb"], ["ok", "\x00"], [""], ["x" * 129], ["\ud800"], ["ok", 5], ["a\x7f"]])
 def test_ids_that_are_none_are_refused_among_many(ids: list[Any]) -> None:
     with pytest.raises(msgspec.ValidationError):

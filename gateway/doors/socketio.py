@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -10,13 +11,13 @@ from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
-from gateway.engine import json
 from gateway.engine.namespace import Namespace
 from gateway.errors import RefusedError
 from gateway.presence.model import Ending
-from gateway.requests import MalformedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import web
 
     from gateway.connections import Connections, LiveConnection
@@ -113,16 +114,9 @@ class SocketIODoor(Namespace):
         answer = self._requests.answer(live, event, *args)
         return answer if acknowledged else self._complain_of(live, event, answer)
 
-    def on_message(self, sid: str, message: bytes, *, acknowledged: bool) -> object | Coroutine[Any, Any, object]:
-        """Answer a request as it came; see the port."""
-        live = self._live[sid]
-        answer = self._requests.answer_message(live, message)
-        if acknowledged:
-            return answer
-        event, *_arguments = json.loads(message)  # which has not been looked at where the rate refused it
-        if not isinstance(event, str):
-            raise MalformedError("no name for an event")
-        return self._complain_of(live, event, answer)
+    def asker(self, sid: str) -> Callable[[bytes], bytes | Coroutine[Any, Any, bytes]]:
+        """What answers a client's requests as they come; see the port."""
+        return partial(self._requests.answer_message, self._live[sid])
 
     def _complain_of(
         self, live: LiveConnection, event: str, answer: Reply | Coroutine[Any, Any, Reply]

@@ -38,6 +38,8 @@ aiohttp
 picows
     protocol: `WSProtocol` is made with these arguments, told of a connection, and fed by ``get_buffer`` and
     ``buffer_updated`` like any buffered protocol.
-    listener: it calls ``on_ws_connected``, ``on_ws_frame``, ``on_ws_disconnected`` and ``pause_writing``.
-    wire: ``underlying_transport`` is the loop's transport, ``is_secure`` says whether it encrypts.
+    listener: it calls ``on_ws_connected``, ``on_ws_frame``, ``on_ws_disconnected`` and ``pause_writing``; the second is
+    looked for on the object before its class.
+    wire: ``send_close`` and ``disconnect`` go to the transport that the protocol was given, which need not be the
+    loop's own; of its socket only the number is used, and options that change nothing of what is written.
 """

@@ -8,12 +8,9 @@ what comes behind it waits for it, so that each connection's packets stay in ord
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
 import structlog
 from aiohttp import web
 from engineio import packet
@@ -22,7 +19,8 @@ from engineio.exceptions import SocketIsClosedError, UnknownPacketError
 
 from gateway.engine.frames import binary_frame, text_frame
 from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD
-from gateway.engine.socket import PACKET_TYPES, PACKETS_A_TURN, MalformedError, Socket, describe
+from gateway.engine.socket import PACKET_TYPES, MalformedError, Socket, describe
+from gateway.engine.stream import Outbox, Stream
 from gateway.engine.takeover import TakenOver, WSListener, WSMsgType, is_upgrade, take_over
 from gateway.errors import CloseCode
 
@@ -31,73 +29,35 @@ if TYPE_CHECKING:
 
     from picows import WSFrame, WSTransport
 
-    from gateway.engine.namespace import Batch, Namespace
+    from gateway.engine.batch import Batch
 
 _log = structlog.get_logger(__name__)
 
 _CONTINUATION, _TEXT, _BINARY = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY
 _CLOSE, _PING, _PONG = WSMsgType.CLOSE, WSMsgType.PING, WSMsgType.PONG
 _PONG_PACKET, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
-_MAX_ACK_DIGITS = 15
 _NO_CODE, _OK, _PROTOCOL_ERROR, _INVALID_TEXT, _TOO_BIG = 0, 1000, 1002, 1007, 1009
 """WebSocket's close codes: RFC 6455, section 7.4."""
 
-WRITE_AT = 65_536
-"""Bytes that one connection is sent in one turn of the loop, after which they are written before the turn's end."""
-
-_encode = msgspec.json.Encoder().encode
-
-
-class Outbox:
-    """Connections that were sent something in this turn of the loop, and are written to at its end.
-
-    A node with much to do reads many requests in one turn. Written one after the other, their answers cost the
-    operating system half of what they cost in between the reads, and several answers to one client are one write.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[FastSocket] = []
-
-    def add(self, socket: FastSocket) -> None:
-        """Write to a connection at the end of this turn."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._write_all)
-        self._waiting.append(socket)
-
-    def _write_all(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for socket in waiting:
-            try:
-                socket.flush()
-            except Exception:  # which is no reason for the others to hear nothing
-                _log.exception("a connection could not be written to")
-
 
 class Listener(WSListener):
-    """What picows calls back: serves events, puts messages together from frames, and answers WebSocket's own."""
+    """What picows calls back: puts messages together from frames, and answers WebSocket's own.
+
+    What it is part of takes the frames first (`Stream.on_frame`), and leaves it what is no event.
+    """
+
+    wire: WSTransport
 
     def __init__(self, socket: FastSocket, max_message: int) -> None:
         self.socket = socket
-        self.transport: WSTransport | None = None
         self._max_message = max_message
         self._begun: bytearray | None = None
         """What has come of a message in more than one frame; None where there is none."""
         self._begun_text = False
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """The client has been told that it is a WebSocket now."""
-        self.transport = transport
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Take one frame.
-
-        What begins as an event is one, whatever the frame says of its type: asking picows for that takes longer
-        than all that is asked here. It is none while bytes are awaited.
-        """
-        data = frame.get_payload_as_bytes()
-        reserved = frame.rsv1 or frame.rsv2 or frame.rsv3
-        if reserved or not frame.fin or self._begun is not None or not self.socket.serve_event(data):
-            self._other(transport, data, frame, reserved=reserved)
+        """The client has been told that it is a WebSocket now, before its first frame is taken."""
+        self.wire = transport
 
     def on_message(self, data: bytes, *, text: bool) -> None:
         """Take one message."""
@@ -114,9 +74,10 @@ class Listener(WSListener):
     def resume_writing(self) -> None:
         """The client reads after all; it is being closed all the same."""
 
-    def _other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
+    def on_other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
+        """Take a frame that is no event."""
         kind = frame.msg_type
-        if self.socket.mute and kind != _CLOSE:
+        if self.socket.stream.mute and kind != _CLOSE:
             self.socket.disregard()
         elif reserved:
             self.socket.hang_up(_PROTOCOL_ERROR)  # they belong to extensions, and none was agreed on
@@ -136,19 +97,22 @@ class Listener(WSListener):
             return
         if self._begun is None:
             self._begun, self._begun_text = bytearray(), kind == _TEXT
+            self.socket.stream.in_parts = True
         self._begun += data
         if len(self._begun) > self._max_message:
             self.socket.hang_up(_TOO_BIG)
         elif last:
             whole, self._begun = bytes(self._begun), None
+            self.socket.stream.in_parts = False
             self.on_message(whole, text=self._begun_text)
 
 
 class ProbeListener(Listener):
     """A WebSocket beside a polling connection, until the client moves over to it."""
 
-    def __init__(self, socket: Any, max_message: int) -> None:
+    def __init__(self, socket: Any, max_message: int, transport: asyncio.Transport) -> None:
         super().__init__(socket, max_message)
+        self.transport = transport
         self._probed = False
 
     def on_message(self, data: bytes, *, text: bool) -> None:
@@ -157,24 +121,19 @@ class ProbeListener(Listener):
             super().on_message(data, text=text)
         elif not self._probed and data == _PROBE and text:
             self._probed = True
-            self._transport.send(_TEXT, b"3probe")
+            self.wire.send(_TEXT, b"3probe")
             self.socket.queue.put_nowait(packet.Packet(packet.NOOP))  # ends the poll that waits
         elif self._probed and data == _UPGRADE and text and not self.socket.closed:
             upgrade(self.socket, self)
         else:
             self.give_up()
 
-    @property
-    def _transport(self) -> WSTransport:
-        assert self.transport is not None  # noqa: S101 - set before the first frame
-        return self.transport
-
     def give_up(self) -> None:
         """Leave the client to its polling."""
-        if not self.socket.upgraded and not self._transport.underlying_transport.is_closing():
-            self._transport.send_close()
-            self._transport.disconnect()
-            self.socket.timers.call_later(CLOSE_TIMEOUT, self._transport.disconnect, False)
+        if not self.socket.upgraded and not self.transport.is_closing():
+            self.wire.send_close()
+            self.wire.disconnect()
+            self.socket.timers.call_later(CLOSE_TIMEOUT, self.wire.disconnect, False)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone, and with it the upgrade, where it was not done."""
@@ -188,13 +147,11 @@ class ProbeListener(Listener):
         if self.socket.upgraded:
             super().pause_writing()
         else:
-            self._transport.disconnect(False)
+            self.wire.disconnect(False)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Take one frame; of a client that has not moved over, only a message."""
-        if self.socket.upgraded:
-            super().on_ws_frame(transport, frame)
-        elif frame.fin and frame.msg_type == _TEXT:
+        """Take one frame of a client that has not moved over: only a message."""
+        if frame.fin and frame.msg_type == _TEXT:
             self.on_message(frame.get_payload_as_bytes(), text=True)
         elif frame.msg_type == _PING and not self.socket.packets.take(asyncio.get_running_loop().time()):
             transport.send_pong(frame.get_payload_as_bytes())
@@ -206,7 +163,8 @@ def begin_upgrade(socket: Socket, request: web.Request) -> TakenOver:
     """Open a WebSocket beside a polling connection; it has a time to finish the upgrade."""
     if socket.upgrading or not is_upgrade(request):
         raise web.HTTPBadRequest(text="one WebSocket at a time, with the headers of one")
-    listener = ProbeListener(socket, socket.server.max_http_buffer_size)
+    assert request.transport is not None  # noqa: S101 - the client is there
+    listener = ProbeListener(socket, socket.server.max_http_buffer_size, request.transport)
     socket.upgrading = True
     socket.late_upgrade = socket.timers.call_later(socket.handshake_timeout, listener.give_up)
     return _take_over(socket, request, listener)
@@ -221,7 +179,7 @@ def upgrade(socket: Any, listener: ProbeListener) -> None:
         waiting.append(socket.queue.get_nowait())
     socket.queue.put_nowait(None)  # ends a poll that still waits
     socket.__class__ = FastSocket
-    socket.attach(listener)
+    socket.attach(listener, listener.transport)
     for each in waiting:
         if each is not None and each.packet_type != packet.NOOP:
             socket.push(each)
@@ -237,15 +195,12 @@ class FastSocket(Socket):
     """An Engine.IO connection over a WebSocket of picows, from its first frame or since an upgrade."""
 
     outbox: Outbox
-    _wire: WSTransport
+    stream: Stream
+    _listener: Listener
     _transport: asyncio.Transport
-    _file: int
-    """What the connection is to the operating system; -1 where what is sent has to be encrypted before."""
     _held: deque[tuple[bytes, bool]] | None = None
     """What came while something before it was awaited; None where nothing is."""
     _held_bytes = 0
-    mute = False
-    """True once nothing may be sent any more, but perhaps the close frame."""
     _hung_up = False
 
     def __init__(self, server: Any, sid: str) -> None:
@@ -262,21 +217,28 @@ class FastSocket(Socket):
     def accept(self, request: web.Request, opening: packet.Packet) -> TakenOver:
         """Take a request's connection over, and send Engine.IO's handshake."""
         listener = Listener(self, self.server.max_http_buffer_size)
+        assert request.transport is not None  # noqa: S101 - the client is there
+        self.attach(listener, request.transport)  # first: frames may have come along
         taken = _take_over(self, request, listener)
-        self.attach(listener)
         self.push(opening)
         self.schedule_ping()
         return taken
 
-    def attach(self, listener: Listener) -> None:
+    def attach(self, listener: Listener, transport: asyncio.Transport) -> None:
         """Speak over a WebSocket from now on."""
-        assert listener.transport is not None  # noqa: S101 - set when it was taken over
-        self._wire = listener.transport
-        self._transport = transport = self._wire.underlying_transport
-        self._out: list[bytes] = []
-        """What was sent in this turn of the loop."""
-        self._out_bytes = 0
-        self._file = -1 if self._wire.is_secure else transport.get_extra_info("socket").fileno()
+        self._listener, self._transport = listener, transport
+        encrypted = transport.get_extra_info("sslcontext") is not None
+        self.stream = Stream(
+            self,
+            self.outbox,
+            transport,
+            file=-1 if encrypted else transport.get_extra_info("socket").fileno(),
+            receivers=self.receivers,
+            max_buffer=self.max_send_buffer,
+        )
+        self.stream.awaits_bytes = self.awaits_bytes
+        # Of the listener itself, so that picows calls it without a step between.
+        listener.on_ws_frame = self.stream.on_frame  # type: ignore[method-assign]
 
     # What is sent
 
@@ -293,107 +255,29 @@ class FastSocket(Socket):
     def push(self, pkt: packet.Packet) -> None:
         """Send a packet."""
         encoded = pkt.encode()
-        self._send(text_frame(encoded.encode()) if isinstance(encoded, str) else binary_frame(encoded))
+        self.stream.send(text_frame(encoded.encode()) if isinstance(encoded, str) else binary_frame(encoded))
 
     def writer(self) -> Callable[[Batch], None]:
         """What sends events: this transport is the last that the connection has."""
-        return self.write
+        return self.stream.write
 
     def write(self, batch: Batch) -> None:
         """Send events that were encoded once for all who hear of them."""
-        if self._out:  # to come after it
-            self._send(batch.frames)
-        elif not self.mute:
-            self._write(batch.frames)
-
-    def _send(self, frame: bytes) -> None:
-        """Send a frame at the end of this turn of the loop, with all else that is sent in it."""
-        if self.mute:
-            return
-        if not self._out:
-            self.outbox.add(self)
-        self._out.append(frame)
-        self._out_bytes += len(frame)
-        if self._out_bytes > WRITE_AT:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was sent in this turn of the loop."""
-        if self._out:
-            frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-            self._out.clear()
-            self._out_bytes = 0
-            if not self.mute:
-                self._write(frames)
-
-    def _write(self, frames: bytes) -> None:
-        """Hand bytes to the operating system, where nothing waits before them.
-
-        Through the loop they cost half as much again (`benchmarks/profile.md`).
-        """
-        transport = self._transport
-        if transport.is_closing():  # and has perhaps given its file back already, to somebody else's connection
-            return
-        waiting = transport.get_write_buffer_size()
-        if waiting:
-            if waiting + len(frames) > self.max_send_buffer:  # before it is held: the bound is one
-                self.on_overflow()
-                return
-        elif self._file >= 0:
-            try:
-                sent = os.write(self._file, frames)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return  # gone; the loop is about to find out
-            if sent == len(frames):
-                return
-            frames = frames[sent:]
-        transport.write(frames)
+        self.stream.write(batch)
 
     # What comes
 
-    def serve_event(self, data: bytes) -> bool:
-        """Serve a message, if it is an event of a `Namespace` that can be served now.
+    def await_bytes(self, *, awaited: bool) -> None:
+        """Take no events while attachments of one are still to come."""
+        self.awaits_bytes = self.stream.awaits_bytes = awaited
 
-        Returns:
-            Whether it was; one that has something wrong with it is not.
-        """
-        if self._held is not None or self.mute or self.awaits_bytes:
-            return False
-        for prefix, namespace, sid in self.receivers:
-            if data.startswith(prefix):
-                start = data.find(b"[")
-                number = data[len(prefix) : start]
-                if start < 0 or (number and not number.isdigit()) or len(number) > _MAX_ACK_DIGITS:
-                    return False
-                self.received += 1
-                # Counted by the dozen: to look at the clock for each would cost as much as to find its handler.
-                if not self.received % PACKETS_A_TURN and self._is_over_rate():
-                    return False  # the stock path closes the connection
-                try:
-                    answer = namespace.on_message(sid, data[start:], acknowledged=bool(number))
-                except ValueError:
-                    return False
-                if type(answer) is CoroutineType:
-                    self._serve_from(self._acknowledge_later(answer, namespace, number))
-                elif number:
-                    self._acknowledge(answer, namespace, number)
-                return True
-        return False
+    def is_over_rate(self, events: int) -> bool:
+        """Count events; see `Stream`."""
+        return bool(self.packets.take(asyncio.get_running_loop().time(), events))
 
-    async def _acknowledge_later(
-        self, answer: Coroutine[Any, Any, object], namespace: Namespace, number: bytes
-    ) -> None:
-        answered = await answer
-        if number:
-            self._acknowledge(answered, namespace, number)
-
-    def _acknowledge(self, answer: object, namespace: Namespace, number: bytes) -> None:
-        self._send(text_frame(b"%b%b[%b]" % (namespace.codec.acknowledgement, number, _encode(answer))))
-
-    def _is_over_rate(self) -> bool:
-        return bool(self.packets.take(asyncio.get_running_loop().time(), PACKETS_A_TURN))
+    def on_other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
+        """Take a frame that is no event; see `Stream`."""
+        self._listener.on_other(transport, data, frame, reserved=reserved)
 
     def allows_frame(self) -> bool:
         """Count what is no packet as one: a control frame, or a part of a message. One too many ends the connection.
@@ -415,21 +299,22 @@ class FastSocket(Socket):
 
     def take(self, data: bytes, *, text: bool) -> None:
         """Take one message, now or after those that are still being served."""
-        if self.closing or self.mute:
+        if self.closing or self.stream.mute:
             return
         if self._held is None:
             waiting = self._serve(data, text=text)
             if waiting is not None:
-                self._serve_from(waiting)
+                self.serve_later(waiting)
         else:
             self._held.append((data, text))
             self._held_bytes += ITEM_OVERHEAD + len(data)
             if self._held_bytes > self.server.max_http_buffer_size:
                 self._transport.pause_reading()
 
-    def _serve_from(self, waiting: Coroutine[Any, Any, None]) -> None:
+    def serve_later(self, waiting: Coroutine[Any, Any, None]) -> None:
         """Serve something that takes its time; what comes meanwhile is held."""
         self._held = deque()
+        self.stream.busy = True
         self.server.start_background_task(self._serve_in_turn, waiting)
 
     async def _serve_in_turn(self, waiting: Coroutine[Any, Any, None] | None) -> None:
@@ -443,6 +328,7 @@ class FastSocket(Socket):
                 self._held_bytes -= ITEM_OVERHEAD + len(data)
                 waiting = self._serve(data, text=text)
         self._held, self._held_bytes = None, 0
+        self.stream.busy = False
         if not self.closing and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -492,28 +378,28 @@ class FastSocket(Socket):
         waits for what was sent before to be read.
         """
         if not self._hung_up:
-            self.flush()
-            self._hung_up = self.mute = True
+            self.stream.flush()
+            self._hung_up = self.stream.mute = True
             if not self._transport.is_closing():
-                self._wire.send_close(code)  # type: ignore[arg-type]  # takes any number
-            self.timers.call_later(CLOSE_TIMEOUT, self._wire.disconnect, False)
+                self._listener.wire.send_close(code)  # type: ignore[arg-type]  # takes any number
+            self.timers.call_later(CLOSE_TIMEOUT, self._listener.wire.disconnect, False)
 
     def on_close_frame(self, code: int) -> None:
         """The client has closed, or has answered that this side did."""
         self.hang_up(_OK if code == _NO_CODE else code)
-        self._wire.disconnect()
+        self._listener.wire.disconnect()
         # Python's client closes with 1000, often before its own packets for it left.
         self._end(self.server.reason.CLIENT_DISCONNECT if code == _OK else self.server.reason.TRANSPORT_CLOSE)
 
     def on_gone(self) -> None:
         """The connection is gone."""
-        self.mute = self._hung_up = True
+        self.stream.mute = self._hung_up = True
         self._end(self.server.reason.TRANSPORT_CLOSE)
 
     def on_overflow(self) -> None:
         """More waits for the client than may: it is too slow."""
-        if not self.mute:
-            self.mute = True
+        if not self.stream.mute:
+            self.stream.mute = True
             self.too_slow(self.sid)
 
     def _end(self, reason: str) -> None:

@@ -12,7 +12,8 @@ from engineio import packet as eio_packet
 from socketio import packet
 
 from gateway import wire
-from gateway.engine.namespace import Batch, Namespace
+from gateway.engine.batch import Batch
+from gateway.engine.namespace import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +43,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         if isinstance(handler, Namespace):
             eio_sid = self.eio_sid_from_sid(sid, namespace)
             if self.server.is_open(eio_sid):
-                self.server.eio.sockets[eio_sid].receivers.append((handler.codec.event, handler, sid))
+                self.server.eio.sockets[eio_sid].receivers.append(handler.receiver(sid))
                 await handler.on_connected(sid)
             else:
                 # It left while it was being let in, when python-socketio did not count it as connected and

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import socketio
-from engineio import packet as eio_packet
 
 from gateway import wire
 from gateway.engine import json
+from gateway.engine.batch import Batch
 from gateway.engine.environ import REQUEST
-from gateway.engine.frames import text_frame
+from gateway.engine.stream import Receiver
 from gateway.errors import CloseCode
 from gateway.recovery.offsets import Mark, Offset
 from gateway.recovery.sessions import rooms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
     from gateway.engine.server import Server
+    from gateway.engine.stream import Asked, Told
     from gateway.recovery.recovery import Recovered, Recovery, Return
     from gateway.recovery.sessions import Session
 
@@ -91,16 +94,24 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
     ) -> object | Coroutine[Any, Any, object]:
         """Answer an event, at once or by a coroutine. The answer is the acknowledgement, where one is awaited."""
 
-    def on_message(self, sid: str, message: bytes, *, acknowledged: bool) -> object | Coroutine[Any, Any, object]:
-        """Answer an event as it came: a JSON array of its name and its arguments.
+    def receiver(self, sid: str) -> Receiver:
+        """Where a client's events go that come over the fast path."""
+        codec = self.codec
+        return Receiver(self.namespace, codec.event, codec.acknowledgement, self.asker(sid), partial(self._tell, sid))
 
-        Raises:
-            ValueError: it is no event.
-        """
-        event, *args = json.loads(message)
-        if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
-            raise ValueError("no name for an event")
-        return self.on_request(sid, event, args, acknowledged=acknowledged)
+    def asker(self, sid: str) -> Callable[[bytes], Asked]:
+        """What answers a client's events; see `Receiver`."""
+        return partial(self._ask, sid)
+
+    def _ask(self, sid: str, message: bytes) -> Asked:
+        event, args = _read(message)
+        answer = self.on_request(sid, event, args, acknowledged=True)
+        return _encode_later(answer) if isinstance(answer, Coroutine) else wire.encode(answer)
+
+    def _tell(self, sid: str, message: bytes) -> Told:
+        event, args = _read(message)
+        answer = self.on_request(sid, event, args, acknowledged=False)
+        return _forget(answer) if isinstance(answer, Coroutine) else None
 
     async def trigger_event(self, event: str, *args: Any) -> None:
         """Hand python-socketio's two calls on.
@@ -219,6 +230,26 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
             self.recovery.sessions.end(session)
 
 
+def _read(message: bytes) -> tuple[str, list[Any]]:
+    """Read an event as it came: a JSON array of its name and its arguments.
+
+    Raises:
+        ValueError: it is no event.
+    """
+    event, *args = json.loads(message)
+    if not isinstance(event, str) or event in wire.SOCKET_IO_EVENTS:
+        raise ValueError("no name for an event")
+    return event, args
+
+
+async def _encode_later(answer: Coroutine[Any, Any, object]) -> bytes:
+    return wire.encode(await answer)
+
+
+async def _forget(answer: Coroutine[Any, Any, object]) -> None:
+    await answer
+
+
 def can_recover(headers: Mapping[str, str]) -> bool:
     """Whether a client is socket.io-client, which takes an offset behind an event's arguments.
 
@@ -229,31 +260,6 @@ def can_recover(headers: Mapping[str, str]) -> bool:
     if agent is None:
         return "permessage-deflate" in headers.get("Sec-WebSocket-Extensions", "")
     return agent.startswith(_AGENTS)
-
-
-class Batch:
-    """Events of one namespace, encoded once for all who are sent them, whatever their transport."""
-
-    __slots__ = ("_frames", "_packets", "_texts")
-
-    def __init__(self, texts: Sequence[bytes]) -> None:
-        self._texts = texts
-        self._frames: bytes | None = None
-        self._packets: list[eio_packet.Packet] | None = None
-
-    @property
-    def frames(self) -> bytes:
-        """WebSocket frames, one after the other, as they are written."""
-        if self._frames is None:
-            self._frames = b"".join(text_frame(b"4" + text) for text in self._texts)
-        return self._frames
-
-    @property
-    def packets(self) -> Sequence[eio_packet.Packet]:
-        """Engine.IO packets."""
-        if self._packets is None:
-            self._packets = [eio_packet.Packet(eio_packet.MESSAGE, text.decode()) for text in self._texts]
-        return self._packets
 
 
 class EventCodec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from types import CoroutineType
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import engineio
@@ -19,17 +19,19 @@ from engineio.payload import Payload
 from socketio import packet
 
 from gateway import wire
+from gateway.buckets import TokenBucket
 from gateway.engine import json
 from gateway.engine.environ import REQUEST, Environ
 from gateway.engine.namespace import Namespace
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
 from gateway.engine.socket import Driver, MalformedError, Socket, describe, is_gone
+from gateway.engine.stream import Outbox
 from gateway.errors import CloseCode, ConfigurationError, RefusedError
-from gateway.limits import Rate, TokenBucket
+from gateway.limits import Rate
 from gateway.origins import is_ascii
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from gateway.admission import Admission
     from gateway.counts import Counts
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from gateway.timers import TimerWheel
 
 try:
-    from gateway.engine.fast import FastSocket, Outbox, begin_upgrade
+    from gateway.engine.fast import FastSocket, begin_upgrade
     from gateway.engine.takeover import is_upgrade
 except ImportError:  # picows has no wheel for this platform: connections stay with aiohttp
     FAST = False
@@ -375,7 +377,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             await super()._handle_eio_message(eio_sid, data)
             awaiting = self._binary_packet.get(eio_sid)
             if (socket := self.eio.sockets.get(eio_sid)) is not None:
-                socket.awaits_bytes = awaiting is not None
+                socket.await_bytes(awaited=awaiting is not None)
             if awaiting is not None and awaiting.attachment_count not in _ATTACHMENTS:
                 raise MalformedError("no or too many attachments")
         except Exception as error:
@@ -396,14 +398,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         if not self.manager.is_connected(sid, namespace):
             return
         answer = handler.on_request(sid, event, args, acknowledged=id is not None)
-        if isinstance(answer, CoroutineType):
+        if isinstance(answer, Coroutine):
             answer = await answer
         if id is not None:
             await self._send_packet(eio_sid, packet.Packet(packet.ACK, data=[answer], namespace=namespace, id=id))
 
     async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
         if (socket := self.eio.sockets.get(eio_sid)) is not None:
-            socket.receivers = [each for each in socket.receivers if each[1].namespace != namespace]
+            socket.receivers[:] = [each for each in socket.receivers if each.namespace != namespace]
         await super()._handle_disconnect(eio_sid, namespace, reason)
         if self.is_open(eio_sid):
             self._expect_namespace(eio_sid)

@@ -18,9 +18,10 @@ from gateway.errors import CloseCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.engine.namespace import Batch, Namespace
+    from gateway.buckets import TokenBucket
+    from gateway.engine.batch import Batch
     from gateway.engine.outbound import OutboundQueue
-    from gateway.limits import TokenBucket
+    from gateway.engine.stream import Receiver
     from gateway.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
@@ -104,12 +105,11 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     max_send_buffer: int
     too_slow: Callable[[str], None]
     """Called with `sid` where more waits for the client than may."""
-    receivers: list[tuple[bytes, Namespace, str]]
-    """How an event begins of each namespace that the client has joined, the namespace, and the client's name there."""
+    receivers: list[Receiver]
+    """Where the events go of the namespaces that the client has joined; the list stays the same."""
+    awaits_bytes = False
     driver: Driver | None = None
     queue: OutboundQueue
-    awaits_bytes = False
-    """Whether attachments of the packet that came last are still to come."""
     lost = False
     """True once a polling request failed, which python-engineio ends as if the server had meant to."""
     connects: TokenBucket
@@ -180,6 +180,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
                 timer.cancel()
 
     # What comes
+
+    def await_bytes(self, *, awaited: bool) -> None:
+        """Take note of whether attachments of the packet that came last are still to come."""
+        self.awaits_bytes = awaited
 
     async def receive(self, pkt: packet.Packet) -> None:
         """Take one packet. An Engine.IO close is no goodbye: socket.io-client sends it when a poll failed, too.

@@ -10,7 +10,6 @@ What is relied on in both, beyond what they document, is listed in this package'
 from __future__ import annotations
 
 from base64 import b64decode
-from socket import IPPROTO_TCP, TCP_QUICKACK
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,6 +18,8 @@ from picows import WSAutoPingStrategy, WSListener, WSMsgType
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its stubs
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.web_request import BaseRequest
     from multidict import CIMultiDict
@@ -53,6 +54,44 @@ class _Logger:
 
 
 _LOGGER = _Logger()
+
+
+class _Socket:
+    """What picows has of a connection's socket: its number, and options that it may set and read for nothing."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def fileno(self) -> int:
+        return self._file
+
+    def setsockopt(self, _level: int, _option: int, _value: int) -> None:
+        pass
+
+    def getsockopt(self, _level: int, _option: int) -> int:
+        return 0
+
+
+class _Transport:
+    """The loop's transport as picows has it: with a socket that stays as it is.
+
+    Of the two options that picows sets, the loop has set one, and the other has each request acknowledged twice. Four
+    it reads for a line of its log that nobody writes; for each of the six, uvloop would make a socket and undo it.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_extra_info(self, name: str, default: object = None) -> Any:
+        known = self._transport.get_extra_info(name, default)
+        return known if name != "socket" or known is None else _Socket(known.fileno())
 
 
 class TakenOver(web.StreamResponse):
@@ -126,8 +165,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
     request._protocol = request._payload_writer = None  # type: ignore[assignment]  # noqa: SLF001
     if paused:
         transport.resume_reading()
-    protocol.connection_made(transport)
-    transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_QUICKACK, 0)
+    protocol.connection_made(_Transport(transport))
     data = _HEAD % request.headers["Sec-WebSocket-Key"].encode() + came_along
     while data:
         room = protocol.get_buffer(-1)

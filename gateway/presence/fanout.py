@@ -90,7 +90,10 @@ class Audience:
         self.rest = 0.0
         """Seconds from then on in which changes are gathered."""
         self.timer: asyncio.TimerHandle | None = None
-        self._members: dict[Member, None] = {}
+        self._members: dict[Codec, dict[Member, Callable[[Batch], None]]] = {}
+        """How each is written to, by how it is encoded for."""
+        self._left = False
+        """Whether any has left during this flush."""
         self._heard: dict[Member, int] = {}
         """How many of those that are pending a member has heard of, or knew when it joined; for all others none."""
         self._encoded: dict[tuple[Codec, Any, int, int], Batch | None] = {}
@@ -100,13 +103,17 @@ class Audience:
 
     def join(self, member: Member) -> None:
         """Let a member hear of what is published from now on."""
-        self._members[member] = None
+        self._members.setdefault(member.codec, {})[member] = member.write
         if self.pending:
             self._heard[member] = len(self.pending)
 
     def leave(self, member: Member) -> None:
         """Let a member hear no more; one that never joined is ignored."""
-        self._members.pop(member, None)
+        members = self._members.get(member.codec)
+        if members is not None and members.pop(member, None) is not None:
+            self._left = True
+            if not members:
+                del self._members[member.codec]
         self._heard.pop(member, None)
 
     def told(self, member: Member) -> int:
@@ -116,18 +123,10 @@ class Audience:
 
     def flush(self) -> None:
         """Write what is pending to every member, each from where it is on."""
-        batches: dict[Codec, Batch | None] = {}
+        self._left = False
         try:
-            for member in tuple(self._members):
-                if member in self._heard:
-                    self.catch_up(member)
-                elif member in self._members:  # it may have left while another was written to
-                    codec = member.codec
-                    if codec not in batches:
-                        batches[codec] = self._batch(codec, 0)
-                    batch = batches[codec]
-                    if batch is not None:
-                        member.write(batch)
+            for codec, members in list(self._members.items()):
+                self._flush(codec, members)
         finally:
             if self.pending:
                 self.position = self.pending[-1].position
@@ -135,10 +134,24 @@ class Audience:
             self._heard.clear()
             self._encoded.clear()
 
+    def _flush(self, codec: Codec, members: dict[Member, Callable[[Batch], None]]) -> None:
+        batch: Batch | None = None
+        made = False
+        for member, write in list(members.items()):
+            if self._left and member not in members:  # while another was written to
+                continue
+            if self._heard and member in self._heard:
+                self.catch_up(member)
+                continue
+            if not made:
+                batch, made = self._batch(codec, 0), True
+            if batch is not None:
+                write(batch)
+
     def catch_up(self, member: Member) -> None:
         """Write what is pending to one member; one that never joined hears nothing."""
         heard = self._heard.get(member, 0)
-        if heard < len(self.pending) and member in self._members:
+        if heard < len(self.pending) and member in self._members.get(member.codec, ()):
             self._heard[member] = len(self.pending)
             batch = self._batch(member.codec, heard)
             if batch is not None:

@@ -14,6 +14,7 @@ from gateway.errors import LeaseLostError, StoreUnavailableError
 from gateway.presence.clock import follow
 from gateway.presence.model import Beat, Ending
 from gateway.presence.store import OUTAGE, Commit
+from gateway.presence.touches import Touches
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -76,14 +77,13 @@ class Tracker:
         self._clock = clock
         self._store = store
         self._follower = follower
-        self._view = follower.view
         self._connections: dict[str, Connection] = {}
         """Those that live, which are those that the store is to know."""
         self._late: dict[tuple[str, str], _Late] = {}
-        self._touched: dict[tuple[str, str], int] = {}
-        """When users were active, which the view shows and the store has yet to be told."""
-        self._touched_since = 0
-        self._touchable = away_after // 2
+        # Long before a user would turn away by what the store knows.
+        self._touches = Touches(follower.view, away_after // 2)
+        self.touch = self._touches.touch
+        """Record activity that changes nothing but when it was; see `Touches`. Other activity is a `beat`."""
         self._settled = False
         """Whether it knows."""
         self._settled_at = 0
@@ -123,37 +123,20 @@ class Tracker:
         self._connections.pop(connection.id, None)
         user = connection.tenant, connection.user_id
         # Told with it, not before: of two connections that end in one moment, the store hears in their order.
-        active_at = self._touched.pop(user, None)
+        active_at = self._touches.gathered.pop(user, None)
         commit = await self._commit(lambda: self._store.disconnect(connection, ending, self.now(), active_at=active_at))
         if commit is None and active_at is not None:
             self._remember(Beat(tenant=user[0], user_id=user[1], at=active_at))
         return commit or Commit(0)
 
-    def touch(self, tenant: str, user_id: str, now: int) -> int | None:
-        """Record activity of a user that changes nothing but when it was.
-
-        The view shows it at once. The store is told within `TOUCH_INTERVAL`, long before the user would turn away by
-        what it knows.
-
-        Returns:
-            When the user was last active, which is now or later; None where nothing was recorded, because activity
-            may change more: that is a `beat`.
-        """
-        active_at = self._view.touch(tenant, user_id, now, self._touchable)
-        if active_at == now:
-            if not self._touched:
-                self._touched_since = now
-            self._touched[tenant, user_id] = now
-        return active_at
-
     async def beat(self, beat: Beat) -> Commit:
         """Record activity."""
-        self._touched.pop((beat.tenant, beat.user_id), None)
+        self._touches.gathered.pop((beat.tenant, beat.user_id), None)
         return await self._beat([beat])
 
     async def release(self, tenant: str, user_id: str) -> Commit:
         """End what keeps a user online but live connections."""
-        if (tenant, user_id) in self._touched:
+        if (tenant, user_id) in self._touches.gathered:
             await self._tell_touched()
         commit = await self._commit(lambda: self._store.release(tenant, user_id, self.now()))
         if commit is None:
@@ -205,7 +188,7 @@ class Tracker:
             StoreUnavailableError: the store is away.
         """
         with self._losing_touch():
-            if self._touched and self.now() - self._touched_since >= TOUCH_INTERVAL:
+            if self._touches.gathered and self.now() - self._touches.since >= TOUCH_INTERVAL:
                 await self._tell_touched()
             if self.now() >= self._sweeps_from:
                 await self._store.sweep(self.now())
@@ -231,7 +214,7 @@ class Tracker:
             raise
 
     async def _tell_touched(self) -> None:
-        touched, self._touched = self._touched, {}
+        touched = self._touches.take()
         await self._beat([Beat(tenant=tenant, user_id=user, at=at) for (tenant, user), at in touched.items()])
 
     async def _beat(self, beats: Sequence[Beat]) -> Commit:

@@ -133,8 +133,6 @@ class View:
                 online.add(status.user_id)
             else:
                 online.remove(status.user_id)
-                if not online:
-                    del self._online[status.tenant]
 
     # Read by everyone
 

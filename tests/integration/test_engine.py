@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from itertools import takewhile
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -33,10 +34,10 @@ from gateway import Gateway, Transition
 from gateway.app import create_app
 from gateway.auth import Identity
 from gateway.engine import json
-from gateway.engine.fast import Outbox
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
 from gateway.engine.server import Engine
+from gateway.engine.stream import Outbox, Stream
 from gateway.errors import TokenInvalidError
 from gateway.presence.model import Beat, Profile
 from gateway.tasks import end
@@ -103,21 +104,17 @@ async def test_a_task_is_kept_until_it_has_ended() -> None:
     assert engine._tasks == set()
 
 
-def test_one_that_cannot_be_written_to_costs_the_others_nothing() -> None:
-    class Broken:
-        def flush(self) -> None:
-            raise RuntimeError("a mistake")
-
-    class Sound:
-        flushed = False
-
-        def flush(self) -> None:
-            self.flushed = True
-
-    outbox, sound = Outbox(), Sound()
-    outbox._waiting = [Broken(), sound]  # type: ignore[list-item]
-    outbox._write_all()
-    assert sound.flushed
+async def test_one_that_cannot_be_written_to_costs_the_others_nothing() -> None:
+    outbox = Outbox()
+    broken, sound = Mock(is_closing=Mock(side_effect=RuntimeError("a mistake"))), Mock()
+    sound.is_closing.return_value, sound.get_write_buffer_size.return_value = False, 0
+    for transport in (broken, sound):
+        stream = Stream(Mock(), outbox, transport, file=-1, receivers=[], max_buffer=1000)
+        stream.send(b"a frame")
+    with capture_logs() as logs:
+        outbox.write_all()
+    sound.write.assert_called_once_with(b"a frame")
+    assert [line["event"] for line in logs] == ["a connection could not be written to"]
 
 
 async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -> None:
@@ -521,16 +518,15 @@ async def test_what_is_no_event_is_none_beyond_the_rate_either(
 
 
 @on_fast
-async def test_what_fails_while_a_frame_is_read_is_logged(
-    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_fails_while_a_frame_is_read_is_logged(serve: Serve, closing: AsyncExitStack) -> None:
     running = await serve()
     client = await Packets.connect(closing, running.ws_url)
 
     def fail(*_arguments: object) -> None:
         raise LookupError("a mistake of ours")
 
-    monkeypatch.setattr(running.gateway._requests, "answer_message", fail)
+    [session] = running.gateway._server.eio.sockets.values()
+    session.receivers[0].tell = fail
     with capture_logs() as logs:
         await client.ws.send_str('42/ws/messages,["heartbeat"]')
         assert await client.closed() == 1011
@@ -544,7 +540,7 @@ async def test_a_flood_that_is_read_in_one_turn_of_the_loop_is_not_answered_whol
     running = await serve(rate_limit_events="10/s")
     await Packets.connect(closing, running.ws_url)
     [session] = running.gateway._server.eio.sockets.values()
-    served = takewhile(bool, (session.serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)))
+    served = takewhile(bool, (session.stream._serve_event(b'42/ws/messages,["nothing"]') for _ in range(20_000)))
     assert len(list(served)) <= 1100  # what is not is left to the stock path, and all behind it waits
 
 

@@ -169,7 +169,7 @@ def held(gateway: Any, peer: Any, raw: Any) -> int:
         return int(peer._queue.waiting_bytes)
     socket = gateway._server.eio.sockets.get(peer._eio_sid)
     if isinstance(socket, FastSocket):
-        return int(socket._transport.get_write_buffer_size()) + socket._out_bytes
+        return int(socket._transport.get_write_buffer_size()) + int(socket.stream._out_bytes)
     return 0 if socket is None else int(socket.queue.waiting_bytes)
 
 

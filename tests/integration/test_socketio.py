@@ -24,9 +24,8 @@ from clients import (
 )
 from conftest import Running, eventually, make_settings, make_token
 
-from gateway import Gateway
+from gateway import Gateway, wire
 from gateway.presence.model import Transition
-from gateway.presence.view import View
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -315,8 +314,8 @@ async def test_the_gateways_own_failure_is_internal_and_says_nothing_of_it(
     def broken(*_arguments: object) -> None:
         raise ZeroDivisionError("a detail")
 
-    monkeypatch.setattr(View, "statuses", broken)
-    answer = await alice.ask("check-users-status", {"userIds": []})
+    monkeypatch.setattr(wire, "online_user", broken)
+    answer = await alice.ask("get-online-users")
     assert answer["error"]["code"] == "INTERNAL"
     assert "a detail" not in json.dumps(answer)
 

@@ -1,0 +1,256 @@
+"""The hot path: events read off a WebSocket and answered, and what is written to it, within one turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+
+from gateway.engine.frames import text_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from gateway.engine.batch import Batch
+
+    Asked = bytes | Coroutine[Any, Any, bytes]
+    Told = Coroutine[Any, Any, None] | None
+
+_log = structlog.get_logger(__name__)
+
+WRITE_AT: Final = 65_536
+"""Bytes that one connection is sent in one turn of the loop, after which they are written before the turn's end."""
+
+COUNTED_BY: Final = 32
+"""Events that are counted at a time: to look at the clock for each would cost as much as to find its handler."""
+
+_MAX_ACK_DIGITS: Final = 15
+
+_write: Final = os.write
+
+
+class Receiver:
+    """Where the events of a namespace go that a client has joined.
+
+    Args:
+        namespace: its name.
+        event: how an event of it begins, as Engine.IO carries it.
+        acknowledgement: how an acknowledgement begins.
+        ask: answers an event, a JSON array of its name and its arguments; the answer is JSON. Raises ValueError for
+            what is no event.
+        tell: takes an event that awaits no answer.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        event: bytes,
+        acknowledgement: bytes,
+        ask: Callable[[bytes], Asked],
+        tell: Callable[[bytes], Told],
+    ) -> None:
+        self.namespace = namespace
+        self.event = event
+        self.acknowledgement = acknowledgement
+        self.ask = ask
+        self.tell = tell
+
+
+class Owner(Protocol):
+    """The connection that a stream is part of."""
+
+    def is_over_rate(self, events: int) -> bool:
+        """Count so many events, and say whether they are too many."""
+
+    def on_other(self, transport: Any, data: bytes, frame: Any, *, reserved: bool) -> None:
+        """Take a frame that is no event which can be served now."""
+
+    def on_overflow(self) -> None:
+        """More waits for the client than may."""
+
+    def serve_later(self, waiting: Coroutine[Any, Any, None]) -> None:
+        """Serve something that takes its time, before what comes meanwhile."""
+
+
+class Outbox:
+    """Connections that were sent something in this turn of the loop, and are written to at its end.
+
+    A node with much to do reads many requests in one turn. Written one after the other, their answers cost the
+    operating system half of what they cost in between the reads, and several answers to one client are one write.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Stream] = []
+
+    def add(self, stream: Stream) -> None:
+        """Write to a connection at the end of this turn."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.write_all)
+        self._waiting.append(stream)
+
+    def write_all(self) -> None:
+        """Write to all that wait."""
+        waiting = self._waiting
+        self._waiting = []
+        for stream in waiting:
+            try:
+                stream.flush()
+            except Exception:  # which is no reason for the others to hear nothing
+                _log.exception("a connection could not be written to")
+
+
+class Stream:
+    """One client's WebSocket, past python-socketio's packets.
+
+    Args:
+        owner: the connection.
+        outbox: what has it written to at the end of each turn.
+        transport: the loop's.
+        file: what the connection is to the operating system; -1 where what is sent has to be encrypted before.
+        receivers: where its events go, by how they begin.
+        max_buffer: bytes that may wait for a client that does not read.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        outbox: Outbox,
+        transport: asyncio.Transport,
+        *,
+        file: int,
+        receivers: list[Receiver],
+        max_buffer: int,
+    ) -> None:
+        self.mute = False
+        """True once nothing may be sent any more, but perhaps the close frame."""
+        self.busy = False
+        """Whether what came before is still being served."""
+        self.in_parts = False
+        """Whether a message has begun that comes in more than one frame."""
+        self.awaits_bytes = False
+        """Whether attachments of the packet that came last are still to come."""
+        self.receivers = receivers
+        self._owner = owner
+        self._outbox = outbox
+        self._transport = transport
+        self._file = file
+        self._max_buffer = max_buffer
+        self._events = 0
+        self._out: list[bytes] = []
+        """What was sent in this turn of the loop."""
+        self._out_bytes = 0
+
+    # What comes
+
+    def on_frame(self, transport: Any, frame: Any) -> None:
+        """Take one frame of picows's.
+
+        What begins as an event is one, whatever the frame says of its type: asking picows for that takes longer
+        than all that is asked here. It is none while bytes are awaited.
+        """
+        data: bytes = frame.get_payload_as_bytes()
+        reserved = bool(frame.rsv1 or frame.rsv2 or frame.rsv3)
+        if reserved or self.in_parts or not frame.fin or not self._serve_event(data):
+            self._owner.on_other(transport, data, frame, reserved=reserved)
+
+    def _serve_event(self, data: bytes) -> bool:
+        """Serve a message, if it is an event that can be served now.
+
+        Returns:
+            Whether it was; one that has something wrong with it is not.
+        """
+        if self.busy or self.mute or self.awaits_bytes:
+            return False
+        for receiver in self.receivers:
+            if data.startswith(receiver.event):
+                return self._serve(receiver, data)
+        return False
+
+    def _serve(self, receiver: Receiver, data: bytes) -> bool:
+        begin = len(receiver.event)
+        start = data.find(b"[", begin)
+        if start < 0:  # looked at first: compiled, a slice that ends before it begins is an error
+            return False
+        number = data[begin:start]
+        if len(number) > _MAX_ACK_DIGITS or (number and not number.isdigit()):
+            return False
+        self._events += 1
+        if self._events >= COUNTED_BY:
+            self._events = 0
+            if self._owner.is_over_rate(COUNTED_BY):
+                return False  # the stock path closes the connection
+        try:
+            if number:
+                answer = receiver.ask(data[start:])
+                if isinstance(answer, bytes):
+                    self._acknowledge(receiver, number, answer)
+                else:
+                    self._owner.serve_later(self._acknowledge_later(receiver, number, answer))
+            elif (told := receiver.tell(data[start:])) is not None:
+                self._owner.serve_later(told)
+        except ValueError:
+            return False
+        return True
+
+    async def _acknowledge_later(self, receiver: Receiver, number: bytes, answer: Coroutine[Any, Any, bytes]) -> None:
+        self._acknowledge(receiver, number, await answer)
+
+    def _acknowledge(self, receiver: Receiver, number: bytes, answer: bytes) -> None:
+        self.send(text_frame(b"".join((receiver.acknowledgement, number, b"[", answer, b"]"))))
+
+    # What is sent
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame at the end of this turn of the loop, with all else that is sent in it."""
+        if self.mute:
+            return
+        if not self._out:
+            self._outbox.add(self)
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes > WRITE_AT:
+            self.flush()
+
+    def write(self, batch: Batch) -> None:
+        """Send events that were encoded once for all who hear of them."""
+        if self._out:  # to come after it
+            self.send(batch.frames)
+        elif not self.mute:
+            self._write(batch.frames)
+
+    def flush(self) -> None:
+        """Write what was sent in this turn of the loop."""
+        if self._out:
+            frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._out_bytes = 0
+            if not self.mute:
+                self._write(frames)
+
+    def _write(self, frames: bytes) -> None:
+        """Hand bytes to the operating system, where nothing waits before them.
+
+        Through the loop they cost half as much again (`benchmarks/profile.md`).
+        """
+        transport = self._transport
+        if transport.is_closing():  # and has perhaps given its file back already, to somebody else's connection
+            return
+        waiting = transport.get_write_buffer_size()
+        if waiting:
+            if waiting + len(frames) > self._max_buffer:  # before it is held: the bound is one
+                self._owner.on_overflow()
+                return
+        elif self._file >= 0:
+            sent = 0
+            try:
+                sent = _write(self._file, frames)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # gone; the loop is about to find out
+            if sent == len(frames):
+                return
+            frames = frames[sent:]
+        transport.write(frames)
