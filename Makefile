@@ -12,9 +12,10 @@ help: ## what there is to make
 run: .venv/runtime node_modules/.stamp ## serve in development mode on http://127.0.0.1:3000
 	$(BIN)/python -m gateway serve --dev
 
-test: .venv/development node_modules/.stamp ## run the whole suite, and on the stock engine all that an engine is part of
+test: .venv/development node_modules/.stamp ## run the whole suite; again on the stock engine, and without what is compiled, all that they are part of
 	$(BIN)/python -m pytest $(ARGS)
 	GATEWAY_ENGINE=stock $(BIN)/python -m pytest tests/integration tests/js tests/browser tests/chaos/test_faults.py $(ARGS)
+	GATEWAY_COMPILE=never $(BIN)/python -m pytest tests/test_*.py $(addprefix tests/integration/test_,engine.py idle.py sessions.py socketio.py websocket.py) $(ARGS)
 
 lint: .venv/development ## check style, types and lock files
 	$(BIN)/ruff check
@@ -41,11 +42,14 @@ lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newe
 	npm install --package-lock-only --omit-lockfile-registry-resolved
 	npm install --prefix benchmarks/node --package-lock-only --omit-lockfile-registry-resolved
 
-.venv/runtime: requirements.lock
+# Compiled as they are installed: see hatch_build.py.
+COMPILED := $(shell sed -n 's/^    "\(gateway.*\.py\)",$$/\1/p' pyproject.toml)
+
+.venv/runtime: requirements.lock pyproject.toml hatch_build.py $(COMPILED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name it: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing; the first time takes about a minute"
+	@echo "installing; the first time takes a minute or two"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from benchmarks.limits import GATEWAY, NODE
 from benchmarks.process import children_on
-from gateway.version import __version__
+from gateway.version import COMPILED, __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +69,8 @@ def all_servers() -> dict[str, Server]:
         Server(
             GATEWAY,
             gateway,
-            f"presence-gateway {__version__} ({python_side}, uvloop {version('uvloop')}); rate limits raised, one log"
+            f"presence-gateway {__version__} ({python_side}, uvloop {version('uvloop')}; "
+            f"{'' if COMPILED else 'not '}compiled); rate limits raised, one log"
             " line per connect and disconnect switched off, nobody turns away",
             _GATEWAY_SETTINGS,
             program_of_nodes=gateway,

@@ -22,7 +22,7 @@ from gateway.errors import ConfigurationError
 from gateway.presence.clock import SteadyClock
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
-from gateway.version import __version__
+from gateway.version import COMPILED, __version__
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
             where, why = f"{settings.host}:{settings.port}", os.strerror(error.errno) if error.errno else error
             raise ConfigurationError(f"cannot listen on {where}: {why}; HOST and PORT say where to listen") from None
         host, port = runner.addresses[0][:2]
-        _log.info("listening", address=f"http://{_for_url(host)}:{port}", version=__version__)
+        _log.info("listening", address=f"http://{_for_url(host)}:{port}", version=__version__, compiled=COMPILED)
         if settings.dev:
             _log.info("development mode", page=f"http://127.0.0.1:{port}/test-presence.html")
         await stopped.wait()

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,24 @@ import pytest
 from aiohttp import web
 from redis_servers import redis_url, shared_redis  # noqa: F401 - fixtures for every test
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def interpreted(folder: str) -> FileFinder:
+    """Find the gateway's modules past what they were compiled to."""
+    if not Path(folder).is_relative_to(ROOT / "gateway"):
+        raise ImportError(folder)
+    return FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))
+
+
+if os.environ.get("GATEWAY_COMPILE") == "never":  # in this process: as where there is no compiler
+    sys.path_hooks.insert(0, interpreted)
+    sys.path_importer_cache.clear()
+
 from gateway import Gateway, Settings
 from gateway.app import create_app
 from gateway.presence.model import Timing
 
-ROOT = Path(__file__).resolve().parent.parent
 SECRET = "a secret of the tests, long enough for HS256"
 SERVICE_KEY = "service-key-of-the-tests"
 TIMING = Timing(away_after=90_000, ttl=120_000, grace=5_000, lease=10_000)

@@ -1,0 +1,73 @@
+"""What is compiled is all of it, and what its sources say."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]]
+
+
+def extension_of(source: Path) -> Path | None:
+    """What a module was compiled to; None where it was not."""
+    return next(source.parent.glob(f"{source.stem}.*.so"), None)
+
+
+def test_all_are_compiled_or_none() -> None:
+    compiled = {source.exists() and extension_of(source) is not None for source in SOURCES}
+    assert len(compiled) == 1
+    # A machine that runs the whole suite has a compiler.
+    assert compiled == {True} or not os.environ.get("CI") or shutil.which("cc") is None
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_none_is_older_than_its_source(source: Path) -> None:
+    extension = extension_of(source)
+    assert extension is None or extension.stat().st_mtime >= source.stat().st_mtime, "run make .venv/runtime"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_the_suite_runs_what_it_is_told_to(source: Path) -> None:
+    module = import_module(".".join(source.relative_to(ROOT).with_suffix("").parts))
+    expected = source if os.environ.get("GATEWAY_COMPILE") == "never" else extension_of(source) or source
+    assert Path(str(module.__file__)) == expected
+
+
+def build(to: Path, choice: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build a wheel of a copy of the sources, by the build hook alone."""
+    program = (
+        "import sys; from pathlib import Path; from hatchling.builders.wheel import WheelBuilder;"
+        "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
+    )
+    folder = to / "source"
+    for name in ("gateway", "static"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "test-presence.html"):
+        shutil.copy(ROOT / name, folder / name)
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(to)],
+        env={**os.environ, "GATEWAY_COMPILE": choice, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_without_a_compiler_the_gateway_is_built_as_it_is(tmp_path: Path) -> None:
+    built = build(tmp_path, "auto", PATH="/nowhere")
+    assert built.returncode == 0, built.stderr
+    assert "not compiled" in built.stdout + built.stderr
+    assert [wheel.name for wheel in tmp_path.glob("*.whl")] == ["presence_gateway-0.1.0-py3-none-any.whl"]
+
+
+def test_a_choice_that_is_none_stops_the_build(tmp_path: Path) -> None:
+    built = build(tmp_path, "sometimes")
+    assert built.returncode != 0
+    assert "GATEWAY_COMPILE is one of auto, always, never" in built.stderr
