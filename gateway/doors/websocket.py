@@ -15,7 +15,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from gateway import wire
 from gateway.auth import Authenticator, find_token
-from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD, OutboundQueue, cut_off, text_size
+from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, cut_off, text_size
+from gateway.engine.websocket import CountedWebSocket
 from gateway.errors import CloseCode, NodeBusyError, RefusedError, ServerDrainingError
 from gateway.origins import is_ascii
 from gateway.presence.model import Ending
@@ -150,12 +151,7 @@ class WebSocketDoor:
             raise web.HTTPBadRequest(text="Origin and Sec-WebSocket-Key are ASCII")
         if not self._origins.allows(request.headers.get("Origin"), request):
             raise web.HTTPForbidden(text="this origin is not allowed; see CORS_ALLOWED_ORIGINS")
-        ws = web.WebSocketResponse(
-            max_msg_size=self._settings.max_payload,
-            heartbeat=self._settings.ping_interval,
-            timeout=CLOSE_TIMEOUT,
-            compress=False,  # the frames are small, and compression takes four times the memory
-        )
+        ws = CountedWebSocket(self._settings.max_payload, heartbeat=self._settings.ping_interval)
         if not ws.can_prepare(request):
             raise web.HTTPUpgradeRequired(
                 text="this is a WebSocket endpoint", headers={"Upgrade": "websocket", "Connection": "Upgrade"}

@@ -13,6 +13,7 @@ from engineio.async_socket import AsyncSocket
 from engineio.exceptions import EngineIOError, SocketIsClosedError, UnknownPacketError
 
 from gateway.engine.outbound import cut_off
+from gateway.engine.websocket import CountedWebSocket
 from gateway.errors import CloseCode
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Driver(aiohttp_driver.WebSocket):  # type: ignore[misc]  # untyped base
     """True once the client closed with 1000: Python's client does, often before its own packets for it left."""
 
     async def __call__(self, environ: dict[str, Any]) -> web.WebSocketResponse:
-        """Serve one WebSocket. Uncompressed: the frames are small, and compression takes four times the memory."""
+        """Serve one WebSocket."""
         self.environ = environ
-        self._sock = web.WebSocketResponse(max_msg_size=self.server.max_http_buffer_size, compress=False)
+        self._sock = CountedWebSocket(self.server.max_http_buffer_size)
         await self._sock.prepare(environ["aiohttp.request"])
         await self.handler(self)
         return self._sock

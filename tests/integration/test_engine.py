@@ -388,13 +388,14 @@ FLOODS = {
 }
 
 
-@on_fast
-@pytest.mark.parametrize("name", FLOODS)
+@pytest.mark.parametrize(
+    ("engine", "name"), [*(("fast", name) for name in FLOODS), ("stock", "pings"), ("stock", "pongs")]
+)
 @pytest.mark.parametrize("upgraded", [False, True])
 async def test_frames_that_are_no_packet_have_a_rate_too(
-    serve: Serve, closing: AsyncExitStack, name: str, *, upgraded: bool
+    serve: Serve, closing: AsyncExitStack, engine: str, name: str, *, upgraded: bool
 ) -> None:
-    running = await serve(rate_limit_events="10/s")
+    running = await serve(rate_limit_events="10/s", gateway_engine=engine)
     link = await open_link(closing, running.url, "upgraded" if upgraded else "websocket")
     assert isinstance(link, WebSocket)
     link.write(FLOODS[name])

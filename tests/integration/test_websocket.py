@@ -9,8 +9,10 @@ from typing import Any
 import aiohttp
 import pytest
 import websockets
+from aiohttp import WSMsgType
 from clients import USER_OFFLINE, USER_ONLINE, USER_STATUS, Plain, brief_token, is_timestamp
-from conftest import Running, eventually, make_token
+from conftest import STEP, Running, eventually, make_token
+from protocol import PING, PONG, frame
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -337,6 +339,19 @@ async def test_a_client_that_answers_no_pings_is_lost(serve: Serve, closing: Asy
     await Plain.connect(closing, gateway.ws_url, autoping=False)
     assert gateway.gateway.presence.status("alice").online is True
     await eventually(lambda: not gateway.gateway.presence.status("alice").online)
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_control_frames_have_a_rate(serve: Serve, closing: AsyncExitStack, opcode: int) -> None:
+    gateway = await serve()
+    client = await Plain.connect(closing, gateway.ws_url, autoping=False)
+    transport = client.ws._response.connection.transport  # type: ignore[union-attr]
+    transport.write(frame(opcode) * 10_000)  # type: ignore[union-attr]
+    answers = 0
+    while (message := await client.ws.receive(STEP)).type is WSMsgType.PONG:
+        answers += 1
+    assert (message.type, message.data) == (WSMsgType.CLOSE, 4029)
+    assert answers in (range(1024, 1100) if opcode == PING else [0])
 
 
 async def test_a_client_that_answers_pings_stays(serve: Serve, closing: AsyncExitStack) -> None:

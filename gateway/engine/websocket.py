@@ -1,0 +1,48 @@
+"""aiohttp's WebSocket, for what does not run on the fast path: plain WebSockets, and the stock engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from aiohttp import WSMessage, WSMsgType, web
+
+from gateway.buckets import TokenBucket
+from gateway.engine.outbound import CLOSE_TIMEOUT
+from gateway.errors import CloseCode
+from gateway.limits import Rate
+
+_log = structlog.get_logger(__name__)
+
+CONTROL_FRAMES = Rate(1024, 5.0)
+"""How many pings and pongs one connection may send: each ping is answered, and none is a request that has a rate."""
+
+_CLOSED = WSMessage(WSMsgType.CLOSED, None, None)
+
+
+class CountedWebSocket(web.WebSocketResponse):
+    """A WebSocket that is uncompressed, and whose control frames have a rate.
+
+    The frames are small, and compression takes four times the memory.
+
+    Args:
+        max_message: bytes that one message may have.
+        heartbeat: seconds between pings; None where what runs over it has its own.
+    """
+
+    def __init__(self, max_message: int, *, heartbeat: float | None = None) -> None:
+        super().__init__(
+            max_msg_size=max_message, heartbeat=heartbeat, timeout=CLOSE_TIMEOUT, compress=False, autoping=False
+        )
+        self._control = TokenBucket(CONTROL_FRAMES, asyncio.get_running_loop().time())
+
+    async def receive(self, timeout: float | None = None) -> WSMessage:  # noqa: ASYNC109 - aiohttp's signature
+        """Receive one message, or that the connection is closed: by who sends too many control frames, too."""
+        while (message := await super().receive(timeout)).type in {WSMsgType.PING, WSMsgType.PONG}:
+            if self._control.take(asyncio.get_running_loop().time()):
+                _log.info("too many frames on one connection; closing")
+                await self.close(code=CloseCode.RATE_LIMITED, drain=False)
+                return _CLOSED
+            if message.type is WSMsgType.PING:
+                await self.pong(message.data)
+        return message
