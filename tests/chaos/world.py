@@ -143,6 +143,7 @@ class Node:
         self.signal(signal.SIGKILL)
         if self._process is not None:
             await self._process.wait()
+            forget_faketime(self._process.pid)
 
 
 class World:
@@ -288,3 +289,9 @@ def faketime(seconds: float) -> dict[str, str]:
     # What the wrapper shares with its own child ends with it.
     wanted = {"LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"}
     return {name: value for name, value in variables.items() if name in wanted}
+
+
+def forget_faketime(pid: int) -> None:
+    """Remove what libfaketime shared for a process that was killed: it would fail the next one of that number."""
+    for left in Path("/dev/shm").glob(f"*faketime_s*_{pid}"):
+        left.unlink(missing_ok=True)
