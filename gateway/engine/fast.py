@@ -393,7 +393,9 @@ class FastSocket(Socket):
 
     def on_gone(self) -> None:
         """The connection is gone."""
-        self.stream.mute = self._hung_up = True
+        self._hung_up = True
+        self.stream.end()
+        del self._listener
         self._end(self.server.reason.TRANSPORT_CLOSE)
 
     def on_overflow(self) -> None:

@@ -113,6 +113,8 @@ class Stream:
         max_buffer: bytes that may wait for a client that does not read.
     """
 
+    __deletable__ = ("_owner",)
+
     def __init__(
         self,
         owner: Owner,
@@ -141,6 +143,11 @@ class Stream:
         self._out: list[bytes] = []
         """What was sent in this turn of the loop."""
         self._out_bytes = 0
+
+    def end(self) -> None:
+        """The connection is gone: nothing comes any more, nor may be sent, and no cycle is left of it."""
+        self.mute = True
+        del self._owner
 
     # What comes
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from clients import Client, Packets, Polling, client_frame, deaf_websocket
+from clients import Client, Packets, Polling, abort, client_frame, deaf_websocket
 from conftest import STEP, Running, eventually, make_settings, make_token
 from protocol import (
     CLOSE,
@@ -516,6 +516,25 @@ async def test_what_is_no_event_is_none_beyond_the_rate_either(
         assert await client.closed() == 1000
     assert client.heard == [("1", {})]
     assert [line["event"] for line in logs if line["log_level"] != "debug"][:1] == ["malformed packet"]
+
+
+@on_fast
+@pytest.mark.parametrize("client_closes", [True, False])
+async def test_no_cycle_is_left_of_a_connection(serve: Serve, closing: AsyncExitStack, *, client_closes: bool) -> None:
+    running = await serve()
+    client = await Packets.connect(closing, running.ws_url)
+    [session] = running.gateway._server.eio.sockets.values()
+    left = [weakref.ref(part) for part in (session, session._listener)]
+    del session
+    gc.disable()  # which looks seldom: see gateway/__main__.py
+    try:
+        if client_closes:
+            await client.ws.close()
+        else:
+            abort(client.ws)
+        await eventually(lambda: [part() for part in left] == [None, None])
+    finally:
+        gc.enable()
 
 
 @on_fast
