@@ -1,7 +1,7 @@
 """Compiles the modules that every message goes through, with mypyc, as the package is built or installed.
 
-They stay ordinary Python: where there is no C compiler, they run as they are, and slower. `GATEWAY_COMPILE` decides
-otherwise: ``always`` fails the build then, ``never`` compiles nothing.
+They stay ordinary Python: where there is no C compiler, or it fails, they run as they are, and slower.
+`GATEWAY_COMPILE` decides otherwise: ``always`` fails the build then, ``never`` compiles nothing.
 """
 
 from __future__ import annotations
@@ -35,8 +35,14 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
         if choice == "never" or (choice == "auto" and not _can_compile()):
             self.app.display_warning("not compiled: the gateway runs as it is, and slower")
             return
-        with contextlib.chdir(root):
-            compiled = _compile(self.config["modules"], Path(tempfile.mkdtemp(prefix="gateway-build-")))
+        try:
+            with contextlib.chdir(root):
+                compiled = _compile(self.config["modules"], Path(tempfile.mkdtemp(prefix="gateway-build-")))
+        except (Exception, SystemExit) as error:  # mypyc exits where it finds a type wrong
+            if choice == "always":
+                raise
+            self.app.display_warning(f"not compiled: {error}; the gateway runs as it is, and slower")
+            return
         if version == "editable":
             for name, file in compiled.items():
                 shutil.copy(file, root / name)

@@ -67,6 +67,28 @@ def test_without_a_compiler_the_gateway_is_built_as_it_is(tmp_path: Path) -> Non
     assert [wheel.name for wheel in tmp_path.glob("*.whl")] == ["presence_gateway-0.1.0-py3-none-any.whl"]
 
 
+def failing_compiler(folder: Path) -> dict[str, str]:
+    """An environment in which mypyc fails as it does where it finds a type wrong."""
+    package = folder / "modules" / "mypyc"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "build.py").write_text("def mypycify(*_, **__): raise SystemExit('a type is wrong')\n")
+    return {"PYTHONPATH": str(package.parent)}
+
+
+def test_where_compiling_fails_the_gateway_is_built_as_it_is(tmp_path: Path) -> None:
+    built = build(tmp_path, "auto", **failing_compiler(tmp_path))
+    assert built.returncode == 0, built.stderr
+    assert "not compiled: a type is wrong" in built.stdout + built.stderr
+    assert [wheel.name for wheel in tmp_path.glob("*.whl")] == ["presence_gateway-0.1.0-py3-none-any.whl"]
+
+
+def test_where_compiling_fails_that_must_not_there_is_no_build(tmp_path: Path) -> None:
+    built = build(tmp_path, "always", **failing_compiler(tmp_path))
+    assert built.returncode != 0
+    assert "a type is wrong" in built.stderr
+
+
 def test_a_choice_that_is_none_stops_the_build(tmp_path: Path) -> None:
     built = build(tmp_path, "sometimes")
     assert built.returncode != 0
