@@ -23,6 +23,8 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
     """Puts what mypyc makes into the wheel, or, for an editable install, beside the sources."""
 
     PLUGIN_NAME = "custom"
+    _made_in: tempfile.TemporaryDirectory[str] | None = None
+    """Where what is compiled stays until it is in the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, before the files are gathered."""
@@ -35,9 +37,10 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
         if choice == "never" or (choice == "auto" and not _can_compile()):
             self.app.display_warning("not compiled: the gateway runs as it is, and slower")
             return
+        self._made_in = tempfile.TemporaryDirectory(prefix="gateway-build-")
         try:
             with contextlib.chdir(root):
-                compiled = _compile(self.config["modules"], Path(tempfile.mkdtemp(prefix="gateway-build-")))
+                compiled = _compile(self.config["modules"], Path(self._made_in.name))
         except (Exception, SystemExit) as error:  # mypyc exits where it finds a type wrong
             if choice == "always":
                 raise
@@ -50,6 +53,11 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
             build_data["force_include"].update({str(file): name for name, file in compiled.items()})
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002 - hatchling's
+        """Clean up, after the files were gathered."""
+        if self._made_in is not None:
+            self._made_in.cleanup()
 
 
 def _suffix() -> str:

@@ -77,10 +77,13 @@ def failing_compiler(folder: Path) -> dict[str, str]:
 
 
 def test_where_compiling_fails_the_gateway_is_built_as_it_is(tmp_path: Path) -> None:
-    built = build(tmp_path, "auto", **failing_compiler(tmp_path))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    built = build(tmp_path, "auto", TMPDIR=str(temporary), **failing_compiler(tmp_path))
     assert built.returncode == 0, built.stderr
     assert "not compiled: a type is wrong" in built.stdout + built.stderr
     assert [wheel.name for wheel in tmp_path.glob("*.whl")] == ["presence_gateway-0.1.0-py3-none-any.whl"]
+    assert list(temporary.iterdir()) == []
 
 
 def test_where_compiling_fails_that_must_not_there_is_no_build(tmp_path: Path) -> None:
