@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]]
+
+COMPILED_BEFORE = "gateway/buckets" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def extension_of(source: Path) -> Path | None:
@@ -41,7 +45,7 @@ def test_the_suite_runs_what_it_is_told_to(source: Path) -> None:
 
 
 def build(to: Path, choice: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Build a wheel of a copy of the sources, by the build hook alone."""
+    """Build a wheel of a copy of the sources, by the build hook alone; the copy has been compiled before."""
     program = (
         "import sys; from pathlib import Path; from hatchling.builders.wheel import WheelBuilder;"
         "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
@@ -49,7 +53,8 @@ def build(to: Path, choice: str, **environment: str) -> subprocess.CompletedProc
     folder = to / "source"
     for name in ("gateway", "static"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "test-presence.html"):
+    (folder / COMPILED_BEFORE).touch()
+    for name in (".gitignore", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "test-presence.html"):
         shutil.copy(ROOT / name, folder / name)
     return subprocess.run(
         [sys.executable, "-c", program, str(folder), str(to)],
@@ -65,6 +70,14 @@ def test_without_a_compiler_the_gateway_is_built_as_it_is(tmp_path: Path) -> Non
     assert built.returncode == 0, built.stderr
     assert "not compiled" in built.stdout + built.stderr
     assert [wheel.name for wheel in tmp_path.glob("*.whl")] == ["presence_gateway-0.1.0-py3-none-any.whl"]
+
+
+def test_a_wheel_leaves_what_was_compiled_where_it_is(tmp_path: Path) -> None:
+    built = build(tmp_path, "never")
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "source" / COMPILED_BEFORE).exists()
+    [wheel] = tmp_path.glob("*.whl")
+    assert COMPILED_BEFORE not in zipfile.ZipFile(wheel).namelist()
 
 
 def failing_compiler(folder: Path) -> dict[str, str]:
