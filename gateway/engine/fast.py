@@ -8,6 +8,7 @@ what comes behind it waits for it, so that each connection's packets stay in ord
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -227,12 +228,12 @@ class FastSocket(Socket):
     def attach(self, listener: Listener, transport: asyncio.Transport) -> None:
         """Speak over a WebSocket from now on."""
         self._listener, self._transport = listener, transport
-        encrypted = transport.get_extra_info("sslcontext") is not None
+        is_file = os.name == "posix" and transport.get_extra_info("sslcontext") is None
         self.stream = Stream(
             self,
             self.outbox,
             transport,
-            file=-1 if encrypted else transport.get_extra_info("socket").fileno(),
+            file=transport.get_extra_info("socket").fileno() if is_file else -1,
             receivers=self.receivers,
             max_buffer=self.max_send_buffer,
         )

@@ -108,7 +108,8 @@ class Stream:
         owner: the connection.
         outbox: what has it written to at the end of each turn.
         transport: the loop's.
-        file: what the connection is to the operating system; -1 where what is sent has to be encrypted before.
+        file: what the connection is to the operating system; -1 where that is no file, or what is sent has to be
+            encrypted before.
         receivers: where its events go, by how they begin.
         max_buffer: bytes that may wait for a client that does not read.
     """

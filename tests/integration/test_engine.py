@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +35,7 @@ from gateway import Gateway, Transition
 from gateway.app import create_app
 from gateway.auth import Identity
 from gateway.engine import json
+from gateway.engine.fast import FastSocket
 from gateway.engine.manager import Manager
 from gateway.engine.outbound import OutboundQueue, text_size
 from gateway.engine.server import Engine
@@ -115,6 +117,19 @@ async def test_one_that_cannot_be_written_to_costs_the_others_nothing() -> None:
         outbox.write_all()
     sound.write.assert_called_once_with(b"a frame")
     assert [line["event"] for line in logs] == ["a connection could not be written to"]
+
+
+@pytest.mark.parametrize(("system", "context", "file"), [("posix", None, 5), ("posix", object(), -1), ("nt", None, -1)])
+def test_only_what_is_a_file_is_written_to(
+    monkeypatch: pytest.MonkeyPatch, system: str, context: object, file: int
+) -> None:
+    known = {"sslcontext": context, "socket": Mock(fileno=lambda: 5)}
+    session = FastSocket(Mock(), "one")
+    session.outbox, session.max_send_buffer = Outbox(), 1000
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", system)
+        session.attach(Mock(), Mock(get_extra_info=known.get))
+    assert session.stream._file == file
 
 
 async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -> None:
