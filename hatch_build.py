@@ -33,7 +33,7 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
             raise ValueError(f"GATEWAY_COMPILE is one of {', '.join(CHOICES)}")
         root = Path(self.root)
         if version == "editable":  # a wheel takes nothing of what an editable install goes on with: it is ignored
-            for stale in (*root.glob("gateway__mypyc.*"), *root.glob("gateway/**/*" + _suffix())):
+            for stale in (*root.glob("gateway__mypyc" + _suffix()), *root.glob("gateway/**/*" + _suffix())):
                 stale.unlink()
         if choice == "never" or (choice == "auto" and not _can_compile()):
             self.app.display_warning("not compiled: the gateway runs as it is, and slower")

@@ -1,6 +1,7 @@
 """What is compiled is all of it, and what its sources say."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from conftest import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]]
 
-COMPILED_BEFORE = "gateway/buckets" + str(sysconfig.get_config_var("EXT_SUFFIX"))
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+COMPILED_BEFORE = "gateway/buckets" + SUFFIX
 
 
 def extension_of(source: Path) -> Path | None:
     """What a module was compiled to; None where it was not."""
-    return next(source.parent.glob(f"{source.stem}.*.so"), None)
+    extension = source.with_suffix(SUFFIX)
+    return extension if extension.exists() else None
 
 
 def test_all_are_compiled_or_none() -> None:
@@ -78,6 +81,19 @@ def test_a_wheel_leaves_what_was_compiled_where_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "source" / COMPILED_BEFORE).exists()
     [wheel] = tmp_path.glob("*.whl")
     assert COMPILED_BEFORE not in zipfile.ZipFile(wheel).namelist()
+
+
+def test_an_editable_install_leaves_what_another_python_has_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_COMPILE", "never")
+    (tmp_path / "gateway").mkdir()
+    compiled = [tmp_path / f"{name}{end}" for end in (SUFFIX, ".other.so") for name in ("gateway__mypyc", "gateway/a")]
+    for extension in compiled:
+        extension.touch()
+    hook = runpy.run_path(str(ROOT / "hatch_build.py"))["CompileHook"]
+    hook(str(tmp_path), {}, None, None, "", "wheel").initialize("editable", {})
+    assert [extension.exists() for extension in compiled] == [False, False, True, True]
 
 
 def failing_compiler(folder: Path) -> dict[str, str]:
