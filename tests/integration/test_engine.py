@@ -386,6 +386,29 @@ async def test_a_key_that_is_no_base64_is_refused_and_leaves_nothing_behind(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+@pytest.mark.parametrize(
+    ("early", "answered"),
+    [
+        (frame(CLOSE, (1000).to_bytes(2)), [1000]),
+        (frame(TEXT, b"3", reserved=4), [1002]),
+        (frame(PING, b"there?") + frame(CLOSE, (1000).to_bytes(2)), [1000]),
+    ],
+    ids=["a close", "reserved bits", "a ping and a close"],
+)
+async def test_frames_that_come_along_with_the_upgrade_are_taken(
+    serve: Serve, closing: AsyncExitStack, early: bytes, answered: list[int]
+) -> None:
+    running = await serve()
+    link = await WebSocket.connect(closing, running.url)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "localhost", **upgrade_headers()}.items())
+    with capture_logs() as logs:
+        link.write(f"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\n{headers}\r\n".encode(), early)
+        assert (await link.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        assert [await link.ended()] == answered
+        await eventually(lambda: not running.gateway._server.eio.sockets)
+    assert [line for line in logs if line["log_level"] == "error"] == []
+
+
 async def test_an_empty_session_id_is_none(serve: Serve, closing: AsyncExitStack) -> None:
     running = await serve()
     status, link = await WebSocket.upgrade(closing, running.url, "EIO=4&transport=websocket&sid=")
