@@ -69,6 +69,9 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
 
     def basic_disconnect(self, sid: str, namespace: str, **_options: Any) -> None:
         """Forget a client. python-socketio looks through every room, and there is one for each client."""
+        socket = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
+        if socket is not None:
+            socket.receivers[:] = [each for each in socket.receivers if each.namespace != namespace]
         for room in (*self._entered.get((sid, namespace), ()), sid, None):
             self.basic_leave_room(sid, namespace, room)
         self.callbacks.pop(sid, None)

@@ -404,8 +404,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             await self._send_packet(eio_sid, packet.Packet(packet.ACK, data=[answer], namespace=namespace, id=id))
 
     async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
-        if (socket := self.eio.sockets.get(eio_sid)) is not None:
-            socket.receivers[:] = [each for each in socket.receivers if each.namespace != namespace]
         await super()._handle_disconnect(eio_sid, namespace, reason)
         if self.is_open(eio_sid):
             self._expect_namespace(eio_sid)

@@ -409,6 +409,22 @@ async def test_frames_that_come_along_with_the_upgrade_are_taken(
     assert [line for line in logs if line["log_level"] == "error"] == []
 
 
+async def test_a_client_that_the_server_takes_out_of_a_namespace_is_answered_nothing_there(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve()
+    link = await WebSocket.open(closing, running.url)
+    join = f'40/ws/messages,{{"token":"{make_token("alice")}"}}'
+    await link.send(join)
+    joined = json.loads(str(await link.packet()).removeprefix("40/ws/messages,"))
+    await running.gateway._server.disconnect(joined["sid"], namespace="/ws/messages")
+    await link.send('42/ws/messages,7["heartbeat"]', join)
+    heard = [str(await link.packet())]
+    while not heard[-1].startswith("40"):
+        heard.append(str(await link.packet()))
+    assert [packet[:2] for packet in heard] == ["42", "41", "40"], "connected, its end, and joined again"
+
+
 async def test_an_empty_session_id_is_none(serve: Serve, closing: AsyncExitStack) -> None:
     running = await serve()
     status, link = await WebSocket.upgrade(closing, running.url, "EIO=4&transport=websocket&sid=")
