@@ -26,6 +26,7 @@ from gateway.engine.namespace import Namespace
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
 from gateway.engine.socket import Driver, MalformedError, Socket, describe, is_gone
 from gateway.engine.stream import Outbox
+from gateway.engine.websocket import PACKETS
 from gateway.errors import CloseCode, ConfigurationError, RefusedError
 from gateway.limits import Rate
 from gateway.origins import is_ascii
@@ -59,10 +60,6 @@ CONNECTS = Rate(10, 10.0)
 
 _ATTACHMENTS = range(1, 11)
 """How many a packet may announce: none of our requests takes any, and Node's parser takes ten."""
-
-
-PACKETS = Rate(1024, 5.0)
-"""How many packets of any kind one connection may send, where its rate of requests asks for no more."""
 
 MAX_HEADERS = 16_384
 """Bytes. A session keeps the headers of its handshake for as long as it lives."""

@@ -14,8 +14,9 @@ from gateway.limits import Rate
 
 _log = structlog.get_logger(__name__)
 
-CONTROL_FRAMES = Rate(1024, 5.0)
-"""How many pings and pongs one connection may send: each ping is answered, and none is a request that has a rate."""
+PACKETS = Rate(1024, 5.0)
+"""How many packets of any kind one connection may send, where its rate of requests asks for no more. A control frame is
+as good as one: each ping is answered."""
 
 _CLOSED = WSMessage(WSMsgType.CLOSED, None, None)
 
@@ -34,7 +35,7 @@ class CountedWebSocket(web.WebSocketResponse):
         super().__init__(
             max_msg_size=max_message, heartbeat=heartbeat, timeout=CLOSE_TIMEOUT, compress=False, autoping=False
         )
-        self._control = TokenBucket(CONTROL_FRAMES, asyncio.get_running_loop().time())
+        self._control = TokenBucket(PACKETS, asyncio.get_running_loop().time())
 
     async def receive(self, timeout: float | None = None) -> WSMessage:  # noqa: ASYNC109 - aiohttp's signature
         """Receive one message, or that the connection is closed: by who sends too many control frames, too."""
