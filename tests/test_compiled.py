@@ -50,7 +50,7 @@ def test_the_suite_runs_what_it_is_told_to(source: Path) -> None:
 def build(to: Path, choice: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Build a wheel of a copy of the sources, by the build hook alone; the copy has been compiled before."""
     program = (
-        "import sys; from pathlib import Path; from hatchling.builders.wheel import WheelBuilder;"
+        "import sys; from hatchling.builders.wheel import WheelBuilder;"
         "print(*WheelBuilder(sys.argv[1]).build(directory=sys.argv[2], versions=['standard']))"
     )
     folder = to / "source"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from gateway.connections import Connections, LiveConnection
     from gateway.counts import Counts
+    from gateway.engine.stream import Asked
     from gateway.origins import Origins
     from gateway.requests import Reply, Requests
 
@@ -114,7 +115,7 @@ class SocketIODoor(Namespace):
         answer = self._requests.answer(live, event, *args)
         return answer if acknowledged else self._complain_of(live, event, answer)
 
-    def asker(self, sid: str) -> Callable[[bytes], bytes | Coroutine[Any, Any, bytes]]:
+    def asker(self, sid: str) -> Callable[[bytes], Asked]:
         """What answers a client's requests as they come; see the port."""
         return partial(self._requests.answer_message, self._live[sid])
 

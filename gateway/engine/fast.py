@@ -312,13 +312,13 @@ class FastSocket(Socket):
             if self._held_bytes > self.server.max_http_buffer_size:
                 self._transport.pause_reading()
 
-    def serve_later(self, waiting: Coroutine[Any, Any, None]) -> None:
+    def serve_later(self, waiting: Coroutine[Any, Any, object]) -> None:
         """Serve something that takes its time; what comes meanwhile is held."""
         self._held = deque()
         self.stream.busy = True
         self.server.start_background_task(self._serve_in_turn, waiting)
 
-    async def _serve_in_turn(self, waiting: Coroutine[Any, Any, None] | None) -> None:
+    async def _serve_in_turn(self, waiting: Coroutine[Any, Any, object] | None) -> None:
         held = self._held
         assert held is not None  # noqa: S101 - by the one caller
         while waiting is not None:

@@ -111,7 +111,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
     def _tell(self, sid: str, message: bytes) -> Told:
         event, args = _read(message)
         answer = self.on_request(sid, event, args, acknowledged=False)
-        return _forget(answer) if isinstance(answer, Coroutine) else None
+        return answer if isinstance(answer, Coroutine) else None
 
     async def trigger_event(self, event: str, *args: Any) -> None:
         """Hand python-socketio's two calls on.
@@ -244,10 +244,6 @@ def _read(message: bytes) -> tuple[str, list[Any]]:
 
 async def _encode_later(answer: Coroutine[Any, Any, object]) -> bytes:
     return wire.encode(await answer)
-
-
-async def _forget(answer: Coroutine[Any, Any, object]) -> None:
-    await answer
 
 
 def can_recover(headers: Mapping[str, str]) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.engine.batch import Batch
 
     Asked = bytes | Coroutine[Any, Any, bytes]
-    Told = Coroutine[Any, Any, None] | None
+    Told = Coroutine[Any, Any, object] | None
 
 _log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class Owner(Protocol):
     def on_overflow(self) -> None:
         """More waits for the client than may."""
 
-    def serve_later(self, waiting: Coroutine[Any, Any, None]) -> None:
+    def serve_later(self, waiting: Coroutine[Any, Any, object]) -> None:
         """Serve something that takes its time, before what comes meanwhile."""
 
 
