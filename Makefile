@@ -26,8 +26,8 @@ format: .venv/development ## put the code in its one form
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: .venv/development benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio (ARGS=--quick for a look)
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: .venv-bench/runtime benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio (ARGS=--quick for a look)
+	.venv-bench/bin/python -m benchmarks $(ARGS)
 
 chaos: .venv/development node_modules/.stamp ## break everything at random for an hour (ARGS="--seconds 60 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -38,21 +38,27 @@ UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes 
 
 lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newer versions)
 	$(UV_COMPILE) --output-file requirements.lock
-	$(UV_COMPILE) --group dev --output-file requirements-dev.lock
+	$(UV_COMPILE) --group dev --all-extras --output-file requirements-dev.lock
 	npm install --package-lock-only --omit-lockfile-registry-resolved
 	npm install --prefix benchmarks/node --package-lock-only --omit-lockfile-registry-resolved
 
 # Compiled as they are installed: see hatch_build.py.
-COMPILED := $(shell sed -n 's/^    "\(gateway.*\.py\)",$$/\1/p' pyproject.toml)
+COMPILED := $(shell sed -n 's/^    "\(gateway.*\.\(py\|c\)\)",$$/\1/p' pyproject.toml)
 
-.venv/runtime: requirements.lock pyproject.toml hatch_build.py $(COMPILED)
+%/runtime: requirements.lock pyproject.toml hatch_build.py $(COMPILED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name it: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $*/bin/python || $(PYTHON) -m venv $*
 	@echo "installing; the first time takes a minute or two"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+# Node comes as an optimised build. So does the system's Python; what pyenv builds, for one, is no such thing by itself.
+SYSTEM := /usr/bin/python3
+USABLE := import ensurepip, os, sys, sysconfig; \
+	sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+.venv-bench/runtime: PYTHON := $(shell $(SYSTEM) -c '$(USABLE)' 2>/dev/null && echo $(SYSTEM) || echo $(PYTHON))
 
 .venv/development: requirements-dev.lock .venv/runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
@@ -71,4 +77,4 @@ benchmarks/node/node_modules/.stamp: benchmarks/node/package-lock.json
 	touch $@
 
 clean: ## remove what make has set up
-	rm -rf .venv node_modules benchmarks/node/node_modules
+	rm -rf .venv .venv-bench node_modules benchmarks/node/node_modules

@@ -1,6 +1,6 @@
-"""Compiles the modules that every message goes through, with mypyc, as the package is built or installed.
+"""Compiles what every message goes through, with mypyc and as C, as the package is built or installed.
 
-They stay ordinary Python: where there is no C compiler, or it fails, they run as they are, and slower.
+The modules stay ordinary Python: where there is no C compiler, or it fails, they run as they are, and slower.
 `GATEWAY_COMPILE` decides otherwise: ``always`` fails the build then, ``never`` compiles nothing.
 """
 
@@ -41,7 +41,7 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's 
         self._made_in = tempfile.TemporaryDirectory(prefix="gateway-build-")
         try:
             with contextlib.chdir(root):
-                compiled = _compile(self.config["modules"], Path(self._made_in.name))
+                compiled = _compile(self.config["modules"], self.config["sources"], Path(self._made_in.name))
         except (Exception, SystemExit) as error:  # mypyc exits where it finds a type wrong
             if choice == "always":
                 raise
@@ -71,15 +71,15 @@ def _can_compile() -> bool:
     return shutil.which(compiler) is not None and header.exists()
 
 
-def _compile(modules: list[str], to: Path) -> dict[str, Path]:
-    """Compile modules of the working directory.
+def _compile(modules: list[str], sources: list[str], to: Path) -> dict[str, Path]:
+    """Compile modules of the working directory, and what is written in C, which is for POSIX systems.
 
     Returns:
         Where each extension is, by where it belongs.
     """
     # Imported where they are needed: who compiles nothing needs neither.
     from mypyc.build import mypycify  # noqa: PLC0415
-    from setuptools import Distribution  # noqa: PLC0415
+    from setuptools import Distribution, Extension  # noqa: PLC0415
     from setuptools.command.build_ext import build_ext  # noqa: PLC0415
 
     # The types have been checked elsewhere; here some libraries may be missing.
@@ -87,6 +87,8 @@ def _compile(modules: list[str], to: Path) -> dict[str, Path]:
     extensions = mypycify(
         [*options, *modules], group_name="gateway", target_dir=str(to), opt_level="3", debug_level="0"
     )
+    if os.name == "posix":
+        extensions += [Extension(Path(each).with_suffix("").as_posix().replace("/", "."), [each]) for each in sources]
     command = build_ext(Distribution({"ext_modules": extensions}))
     command.build_lib, command.build_temp = str(to / "lib"), str(to / "temp")
     command.ensure_finalized()

@@ -9,12 +9,14 @@ from gateway.version import __version__
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
+    from gateway.channels.changes import ChannelChange
     from gateway.presence.model import Transition, UserStatus
     from gateway.settings import Settings
 
-__all__ = ["Gateway", "Settings", "Transition", "UserStatus", "__version__"]
+__all__ = ["ChannelChange", "Gateway", "Settings", "Transition", "UserStatus", "__version__"]
 
 _MODULES = {
+    "ChannelChange": "gateway.channels.changes",
     "Gateway": "gateway.app",
     "Settings": "gateway.settings",
     "Transition": "gateway.presence.model",

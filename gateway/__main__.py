@@ -1,4 +1,4 @@
-"""The command line: ``python -m gateway serve|token``."""
+"""The command line: ``python -m gateway serve|export|token|webhooks``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 if sys.platform != "win32":
@@ -19,10 +20,12 @@ from aiohttp import web
 from gateway.app import Gateway, create_app
 from gateway.auth import issue_token
 from gateway.errors import ConfigurationError
+from gateway.export.command import export
 from gateway.presence.clock import SteadyClock
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
 from gateway.version import COMPILED, __version__
+from gateway.webhooks import command as webhooks
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
@@ -42,13 +45,17 @@ ACCEPTORS = 8
 come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, make: Callable[[Settings], Gateway] = Gateway) -> int:
     """Run one command.
+
+    Args:
+        arguments: of the command line; None for the process's own.
+        make: makes the gateway that is served, for one that has a visibility rule, or hooks.
 
     Returns:
         The exit status: 0 done, 2 wrongly configured.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(make).parse_args(arguments)
     try:
         return int(options.command(options))
     except ConfigurationError as error:
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway",
         description="The server that knows, in real time, who is online.",
@@ -74,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="development mode: needs no configuration, and gives tokens to this machine at /dev/token",
     )
-    serve.set_defaults(command=_serve)
+    serve.set_defaults(command=partial(_serve, make))
+
+    exporting = commands.add_parser("export", help="export presence to EXPORT_DATABASE_URL, in a process of its own")
+    exporting.set_defaults(command=_export)
 
     token = commands.add_parser("token", help="print a token signed with JWT_SECRET")
     token.add_argument("user", metavar="USER", help="the user id: the token's sub")
@@ -83,14 +93,32 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("--role", help="the role, such as admin")
     token.add_argument("--ttl", type=float, default=3600.0, help="seconds until it expires (3600)")
     token.set_defaults(command=_token)
+
+    hooks = commands.add_parser("webhooks", help="list webhooks that failed, and send them again (with REDIS_URL)")
+    actions = hooks.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for name, about in (
+        ("list", "show dead letters, and what waits for each endpoint"),
+        ("replay", "send dead letters again, under the same webhook-id"),
+        ("resume", "send to an endpoint again that had answered 410"),
+        ("forget", "let go of all that is kept for an endpoint that is configured no more"),
+    ):
+        action = actions.add_parser(name, help=about)
+        which = "of this endpoint only; default is PRESENCE_WEBHOOK_URL"
+        action.add_argument("--endpoint", metavar="NAME", help=which, required=name == "forget")
+        if name == "forget":
+            action.add_argument("--force", action="store_true", help="also where no endpoint is configured here")
+        if name == "replay":
+            action.add_argument("ids", nargs="*", metavar="ID", help="the webhook-id, as list shows it")
+            action.add_argument("--all", action="store_true", help="all of them")
+    hooks.set_defaults(command=_webhooks)
     return parser
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(make: Callable[[Settings], Gateway], options: argparse.Namespace) -> int:
     given = {"host": options.host, "port": options.port, "dev": options.dev}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
     configure_logs(settings.log_format, settings.log_level)
-    gateway = Gateway(settings)
+    gateway = make(settings)
     _calm_the_collector()
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(_run_until_stopped(gateway, settings))
@@ -124,6 +152,7 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         create_app(gateway),
         access_log=None,  # its request lines would hold tokens
         keepalive_timeout=settings.keepalive_timeout,
+        tcp_keepalive=False,  # whoever stays is pinged, or has that time-out
         shutdown_timeout=settings.shutdown_timeout / 2,
     )
     await runner.setup()
@@ -169,15 +198,41 @@ def _for_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def _export(_options: argparse.Namespace) -> int:
+    settings = Settings.load(dev=True)  # it verifies no tokens
+    configure_logs(settings.log_format, settings.log_level)
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        runner.run(export(settings))
+    return 0
+
+
 def _token(options: argparse.Namespace) -> int:
     settings = Settings.load(dev=True)  # so that a missing key is said in this command's own words
     if settings.jwt_secret is None:
-        raise ConfigurationError("JWT_SECRET is not set: there is nothing to sign a token with")
+        raise ConfigurationError(
+            "JWT_SECRET is not set: it is to be what the gateway has; with --dev that has none, and gives tokens at"
+            " /dev/token?user=NAME"
+        )
     if not is_id(options.user):
         raise ConfigurationError("USER takes 1 to 128 characters without control characters")
     claims = {"name": options.name, "role": options.role, settings.jwt_tenant_claim: options.tenant}
     secret = settings.jwt_secret.get_secret_value()
     print(issue_token(settings, secret, options.user, now=SteadyClock()(), ttl=options.ttl, claims=claims))
+    return 0
+
+
+def _webhooks(options: argparse.Namespace) -> int:
+    settings = Settings.load(dev=True)  # which asks for no key to verify tokens with
+    ids, everything = getattr(options, "ids", ()), getattr(options, "all", False)
+    asked = webhooks.run(
+        settings,
+        options.action,
+        ids,
+        everything=everything,
+        endpoint=options.endpoint,
+        force=getattr(options, "force", False),
+    )
+    print(asyncio.run(asked))
     return 0
 
 

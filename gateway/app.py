@@ -1,70 +1,100 @@
-"""The wiring: the only file that knows every part."""
+"""The wiring: with `parts`, the only file that knows every part."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import socket
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.auth import Authenticator
-from gateway.bus import LocalBus
+from gateway.channels.inprocess import InProcessChannels
+from gateway.channels.message_requests import MessageRequests
+from gateway.channels.native import ChannelRequests
+from gateway.channels.part import ChannelsPart
 from gateway.cluster import Cluster
 from gateway.connections import Connections
 from gateway.counts import Counts
+from gateway.delivery.inbox import Inbox
+from gateway.delivery.queue_memory import MemoryQueues
+from gateway.delivery.queue_redis import RedisQueues
+from gateway.doors.activity import ActivityMiddleware
+from gateway.doors.broadcasting import broadcasting_operations
+from gateway.doors.channels import channel_operations
+from gateway.doors.echo import EchoDoor
 from gateway.doors.http import HTTPDoor, problems
+from gateway.doors.messages import message_operations
 from gateway.doors.metrics import NodeCollector, metrics_handler
 from gateway.doors.openapi import document
 from gateway.doors.pages import add_pages, dev_token_handler
-from gateway.doors.socketio import SocketIODoor
+from gateway.doors.pusher import PusherDoor
+from gateway.doors.pusher_api import PusherAPI
+from gateway.doors.socketio import NAMESPACE, SocketIODoor
+from gateway.doors.webhooks import webhook_operations
 from gateway.doors.websocket import WebSocketDoor
+from gateway.duty import LocalLeases
 from gateway.engine.manager import TOPIC, BusManager, Manager
 from gateway.engine.server import Server
+from gateway.engine.talk import WebSockets
+from gateway.entrance import Entrance
 from gateway.errors import StoreUnavailableError
+from gateway.hooks import TIMEOUT as HOOK_TIMEOUT
 from gateway.hooks import Hook, Hooks
-from gateway.inprocess import Presence
+from gateway.inprocess import Presence, note_release
+from gateway.once import LocalPositions, OnceHooks
 from gateway.origins import Origins
+from gateway.parts import (
+    make_client,
+    make_export,
+    make_recovery,
+    make_store_and_bus,
+    make_visibility,
+    make_webhooks,
+    signing_secret,
+)
 from gateway.presence.clock import Clock, SteadyClock
 from gateway.presence.fanout import FanOut
 from gateway.presence.follower import Follower
-from gateway.presence.model import DEFAULT_TENANT
-from gateway.presence.store_memory import MemoryStore
-from gateway.presence.store_redis import RedisStore
+from gateway.presence.model import DEFAULT_TENANT, to_datetime
 from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
-from gateway.recovery.offsets import short
-from gateway.recovery.recovery import Recovery
-from gateway.recovery.sessions import NoRegister, Session
-from gateway.redis.bus import RedisBus
-from gateway.redis.commands import TIMEOUT
-from gateway.redis.connection import connect, describe
-from gateway.redis.sessions import RedisRegister
+from gateway.presence.visibility import Sight
+from gateway.presence.watching import Watching
+from gateway.privacy import Privacy
+from gateway.pusher.codes import Code
+from gateway.redis.leases import RedisLeases
+from gateway.redis.positions import RedisPositions
+from gateway.redis.tallies import Tallies
 from gateway.requests import Requests
-from gateway.tasks import end
+from gateway.revocation.register_redis import RevocationRegister
+from gateway.revocation.revocations import Revocation
+from gateway.revocation.revoker import Revoker
+from gateway.tasks import end, run
 from gateway.timers import RunningLoop, TimerWheel
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from datetime import datetime
 
-    from gateway.bus import Bus
+    from aiohttp.typedefs import Middleware
+
+    from gateway.channels.authorization import ChannelRule
+    from gateway.channels.messages import MessageRule
     from gateway.delivery.notifications import Delivery
-    from gateway.presence.store import Store
-    from gateway.recovery.sessions import Register
+    from gateway.doors.activity import UserOf
+    from gateway.once import Positions
+    from gateway.presence.visibility import BatchRule, Rule
     from gateway.redis.connection import Client
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
 _HookT = TypeVar("_HookT", bound=Hook)
-
-MIN_SECRET = 32
-"""Bytes that a secret for HS256 should have: RFC 7518, section 3.2."""
 
 RETRY_AFTER_DRAIN = 1.0
 """Seconds that clients of a draining node are asked to wait before they connect again."""
@@ -73,49 +103,126 @@ FLUSH_TIMEOUT = 2.0
 """Seconds that a node which stops takes to tell others what it has still to tell."""
 
 
+class _Part(Protocol):
+    async def run(self) -> None: ...
+
+
 class Gateway:
     """A presence gateway, to be attached to an aiohttp application.
 
     Args:
         settings: how it runs.
         clock: the time, in Unix milliseconds, which never goes back; None takes the system's.
+        visibility: ``visibility(viewer, user) -> bool``: whether the one may see the other, both by id. Whoever may not
+            sees somebody who was never there. It is a plain function that decides by what is at hand, in microseconds;
+            one that has a parameter ``tenant`` is told it. Where it raises, nobody is seen. None lets everyone of a
+            tenant see everyone.
+        visibility_of: ``visibility_of(viewer, users)``: the same for many users at once, in place of the other; returns
+            those whom the viewer may see.
+        channel_auth: ``channel_auth(identity, channel)``: who may be in a channel; it may be async. True lets in, False
+            refuses, None leaves it to ``CHANNEL_AUTH_URL`` or to what is built in; a mapping lets into a presence
+            channel, and is what other members are told of them. None is the same as one that always returns None.
+        can_message: ``can_message(sender, recipient) -> bool``, both ids: who may write to whom; it may be async, and
+            one that has a parameter ``tenant`` is told it. Where it raises, nobody is written to. None lets everyone
+            write to whom they may see, and who may see them.
 
     Raises:
+        ValueError: both rules were given.
+        TypeError: a rule is an async function.
         ConfigurationError: the key to verify tokens with cannot be read.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+    def __init__(  # noqa: PLR0915 - it puts every part together
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        visibility: Rule | None = None,
+        visibility_of: BatchRule | None = None,
+        channel_auth: ChannelRule | None = None,
+        can_message: MessageRule | None = None,
+    ) -> None:
         self.settings = settings
         self._clock = clock = SteadyClock() if clock is None else clock
-        self._signing_secret = _signing_secret(settings)
-        self._authenticator = Authenticator(settings, self._signing_secret)
+        self._signing_secret = signing_secret(settings)
         self._origins = Origins(settings.cors_allowed_origins, dev=settings.dev)
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._hooks = Hooks()
-        client = _client(settings)
-        self._store, self._bus = _store_and_bus(settings, node, client)
+        client = make_client(settings)
+        self._store, self._bus, outbox = make_store_and_bus(settings, node, client, clock)
+        self._leases = LocalLeases() if client is None else RedisLeases(client, settings.redis_prefix, node)
+        register = None if client is None else RevocationRegister(client, settings.redis_prefix)
+        self._revoker = Revoker(register, self._bus, clock)
+        self._authenticator = Authenticator(settings, self._signing_secret, self._revoker.check)
         self._view = View()
         loop = RunningLoop()
         self._timers = TimerWheel(loop)
-        self._counts = Counts()
+        self._counts = Counts(self._hooks.outcomes)
         self._admission = Admission(settings.connect_rate, loop)
-        self._recovery = _recovery(settings, node, clock, self._bus, self._store, self._view, client)
+        rules = make_visibility(settings, clock, visibility, visibility_of)
+        self._recovery = make_recovery(settings, node, clock, self._bus, self._store, self._view, client, rules)
         interval = settings.presence_flush_interval
         if self._recovery is None:
             self._fanout = FanOut(loop, interval)
-            listeners = [self._fanout.publish, self._hooks.publish]
+            self._watching = Watching(loop, interval, lambda: self._view.position, visibility=rules)
+            listeners = []
         else:
             history = self._recovery.history
             self._fanout = FanOut(loop, interval, lambda: self._view.position, history.pass_over)
-            # What is told is there first for those who are away.
-            listeners = [history.publish, self._fanout.publish, self._hooks.publish]
+            self._watching = Watching(
+                loop, interval, lambda: self._view.position, history.pass_over_of, visibility=rules
+            )
+            listeners = [history.publish]  # what is told is there first for those who are away
+        everyone = [self._fanout.publish, self._watching.publish]
+        self._privacy = Privacy(self._view, clock, self._bus, rules, everyone)
+        self._webhooks = make_webhooks(settings, clock, self._leases, outbox)
+        self._channels = ChannelsPart(
+            settings,
+            node,
+            clock,
+            loop,
+            client,
+            self._bus,
+            presence=self._view,
+            visibility=rules,
+            recovery=self._recovery,
+            rule=channel_auth,
+            message_rule=can_message,
+            namespaces=[NAMESPACE],
+            listeners=[
+                self._hooks.publish_channels,
+                *([] if self._webhooks is None else [self._webhooks.publish]),
+            ],
+            outbox=outbox,
+        )
+        listeners += [self._privacy.publish, self._hooks.publish, self._channels.channels.publish]
+        listeners.append(self._channels.statuses.publish)
+        if self._webhooks is not None:
+            listeners.append(self._webhooks.publish)
         self._follower = Follower(self._store, self._view, listeners)
+        self._once = self._call_once(client)
         self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
-        self._connections = Connections(settings, self._tracker, self._view, self._fanout, self._timers)
-        self._cluster = Cluster(self._bus, self._store, self._view, self._connections, self._recovery)
+        self._connections = Connections(
+            settings,
+            self._tracker,
+            self._view,
+            self._fanout,
+            self._watching,
+            self._timers,
+            rules=rules is not None,
+        )
+        self._privacy.connections = self._connections
+        self._tallies = self._count_together(client, node)
+        limits = settings.queue_limits()
+        queues = MemoryQueues(limits) if client is None else RedisQueues(client, settings.redis_prefix, limits)
+        self._inbox = Inbox(queues, limits, self._tracker.now, node, self._connections.of_user)
+        self._connections.inbox = self._inbox
+        self._tracker.found_queued = lambda known: self._inbox.look_soon(known.tenant, known.user_id)
+        self._cluster = Cluster(self._bus, self._store, self._view, self._inbox, self._connections, self._recovery)
 
-        self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator)
+        self._sight = Sight(self._view, rules)
+        self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator, rules)
         self._manager = Manager(self._bus) if self._store.near else BusManager(self._bus)
         self._server = Server(settings, self._origins, self._manager, self._timers, self._admission, self._counts)
         door = SocketIODoor(self._connections, self._requests, self._authenticator, self._origins, self._counts)
@@ -125,17 +232,50 @@ class Gateway:
             if isinstance(self._manager, BusManager):
                 self._recovery.readers[TOPIC] = self._manager.read
 
-        self.presence = Presence(self._tracker, self._view)
+        requests = ChannelRequests(self._channels.channels, self._channels.authorizer)
+        requests.add_to(self._requests)
+        self._connections.on_end, door.refused, door.rejoin = requests.end, requests.refused, requests.rejoin
+        requests.refresh = self._channels.messages.with_marks
+        self._channels.channels.on_rooms, self._channels.channels.of_user = door.put, self._connections.of_user
+        MessageRequests(self._channels.messages, self._connections.quotas).add_to(self._requests)
+        entrance = Entrance(
+            settings,
+            self._origins,
+            self._admission,
+            self._authenticator,
+            self._connections,
+            self._counts,
+            self._timers,
+            clock,
+        )
+        echo = EchoDoor(entrance, self._channels.channels, self._channels.authorizer)
+        self._server.register_namespace(echo)
+
+        self._pusher: PusherDoor | None = None
+        if (signer := settings.pusher_signer()) is not None:
+            sockets = WebSockets(settings, self._timers, flood_code=Code.OVER_CAPACITY)
+            self._pusher = PusherDoor(
+                entrance, signer, sockets, self._channels.channels, self._channels.authorizer, self._sight
+            )
+            self._channels.subscriptions.listeners.append(self._pusher.tell_count)
+        self._heed_revocations()
+        self._export = make_export(settings, self._store, clock, self._leases)
+        self._resources: set[web.AbstractResource] = set()
+        self.presence = Presence(self._tracker, self._view, self._store, self._cluster, self._privacy)
         """Who is online: reads as plain calls, commands awaited."""
+        self.channels = InProcessChannels(self._channels.channels, self._channels.messages, self._view)
+        """What is said in channels, and who is there: likewise."""
 
     def attach(self, app: web.Application) -> None:
         """Add the gateway's routes to an application; the gateway starts and stops with it.
 
         The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
         ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and
-        ``/static/``.
+        ``/static/``; where there is a Pusher application also ``/app/…``, ``/apps/…``, ``/broadcasting/…`` and
+        ``/users/{id}/terminate_connections``.
         """
         settings = self.settings
+        theirs = set(app.router.resources())
         websocket = WebSocketDoor(
             settings,
             self._origins,
@@ -151,55 +291,121 @@ class Gateway:
             self._connections,
             self._cluster,
             self._tracker,
-            self._view,
+            self._sight,
             self._store,
             self._authenticator,
+            revoker=self._revoker,
         )
+        http.add(webhook_operations(self._webhooks))
+        http.add(channel_operations(self.channels))
+        http.add(message_operations(self._channels.messages, self._connections.quotas, self._tracker))
+        if self._pusher is not None:
+            signer = self._pusher.signer
+            http.add(broadcasting_operations(signer, self._channels.authorizer))
+            api = PusherAPI(settings, signer, self._channels.channels, self._cluster, self._clock)
+            app.router.add_routes(api.routes())
+            app.router.add_get("/app/{key}", self._pusher.handle)
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
         app.router.add_routes(http.routes())
         collector = NodeCollector(
-            self._connections, self._admission, self._counts, self._tracker, self._follower, self._bus
+            self._connections,
+            self._admission,
+            self._counts,
+            self._tracker,
+            self._follower,
+            self._bus,
+            self._inbox,
+            None if self._export is None else self._export.exporter,
         )
+        collector.webhooks = self._webhooks
+        collector.channel_auth = self._channels.backend
         app.router.add_get("/metrics", metrics_handler(collector))
         add_pages(app, document(http.operations, __version__))
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)
             )
+        self._resources.update(set(app.router.resources()) - theirs)
         app.cleanup_ctx.append(self._run)
         app.on_shutdown.append(self._on_shutdown)
 
-    def on(self, event: str) -> Callable[[_HookT], _HookT]:
-        """Register a hook: an async function called with each `Transition` that makes `event`.
+    def activity_middleware(self, user_of: UserOf | None = None, *, every: float | None = None) -> Middleware:
+        """A middleware for the application: requests of its users are heartbeats, as ``POST /presence/heartbeat``.
+
+        It decides nothing about a request: none is refused, waits or fails by it. It looks when the request has been
+        answered; one in which `Presence.set_offline` or `disconnect` was called is no activity of that user.
 
         Args:
-            event: ``user-online``, ``user-offline`` or ``user-status-changed``.
+            user_of: called with a request, returns the id of its user, or ``(id, tenant)``; None for nobody. Without
+                it the user is that of the token, looked for where the gateway's own calls have it.
+            every: seconds in which a user is recorded once by this process; None for a quarter of ``PRESENCE_TTL`` or
+                ``PRESENCE_AWAY_AFTER``, whichever is shorter.
 
         Raises:
-            ValueError: there is no such event.
+            ValueError: `every` is longer than these: users who are active would turn away, or go.
+        """
+        shorter = min(self.settings.presence_ttl, self.settings.presence_away_after)
+        every = shorter / 4 if every is None else every
+        if not 0 < every < shorter:
+            raise ValueError(f"every is more than 0 and less than {shorter:g}: PRESENCE_TTL, or PRESENCE_AWAY_AFTER")
+        return ActivityMiddleware(
+            self._tracker, self._authenticator, self._origins, self._resources, user_of=user_of, every=every
+        ).middleware()
+
+    def on(
+        self, event: str, *, once: bool = False, timeout: float | None = HOOK_TIMEOUT, name: str | None = None
+    ) -> Callable[[_HookT], _HookT]:
+        """Register a hook: an async function called with each `Transition` that makes `event`, one after the other.
+
+        One that raises is logged, and called with the next. It is called on every node, from when that node starts; or
+        `once` in the cluster, by one node at a time, which goes on where the last one had come: none is left
+        out, and one whose node crashed in its middle is made again.
+
+        Args:
+            event: ``user-online``, ``user-offline`` or ``user-status-changed``; or ``member-added``,
+                ``member-removed``, ``channel-occupied`` or ``channel-vacated``, which call it with a `ChannelChange`.
+            once: whether one node calls it for all.
+            timeout: seconds for one transition, after which it is cancelled; None for as long as it takes.
+            name: with `once`, what it is known by on every node, and after a restart; None for its module's and its
+                own.
+
+        Raises:
+            ValueError: there is no such event, or two hooks have one name.
+            TypeError: the hook is no async function.
             RuntimeError: the application has started already.
         """
 
         def register(hook: _HookT) -> _HookT:
-            self._hooks.add(event, hook)
+            self._hooks.add(event, hook, once=once, timeout=timeout, name=name)
             return hook
 
         return register
 
-    async def notify(self, user_id: str, event: str, data: object, *, tenant: str = DEFAULT_TENANT) -> Delivery:
-        """Send an event to every connection of a user.
+    async def notify(
+        self,
+        user_id: str,
+        event: str,
+        data: object,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        wait: float | None = None,
+    ) -> Delivery:
+        """Send an event to every connection of a user, or queue it until they come online.
 
         Args:
             user_id: to whom.
             event: any name but the gateway's own.
-            data: anything that JSON can hold.
+            data: anything that JSON can hold; ``MAX_PAYLOAD`` bytes where it has to wait.
             tenant: whose user.
+            wait: seconds to wait for one of the user's clients, on any node, to acknowledge it; what none has
+                acknowledged by then stays in the queue. None waits for nobody.
 
         Raises:
-            InvalidPayloadError: the name or the data is not acceptable.
+            InvalidPayloadError: an id, the name, the data or the time is not acceptable.
+            StoreUnavailableError: it is to be queued, and Redis is away: nothing has become of it, or it is queued.
         """
-        return self._cluster.notify(tenant, user_id, event, data)
+        return await self._cluster.notify(tenant, user_id, event, data, wait=wait)
 
     async def disconnect(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> int:
         """Close a user's connections, and end what else keeps them online.
@@ -207,7 +413,66 @@ class Gateway:
         Returns:
             How many connections were closed.
         """
+        note_release(tenant, user_id)
         return await self._cluster.disconnect(tenant, user_id, self._clock())
+
+    async def revoke(
+        self,
+        *,
+        jti: str | None = None,
+        user_id: str | None = None,
+        all_users: bool = False,
+        issued_before: datetime | None = None,
+        expires_at: datetime | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> datetime:
+        """Refuse tokens from now on, on every node, and close the connections that came in with them.
+
+        Name them by one of `jti`, `user_id` and `all_users`.
+
+        Args:
+            jti: the one token of this id.
+            user_id: all tokens of this user that were issued before `issued_before`.
+            all_users: the same of everyone of the tenant.
+            issued_before: now, where it is None. ``iat`` has whole seconds mostly: a token of the same second counts
+                as before. So does one that does not say when it was issued.
+            expires_at: when the last of them expires; None for ``REVOCATION_TTL`` from now.
+            tenant: whose tokens.
+
+        Returns:
+            Until when the tokens are refused; they should have expired by then.
+
+        Raises:
+            InvalidPayloadError: it names none, or several, or a time is not acceptable.
+            UnavailableError: as many revocations are kept as may be.
+            StoreUnavailableError: Redis is away. This node refuses the tokens, and lets others know when Redis is back.
+        """
+        revocation = Revocation.of(
+            tenant=tenant,
+            now=self._clock(),
+            ttl=self.settings.revocation_ttl,
+            jti=jti,
+            user_id=user_id,
+            all_users=all_users,
+            issued_before=issued_before,
+            expires_at=expires_at,
+        )
+        await self._revoker.revoke(revocation)
+        return to_datetime(revocation.until)
+
+    def _heed_revocations(self) -> None:
+        self._connections.check = self._revoker.check
+        self._revoker.on_news = self._end_revoked
+        if self._recovery is not None:
+            self._recovery.is_revoked = self._revoker.known.cover
+
+    def _end_revoked(self, news: Sequence[Revocation]) -> None:
+        """Close the connections whose tokens have just been revoked: one look at all, or at one user's."""
+        covers = self._revoker.known.cover
+        if len(news) == 1 and news[0].user_id is not None:
+            self._connections.end_revoked(covers, (news[0].tenant, news[0].user_id))
+        else:
+            self._connections.end_revoked(covers)
 
     async def drain(self) -> None:
         """Let every client go to another node: told, then closed; new ones are refused from now on.
@@ -220,91 +485,99 @@ class Gateway:
             _log.info("draining", connections=len(self._connections))
             self._admission.close()
             self._server.close_nobodys()
+            if self._pusher is not None:
+                self._pusher.close_nobodys()
             await self._connections.drain(RETRY_AFTER_DRAIN)
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         try:
             await self._bus.start()
+            await self._revoker.load()
             await self._tracker.tick()
             await self._follower.start()
+            await self._once.begin()
+            await self._channels.start()
         except StoreUnavailableError as error:
             _log.warning("starting without the store; clients are let in when it answers", error=str(error))
-        tasks = [asyncio.create_task(self._follow(), name=type(self._follower).__name__)]
-        tasks += [
-            asyncio.create_task(part.run(), name=type(part).__name__)
-            for part in (self._tracker, self._bus, self._manager, self._hooks, self._recovery)
-            if part is not None
-        ]
+        tasks = [run(self._follow(), type(self._follower).__name__)]
+        tasks += [run(part.run(), type(part).__name__) for part in self._parts()]
         async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
             closing.push_async_callback(self._store.close)
+            closing.push_async_callback(self._channels.close)
             closing.push_async_callback(self._bus.close)
+            for close in self._to_close:
+                closing.push_async_callback(close)
+            closing.push_async_callback(self._inbox.close)
+            if self._webhooks is not None:
+                closing.push_async_callback(self._webhooks.close)
+            if isinstance(self._leases, RedisLeases):
+                closing.push_async_callback(self._leases.close)
+            if self._export is not None:
+                closing.push_async_callback(self._export.close)
+            if self._tallies is not None:  # when its `run` has ended, which would tell anew what is counted here
+                closing.push_async_callback(self._tallies.close)
             closing.push_async_callback(end, tasks)
             if self._recovery is not None:
-                closing.push_async_callback(self._recovery.register.close)
+                closing.push_async_callback(self._recovery.directory.close)
             closing.push_async_callback(self._bus.flush, FLUSH_TIMEOUT)
+            closing.push_async_callback(self._revoker.close)
+            closing.push_async_callback(self._once.finish, FLUSH_TIMEOUT)
             closing.push_async_callback(self._server.shutdown)
+            if self._pusher is not None:
+                closing.push_async_callback(self._pusher.close, FLUSH_TIMEOUT)
             yield
 
+    def _parts(self) -> Sequence[_Part]:
+        """What runs while the gateway does, besides the follower."""
+        own = (self._tracker, self._bus, self._manager, self._channels)
+        parts = (*own, self._hooks, self._once, self._inbox, self._revoker)
+        return (
+            *parts,
+            *(each for each in (self._recovery, self._tallies, self._export, self._webhooks) if each is not None),
+        )
+
+    def _call_once(self, client: Client | None) -> OnceHooks:
+        """What calls the hooks that one node calls for all."""
+        settings = self.settings
+        positions: Positions = LocalPositions()
+        self._to_close: tuple[Callable[[], Awaitable[None]], ...] = ()
+        if client is not None:
+            positions = kept = RedisPositions(client, settings.redis_prefix)
+            self._to_close = (kept.close,)
+        return OnceHooks(
+            self._hooks,
+            self._leases,
+            ttl=settings.node_lease,
+            store=self._store,
+            follower=self._follower,
+            positions=positions,
+        )
+
+    def _count_together(self, client: Client | None, node: str) -> Tallies | None:
+        """What knows of tenants' connections to other nodes; None where nobody asks, or there are none."""
+        if client is None or self.settings.max_connections_per_tenant is None:
+            return None
+
+        def count_elsewhere(connections: dict[str, int]) -> None:
+            self._connections.quotas.elsewhere = connections
+
+        return Tallies(
+            client,
+            self.settings.redis_prefix,
+            node,
+            keep=self.settings.node_lease,
+            clock=self._clock,
+            mine=self._connections.per_tenant,
+            on_others=count_elsewhere,
+        )
+
     async def _follow(self) -> None:
+        await self._revoker.loaded()
         await self._bus.started()  # whoever is let in from then on misses nothing of what other nodes say
         await self._follower.run()
 
     async def _on_shutdown(self, _app: web.Application) -> None:
         await self.drain()
-
-
-def _client(settings: Settings) -> Client | None:
-    """How to reach Redis; None without it."""
-    return None if settings.redis is None else connect(settings.redis, timeout=TIMEOUT)
-
-
-def _recovery(
-    settings: Settings, node: str, clock: Clock, bus: Bus, store: Store, view: View, client: Client | None
-) -> Recovery | None:
-    """What lets clients go on where they lost their connection; None where it is switched off."""
-    if not settings.recovery_window:
-        return None
-    found = settings.ping_interval + settings.ping_timeout  # until a connection that is silent counts as lost
-    register: Register = NoRegister()
-    if client is not None:
-        prefix, window = settings.redis_prefix, settings.recovery_window
-        register = RedisRegister(client, prefix, short(node), window, Session)
-    return Recovery(
-        node,
-        window=round(settings.recovery_window * 1000),
-        horizon=round((settings.recovery_window + found) * 1000),
-        # What a client is told at once must not make it count as too slow.
-        buffer=min(settings.recovery_buffer, settings.max_send_buffer // 2),
-        memory=settings.recovery_memory,
-        clock=clock,
-        bus=bus,
-        store=store,
-        view=view,
-        register=register,
-    )
-
-
-def _store_and_bus(settings: Settings, node: str, client: Client | None) -> tuple[Store, Bus]:
-    """Where nodes meet: in Redis, or nowhere, as there is one."""
-    url = settings.redis
-    if url is None or client is None:
-        _log.info("presence is kept in this process; REDIS_URL would share it among several")
-        return MemoryStore(settings.timing()), LocalBus()
-    _log.info("presence is shared in Redis", redis=describe(url), prefix=settings.redis_prefix, node=node)
-    store = RedisStore(client, settings.redis_prefix, settings.timing())
-    return store, RedisBus(client, settings.redis_prefix, node)
-
-
-def _signing_secret(settings: Settings) -> str | None:
-    """The secret that development tokens are signed with; None where tokens are another's to sign."""
-    if settings.jwt_secret is not None:
-        secret = settings.jwt_secret.get_secret_value()
-        if len(secret.encode()) < MIN_SECRET:
-            _log.warning("JWT_SECRET can be guessed: it has fewer than 32 bytes; openssl rand -hex 32 makes one")
-        return secret
-    if settings.jwt_public_key is not None or settings.jwt_jwks_url is not None:
-        return None
-    return secrets.token_urlsafe(32)
 
 
 def create_app(gateway: Gateway) -> web.Application:

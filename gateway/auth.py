@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hmac
-import re
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -23,16 +23,15 @@ from gateway.errors import (
     TokenMissingError,
 )
 from gateway.presence.model import DEFAULT_TENANT, Profile
-from gateway.wire import is_id
+from gateway.revocation.revocations import is_jti
+from gateway.wire import LAST_TIME, UNPRINTABLE, is_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
-
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _JWKS_TIMEOUT = 5.0
 """Seconds."""
@@ -40,10 +39,10 @@ _JWKS_TIMEOUT = 5.0
 _JWKS_RETRY = 5.0
 """Seconds until keys that could not be fetched are asked for again."""
 
-_LAST_EXPIRY = 253_402_300_799_000
-"""Unix milliseconds of the last second of the year 9999, past which no timestamp can be written."""
-
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+_FROM_URL, _TO_URL = bytes.maketrans(b"-_", b"+/"), bytes.maketrans(b"+/", b"-_")
+"""Between base64's two alphabets: RFC 4648, section 5."""
 
 _MAX_REASON = 200
 """Characters of a reason that may hold some of the token's header."""
@@ -60,6 +59,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     expires_at: int | None
     """Unix milliseconds; None for a token that does not expire."""
+    jti: str | None = None
+    """The token's own id, by which it can be revoked; None for one that has none."""
+    issued_at: int | None = None
+    """Unix milliseconds; None for a token that does not say."""
 
 
 def find_token(
@@ -90,18 +93,23 @@ class Authenticator:
     Args:
         settings: the ``JWT_…`` variables and ``SERVICE_API_KEYS``.
         dev_secret: the secret to use where no key is set.
+        check: called with whom a token is of; raises a `RefusedError` for one that is revoked. None revokes none.
 
     Raises:
         ConfigurationError: the public key cannot be read or is not for the algorithms named, the secret is a public
             key, or ``JWT_JWKS_URL`` is no address.
     """
 
-    def __init__(self, settings: Settings, dev_secret: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, dev_secret: str | None = None, check: Callable[[Identity], None] | None = None
+    ) -> None:
         self._settings = settings
+        self._check = check
         self._published = None if settings.jwt_jwks_url is None else PublishedKeys(settings.jwt_jwks_url)
         self._key: Any = None
         self._algorithms: Sequence[str] = settings.jwt_algorithms
         self._decoder = jwt.PyJWT()
+        self._decoder._jws = _Signatures()  # noqa: SLF001 - it has no other way in; others' PyJWT is left as it is
         if settings.jwt_public_key is not None:
             self._key, by_key = _public_key(settings.jwt_public_key)
             if strangers := set(self._algorithms) - set(by_key):
@@ -126,8 +134,9 @@ class Authenticator:
         Raises:
             TokenMissingError: there is none.
             TokenExpiredError: its ``exp`` has passed.
-            TokenInvalidError: anything else is wrong with it; the message says what.
+            TokenInvalidError: it is revoked, or anything else is wrong with it; the message says what.
             KeysUnavailableError: the keys to verify it with cannot be fetched now.
+            NotReadyError: this node has just started, and does not know yet what is revoked.
         """
         if not token:
             raise TokenMissingError("no token: send it as auth.token, Authorization: Bearer, ?token= or the cookie jwt")
@@ -154,7 +163,10 @@ class Authenticator:
             raise KeysUnavailableError("the keys to verify tokens with cannot be fetched; try again later") from None
         except (jwt.PyJWTError, TypeError, ValueError) as error:  # the last two: a key of another kind, no UTF-8
             raise TokenInvalidError(f"the token is not accepted: {str(error)[:_MAX_REASON]}") from None
-        return _identity(claims, settings.jwt_tenant_claim)
+        identity = _identity(claims, settings.jwt_tenant_claim)
+        if self._check is not None:
+            self._check(identity)
+        return identity
 
     def knows_service_key(self, key: str) -> bool:
         """Whether `key` is one of ``SERVICE_API_KEYS``, in a time that does not tell how nearly."""
@@ -164,6 +176,21 @@ class Authenticator:
         if self._published is None:
             return self._key
         return await self._published.key(jwt.get_unverified_header(token).get("kid"))
+
+
+class _Signatures(jwt.PyJWS):
+    """PyJWT's, which looks at each character of a token: what is encoded as it was has none that is wrong."""
+
+    @staticmethod
+    def _decode_base64url_segment(segment: bytes, name: str) -> bytes:
+        try:
+            decoded = binascii.a2b_base64(segment.translate(_FROM_URL) + b"==")
+        except ValueError:
+            pass
+        else:
+            if binascii.b2a_base64(decoded, newline=False).rstrip(b"=").translate(_TO_URL) == segment:
+                return decoded
+        return jwt.PyJWS._decode_base64url_segment(segment, name)  # noqa: SLF001 - which has the words
 
 
 class _PreparedHMAC(HMACAlgorithm):
@@ -178,7 +205,7 @@ class _PreparedHMAC(HMACAlgorithm):
 
 
 def _prepare_hmac(decoder: jwt.PyJWT) -> None:
-    signatures = decoder._jws  # noqa: SLF001 - it has no other way in; others' PyJWT is left as it is
+    signatures = decoder._jws  # noqa: SLF001 - as above
     for name, digest in (("HS256", "SHA256"), ("HS384", "SHA384"), ("HS512", "SHA512")):
         signatures.unregister_algorithm(name)
         signatures.register_algorithm(name, _PreparedHMAC(getattr(HMACAlgorithm, digest)))
@@ -304,8 +331,17 @@ def _identity(claims: Mapping[str, Any], tenant_claim: str) -> Identity:
             avatar=_text(claims.get("avatar"), _MAX_AVATAR_LENGTH),
             role=_text(role, _MAX_PROFILE_LENGTH),
         ),
-        expires_at=None if exp is None else min(int(exp) * 1000, _LAST_EXPIRY),
+        expires_at=None if exp is None else min(int(exp) * 1000, LAST_TIME),
+        jti=claims["jti"] if is_jti(claims.get("jti")) else None,
+        issued_at=_issued_at(claims.get("iat")),
     )
+
+
+def _issued_at(iat: object) -> int | None:
+    """A time in Unix milliseconds; None for what is none."""
+    if isinstance(iat, bool) or not isinstance(iat, int | float) or not 0 <= iat <= LAST_TIME:
+        return None
+    return int(iat * 1000)
 
 
 def _id(name: str, value: object) -> str:
@@ -323,4 +359,4 @@ def _text(value: object, length: int) -> str | None:
 
 def clean_text(text: str) -> str:
     """Replace control characters, and halves of surrogate pairs: JSON's escapes and headers can smuggle them in."""
-    return _UNPRINTABLE.sub("?", text)
+    return UNPRINTABLE.sub("?", text)

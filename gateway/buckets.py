@@ -22,6 +22,20 @@ class TokenBucket:
         self._tokens = float(rate.count)
         self._at = now
 
+    @property
+    def at(self) -> float:
+        """When it was last asked, or when it started."""
+        return self._at
+
+    @property
+    def full_at(self) -> float:
+        """When it is full, or has been since: from then on it says no more than a new one."""
+        return self._at + (self._count - self._tokens) / self._per_second
+
+    def fill(self) -> None:
+        """Let it be full."""
+        self._tokens = self._count
+
     def take(self, now: float, tokens: int = 1) -> float:
         """Take a token, or several at once.
 

@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Self
 import structlog
 
 from gateway.cluster import Cluster
+from gateway.delivery.inbox import Inbox
+from gateway.delivery.queue import Limits
+from gateway.delivery.queue_redis import RedisQueues
 from gateway.errors import StoreUnavailableError
 from gateway.presence.clock import SteadyClock, follow
 from gateway.presence.follower import Follower
-from gateway.presence.model import DEFAULT_TENANT, Timing
+from gateway.presence.model import DEFAULT_TENANT, Timing, UserStatus, to_datetime
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.view import View
-from gateway.reads import Reads
+from gateway.reads import StoreReads, check_ids, to_choice
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect
-from gateway.tasks import end
+from gateway.revocation.register_redis import RevocationRegister
+from gateway.revocation.revocations import TTL, Revocation
+from gateway.revocation.revoker import TOPIC, Nudge, full
+from gateway.tasks import end, run
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import TracebackType
 
     from gateway.delivery.notifications import Delivery
@@ -37,20 +44,54 @@ GIVEN_BACK = 3.0
 """Seconds that gateways have to give it back, which they do as soon as they find out."""
 
 _NO_TIMING = Timing(away_after=0, ttl=0, grace=0, lease=0)
-"""A client commits nothing: how long things last is the gateways' own."""
+"""How long things last is the gateways' own: the store has it from them."""
 
 
-class _Reads(Reads):
-    """Reads whose view can be changed for another."""
+class ClientPresence(StoreReads):
+    """`StoreReads`, and what else a process that is no gateway says of presence.
 
-    def look_at(self, view: View) -> None:
-        self._view = view
+    Args:
+        store: where it is committed.
+        clock: the time, in Unix milliseconds, which is set by the store's.
+        follower: what reads the log into the view.
+    """
+
+    def __init__(self, store: RedisStore, clock: SteadyClock, follower: Follower) -> None:
+        super().__init__(follower.view, store, clock)
+        self._follower = follower
+
+    def look_at(self, follower: Follower) -> None:
+        """Go on with another's view."""
+        self._view, self._follower = follower.view, follower
+
+    async def set_status(
+        self,
+        user_id: str,
+        status: str,
+        text: str | None = None,
+        expires_in: float | None = None,
+        *,
+        tenant: str = DEFAULT_TENANT,
+    ) -> UserStatus:
+        """Set a user's status by hand; see `gateway.inprocess.Presence.set_status`.
+
+        Raises:
+            InvalidPayloadError: an argument is not acceptable.
+            StoreUnavailableError: Redis is away; whether the status was set is not known, and it may be set again.
+        """
+        check_ids(tenant, user_id)
+        to_choice(status, text, expires_in, 0)
+        await follow(self._clock, self._store.time)
+        choice = to_choice(status, text, expires_in, self._clock())
+        commit = await self._store.set_status(tenant, user_id, choice, self._clock())
+        await self._follower.reach(commit.position)
+        return self._view.own_status(tenant, user_id, self._clock())
 
 
 class PresenceClient:
-    """The reads, `notify` and `disconnect` of a `Gateway`, for a worker, a Django or a FastAPI application.
+    """The reads, `set_status`, `notify` and `disconnect` of a `Gateway`, for a worker, a Django or FastAPI application.
 
-    It opens no port, and says nothing of users itself: heartbeats come in by a gateway's HTTP.
+    It opens no port, and keeps nobody online: heartbeats come in by a gateway's HTTP. A status can be set by hand.
 
     It follows presence as a gateway does: reads are plain calls, answered from its own view without I/O. While Redis
     is away they are answered as it was, and what is to be told to users waits::
@@ -62,31 +103,43 @@ class PresenceClient:
     Args:
         redis_url: the gateways' ``REDIS_URL``.
         prefix: their ``REDIS_PREFIX``.
+        limits: their ``NOTIFICATION_…`` settings, where these are not the default.
+        revocation_ttl: their ``REVOCATION_TTL``.
 
     Raises:
         ValueError: the URL is of no known form.
     """
 
-    def __init__(self, redis_url: str, *, prefix: str = "presence") -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        prefix: str = "presence",
+        limits: Limits | None = None,
+        revocation_ttl: float = TTL,
+    ) -> None:
         client = connect(redis_url, timeout=TIMEOUT)
         self._store = RedisStore(client, prefix, _NO_TIMING)
         self._bus = RedisBus(client, prefix, f"client-{socket.gethostname()}-{secrets.token_hex(4)}")
         self._clock = SteadyClock()
+        self._revocation_ttl = revocation_ttl
+        self._register = RevocationRegister(client, prefix)
+        limits = limits or Limits()
+        self._inbox = Inbox(RedisQueues(client, prefix, limits), limits, self._clock)
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
-        view = View()
-        self._reads = _Reads(view)
-        self._look_at(view)
+        self._look_at(View())
+        self._presence = ClientPresence(self._store, self._clock, self._follower)
 
     @property
-    def presence(self) -> Reads:
-        """Who is online, as plain calls.
+    def presence(self) -> ClientPresence:
+        """Who is online, as plain calls, and `set_status`, which is awaited.
 
         Raises:
             RuntimeError: the client is not started, or is closed.
         """
         self._check()
-        return self._reads
+        return self._presence
 
     async def start(self) -> None:
         """Load who is online, and follow it from then on.
@@ -104,8 +157,8 @@ class PresenceClient:
             await self._store.close()  # whoever does not get in need not go out
             raise
         self._tasks = [
-            asyncio.create_task(self._follow(), name="PresenceClient follows"),
-            asyncio.create_task(self._bus.run(), name="PresenceClient sends"),
+            run(self._follow(), "PresenceClient follows"),
+            run(self._bus.run(), "PresenceClient sends"),
         ]
 
     async def close(self) -> None:
@@ -117,6 +170,8 @@ class PresenceClient:
             await self._bus.flush(TIMEOUT)
         finally:
             await end(self._tasks)
+            await self._inbox.close()
+            await self._register.close()
             await self._bus.close()
             await self._store.close()
 
@@ -129,15 +184,24 @@ class PresenceClient:
     ) -> None:
         await self.close()
 
-    async def notify(self, user_id: str, event: str, data: object, *, tenant: str = DEFAULT_TENANT) -> Delivery:
+    async def notify(
+        self,
+        user_id: str,
+        event: str,
+        data: object,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        wait: float | None = None,
+    ) -> Delivery:
         """Send an event to every connection of a user; see `Gateway.notify`.
 
         Raises:
-            InvalidPayloadError: the name or the data is not acceptable.
+            InvalidPayloadError: an id, the name, the data or the time is not acceptable.
+            StoreUnavailableError: it is to be queued, and Redis is away.
             RuntimeError: the client is not started, or is closed.
         """
         self._check()
-        return self._cluster.notify(tenant, user_id, event, data)
+        return await self._cluster.notify(tenant, user_id, event, data, wait=wait)
 
     async def disconnect(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> int:
         """Close a user's connections, and end what else keeps them online; see `Gateway.disconnect`.
@@ -153,6 +217,41 @@ class PresenceClient:
             await follow(self._clock, self._store.time)
         return await self._cluster.disconnect(tenant, user_id, self._clock())
 
+    async def revoke(
+        self,
+        *,
+        jti: str | None = None,
+        user_id: str | None = None,
+        all_users: bool = False,
+        issued_before: datetime | None = None,
+        expires_at: datetime | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> datetime:
+        """Refuse tokens from now on, and close the connections that came in with them; see `Gateway.revoke`.
+
+        Raises:
+            InvalidPayloadError: it names none, or several, or a time is not acceptable.
+            UnavailableError: as many revocations are kept as may be.
+            StoreUnavailableError: Redis is away. Whether they were revoked is not known, and they may be again.
+            RuntimeError: the client is not started, or is closed.
+        """
+        self._check()
+        await follow(self._clock, self._store.time)
+        revocation = Revocation.of(
+            tenant=tenant,
+            now=self._clock(),
+            ttl=self._revocation_ttl,
+            jti=jti,
+            user_id=user_id,
+            all_users=all_users,
+            issued_before=issued_before,
+            expires_at=expires_at,
+        )
+        if await self._register.put([revocation], self._clock()):
+            raise full()
+        self._bus.publish(TOPIC, Nudge())
+        return to_datetime(revocation.until)
+
     def _check(self) -> None:
         if not self._tasks or self._closed:
             raise RuntimeError("use the client within `async with`, or between `start` and `close`")
@@ -167,6 +266,7 @@ class PresenceClient:
                 await end([following])
             _log.warning("Redis has lost who was online, and no gateway knows it: going on from what it has")
             self._look_at(view)
+            self._presence.look_at(self._follower)
             self._follower.loaded = True
 
     async def _lost_for_good(self) -> View:
@@ -189,5 +289,4 @@ class PresenceClient:
 
     def _look_at(self, view: View) -> None:
         self._follower = Follower(self._store, view, [])
-        self._cluster = Cluster(self._bus, self._store, view, None)
-        self._reads.look_at(view)
+        self._cluster = Cluster(self._bus, self._store, view, self._inbox, None)

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from gateway.delivery.inbox import check_wait, new_id
 from gateway.delivery.notifications import Delivery, Notification
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.wire import is_id
+from gateway.reads import check_ids
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.bus import Bus
     from gateway.connections import Connections
+    from gateway.delivery.inbox import Inbox
+    from gateway.presence.model import Connection
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View
     from gateway.recovery.recovery import Reading, Recovery
@@ -31,6 +36,12 @@ POLL = 0.02
 
 RETRY = 0.25
 """Seconds to wait after the store failed, before it is asked again."""
+
+ORDERLY = 0.5
+"""Seconds that what other nodes say waits for a queue to be handed over; it is one round trip."""
+
+ANSWER = 0.5
+"""Seconds that other nodes have to say when their connections were last active."""
 
 CLOCKS = 200
 """Milliseconds that two nodes' clocks may differ: each is right to half of them."""
@@ -55,6 +66,39 @@ class _Kick(msgspec.Struct, frozen=True):
         return (("user", self.tenant, self.user_id),), None, frozenset()
 
 
+class _Look(msgspec.Struct, frozen=True):
+    """Something waits for a user who is connected: hand it over."""
+
+    tenant: str
+    user_id: str
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """When were a user's connections to other nodes last active?"""
+
+    id: str
+    tenant: str
+    user_id: str
+
+
+class _Active(msgspec.Struct, frozen=True):
+    """What one node says to that."""
+
+    id: str
+    node: str
+    at: dict[str, int]
+    """Unix milliseconds, by connection."""
+
+
+class _Question:
+    """One that is waiting to be answered by each of some nodes."""
+
+    def __init__(self, nodes: set[str]) -> None:
+        self.nodes = nodes
+        self.at: dict[str, int] = {}
+        self.answered = asyncio.Event()
+
+
 class Cluster:
     """Every node's connections, as one.
 
@@ -62,43 +106,146 @@ class Cluster:
         bus: how other nodes hear.
         store: what knows of connections on other nodes.
         view: what knows who is online.
+        inbox: where notifications wait for those who are not.
         connections: this node's; None in a process that has none.
         recovery: what keeps events for those who lost their connection; None where nobody recovers.
     """
 
     def __init__(
-        self, bus: Bus, store: Store, view: View, connections: Connections | None, recovery: Recovery | None = None
+        self,
+        bus: Bus,
+        store: Store,
+        view: View,
+        inbox: Inbox,
+        connections: Connections | None,
+        recovery: Recovery | None = None,
     ) -> None:
         self._bus = bus
         self._store = store
         self._view = view
+        self._inbox = inbox
         self._connections = connections
         self._recovery = recovery
-        self._releases: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
+        self._questions: dict[str, _Question] = {}
         if connections is not None:
             bus.subscribe("notification", Notification, self._on_notification)
             bus.subscribe("kick", _Kick, self._on_kick)
+            bus.subscribe("look", _Look, self._on_look)
+            bus.subscribe("ask", _Ask, self._on_ask)
+            bus.subscribe("active", _Active, self._on_active)
         if recovery is not None:
             recovery.readers["notification"] = lambda data: msgspec.json.decode(data, type=Notification).reading()
             recovery.readers["kick"] = lambda data: msgspec.json.decode(data, type=_Kick).reading()
 
-    def notify(self, tenant: str, user_id: str, event: str, data: object) -> Delivery:
-        """Send an event to every live connection of a user.
+    async def notify(
+        self, tenant: str, user_id: str, event: str, data: object, *, wait: float | None = None
+    ) -> Delivery:
+        """Send an event to every live connection of a user; where there is none, queue it.
+
+        Args:
+            tenant: whose user.
+            user_id: to whom.
+            event: its name.
+            data: anything that JSON can hold.
+            wait: seconds to wait for one of the user's clients to acknowledge it. It is queued then in any case, and
+                stays there until one has.
 
         Raises:
-            InvalidPayloadError: `event` is empty or one of the gateway's own, or `data` cannot be written as JSON, or
-                is too large for other nodes.
+            InvalidPayloadError: an id is none, `event` is empty, too long or one of the gateway's own, `data` cannot be
+                written as JSON, or is too large for other nodes, or for a queue where it has to wait.
+            StoreUnavailableError: it is to be queued, and the store is away.
+        """
+        if wait is not None:
+            check_wait(wait)
+        notification = Notification.of(tenant, user_id, event, data)
+        if wait is not None:
+            return await self._notify_and_wait(notification, wait)
+        here = self._is_here(tenant, user_id)
+        if not here or self._inbox.is_looking(tenant, user_id):
+            item_id = new_id(awaited=False)
+            try:
+                put = await self._inbox.put(notification, item_id, unless_connected=not here)
+                if put.queued:
+                    return Delivery(sent=True, method="realtime" if here else "queued")
+            except StoreUnavailableError:
+                # Whoever is invisible is told all the same.
+                known = self._view.hidden.get((tenant, user_id)) or self._view.status(tenant, user_id)
+                if not known.online:
+                    raise
+            else:
+                notification = msgspec.structs.replace(notification, nodes=put.nodes, id=item_id)
+        self._bus.publish("notification", notification)
+        self._deliver(notification, own=True)
+        return Delivery(sent=True, method="realtime")
+
+    def tell(self, tenant: str, user_id: str, event: str, data: object) -> None:
+        """Send an event to every live connection of a user, and keep it for nobody who is not there.
+
+        Raises:
+            InvalidPayloadError: as for `notify`.
         """
         notification = Notification.of(tenant, user_id, event, data)
-        elsewhere = not self._store.near and self._view.status(tenant, user_id).online
-        returns = self._recovery is not None and self._recovery.history.left_lately(tenant, user_id)
-        comes = self._connections is not None and self._connections.of_user(tenant, user_id)
-        if not (elsewhere or returns or comes or self._store.near):
-            return Delivery(sent=False, method=None)  # nobody hears it, here or elsewhere, now or later
         self._bus.publish("notification", notification)
-        here = self._deliver(notification, own=True)
-        sent = bool(here) or elsewhere
-        return Delivery(sent=sent, method="realtime" if sent else None)
+        self._deliver(notification, own=True)
+
+    async def _notify_and_wait(self, notification: Notification, wait: float) -> Delivery:
+        tenant, user_id, item_id = notification.tenant, notification.user_id, new_id(awaited=True)
+        put = await self._inbox.put(notification, item_id)
+        if put.nodes:
+            self._bus.publish("look", _Look(tenant, user_id))
+        here = self._is_here(tenant, user_id)
+        acknowledged = await self._inbox.acknowledgement(item_id, wait)
+        return Delivery(sent=True, method="realtime" if here or put.nodes else "queued", acknowledged=acknowledged)
+
+    def _is_here(self, tenant: str, user_id: str) -> bool:
+        return self._connections is not None and bool(self._connections.of_user(tenant, user_id))
+
+    async def _on_look(self, look: _Look) -> None:
+        if self._is_here(look.tenant, look.user_id):
+            # What comes by the bus after it is told after it.
+            await asyncio.wait([self._inbox.look_soon(look.tenant, look.user_id)], timeout=ORDERLY)
+
+    async def with_activity(self, connections: Sequence[Connection]) -> list[Connection]:
+        """Add to connections of one user when their clients last asked for something, which their nodes are asked.
+
+        It stays None where this process has no connections itself, and where a node has not answered in time.
+        """
+        if self._connections is None:
+            return list(connections)
+        known = self._connections.with_activity(connections)
+        elsewhere = {each.node for each in known if each.active_at is None} - {self._inbox.node}
+        if not elsewhere:
+            return known
+        asked, question = secrets.token_hex(8), _Question(elsewhere)
+        self._questions[asked] = question
+        try:
+            self._bus.publish("ask", _Ask(asked, known[0].tenant, known[0].user_id))
+            async with asyncio.timeout(ANSWER):
+                await question.answered.wait()
+        except TimeoutError:
+            _log.debug("nodes have not said when a user's connections were active", nodes=sorted(question.nodes))
+        finally:
+            del self._questions[asked]
+        return [
+            msgspec.structs.replace(each, active_at=question.at[each.id]) if each.id in question.at else each
+            for each in known
+        ]
+
+    async def _on_ask(self, ask: _Ask) -> None:
+        assert self._connections is not None  # noqa: S101 - only then it is subscribed
+        here = [live.connection for live in self._connections.of_user(ask.tenant, ask.user_id)]
+        if here:
+            at = {each.id: each.active_at for each in self._connections.with_activity(here) if each.active_at}
+            self._bus.publish("active", _Active(ask.id, self._inbox.node, at))
+
+    async def _on_active(self, said: _Active) -> None:
+        question = self._questions.get(said.id)
+        if question is not None:
+            question.at |= said.at
+            question.nodes.discard(said.node)
+            if not question.nodes:
+                question.answered.set()
 
     async def disconnect(self, tenant: str, user_id: str, now: int) -> int:
         """Close a user's connections on every node, and end what else keeps them online.
@@ -111,8 +258,7 @@ class Cluster:
         Raises:
             InvalidPayloadError: an id is none.
         """
-        if not is_id(tenant) or not is_id(user_id):
-            raise InvalidPayloadError("an id has 1 to 128 characters without control characters")
+        check_ids(tenant, user_id)
         if self._connections is None:
             return len(await self._disconnect_elsewhere(tenant, user_id, now))
         here = {live.connection.id for live in self._connections.of_user(tenant, user_id)}
@@ -158,7 +304,23 @@ class Cluster:
             known = await self._store.explain(tenant, user_id)
 
     async def _on_notification(self, notification: Notification) -> None:
-        self._deliver(notification, own=False)
+        if not self._deliver(notification, own=False) and self._inbox.node in notification.nodes:
+            # The connection has just ended here, and the store had not been told yet.
+            task = asyncio.create_task(self._queue(notification))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+
+    async def _queue(self, notification: Notification) -> None:
+        """Queue a notification that came too late, unless the user is connected to another node."""
+        while True:
+            try:
+                await self._inbox.put(notification, notification.id, unless_connected=True)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY)
+            except InvalidPayloadError:
+                return  # one that is too large to wait
+            else:
+                return
 
     def _deliver(self, notification: Notification, *, own: bool) -> int:
         """Write a notification to the user's connections here, keep it for those that are away, and count the first."""
@@ -173,8 +335,8 @@ class Cluster:
         self._connections.end_user_soon(kick.tenant, kick.user_id, kick.ids, kick.until)
         if kick.release is not None:
             task = asyncio.create_task(self._release(self._connections, kick, kick.release))
-            self._releases.add(task)
-            task.add_done_callback(self._releases.discard)
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
 
     def _end_sessions(self, kick: _Kick, *, own: bool) -> None:
         """Keep a kick among the events, so that nobody who was away goes on past it."""
@@ -189,6 +351,7 @@ class Cluster:
                 claimed = await self._bus.claim(name)
             except StoreUnavailableError:  # it was there a moment ago, and will be again
                 await asyncio.sleep(RETRY)
-        active_at = self._view.status(kick.tenant, kick.user_id).active_at or 0
+        key = kick.tenant, kick.user_id
+        active_at = (self._view.hidden.get(key) or self._view.status(*key)).active_at or 0
         if claimed and active_at <= kick.at + CLOCKS:
             await connections.release(kick.tenant, kick.user_id)

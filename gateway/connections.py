@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from gateway import wire
@@ -21,18 +22,22 @@ from gateway.errors import (
     TooManyConnectionsError,
 )
 from gateway.limits import Rate
-from gateway.presence.fanout import Batch, Member
+from gateway.live import LiveConnection, Peer, Resumption
 from gateway.presence.model import Beat, Connection, Ending
+from gateway.presence.watching import WatchList
+from gateway.quotas import Quotas
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from gateway.auth import Identity
-    from gateway.presence.fanout import Audience, FanOut
+    from gateway.delivery.inbox import Inbox
+    from gateway.presence.fanout import FanOut
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
+    from gateway.presence.watching import Watcher, Watching
     from gateway.settings import Settings
-    from gateway.timers import Timer, TimerWheel
+    from gateway.timers import TimerWheel
 
 _log = structlog.get_logger(__name__)
 
@@ -51,89 +56,11 @@ FLOOD_PATIENCE = 10
 _CLOSE_CODES = {
     Ending.KICKED: CloseCode.KICKED,
     Ending.TOKEN_EXPIRED: CloseCode.TOKEN_EXPIRED,
+    Ending.REVOKED: CloseCode.TOKEN_REFUSED,
     Ending.TOO_SLOW: CloseCode.TOO_SLOW,
     Ending.FLOODED: CloseCode.RATE_LIMITED,
     Ending.DRAINED: CloseCode.GOING_AWAY,
 }
-
-
-class Peer(Member, Protocol):
-    """The client at the other end, as its door can reach it."""
-
-    def close(self, code: CloseCode) -> None:
-        """Close the connection after what was written, without waiting; a second call changes nothing."""
-
-
-class Resumption(Protocol):
-    """What a client hears first that goes on with its session."""
-
-    missed: Batch | None
-    """What it missed, in order; None where that is nothing."""
-
-    def opening(self, event: str, data: object) -> Batch:
-        """Encode its first event."""
-
-
-class LiveConnection:
-    """One connection of one user to this node."""
-
-    def __init__(
-        self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket, patience: TokenBucket
-    ) -> None:
-        self.identity = identity
-        self.connection = connection
-        self.peer = peer
-        self.ending: Ending | None = None
-        """Why it ended; None while it lives."""
-        self.resumed = False
-        self.limiter = limiter
-        self.patience = patience
-        self.flooded = False
-        """Whether it is about to be closed for its requests."""
-        self.expiry: Timer | None = None
-        self.audience: Audience | None = None
-        """Whose changes it hears of, from its greeting on."""
-        self._early: list[tuple[str, object, Any]] | None = []
-        self._begun_at = self.mark
-
-    @property
-    def mark(self) -> Any:
-        """Up to where its client has been told besides presence; None for one that cannot recover."""
-        return getattr(self.peer.codec, "mark", None)
-
-    def emit(self, event: str, data: object, mark: Any = None) -> None:
-        """Send one event to this connection, after the greeting.
-
-        Args:
-            event: its name.
-            data: anything that JSON can hold.
-            mark: up to where clients have been told with this event, which whoever misses it hears again; None for an
-                event of this connection alone.
-        """
-        if self._early is None:
-            self.peer.write(self._encode(event, data, mark))
-        else:
-            self._early.append((event, data, mark))
-
-    def begin(self, connected: wire.Connected, resumption: Resumption | None = None) -> None:
-        """Tell the client that it is connected, first of all, and what it missed, where it goes on with a session."""
-        early, self._early = self._early or [], None
-        if resumption is None:
-            self.peer.write(self._encode("connected", connected, self._begun_at))
-        else:
-            self.peer.write(resumption.opening("connected", connected))
-            if resumption.missed is not None:
-                self.peer.write(resumption.missed)
-            early = [each for each in early if each[2] is None]  # the others are among what it missed
-        for event, data, mark in early:
-            self.peer.write(self._encode(event, data, mark))
-
-    def _encode(self, event: str, data: object, mark: Any) -> Batch:
-        codec: Any = self.peer.codec
-        if mark is None or self._begun_at is None:
-            return codec.encode([(event, data)])
-        told = 0 if self.audience is None else self.audience.told(self.peer)
-        return codec.encode_at(event, data, told, mark)
 
 
 class Connections:
@@ -144,16 +71,45 @@ class Connections:
         tracker: where connections are counted.
         view: what is read before a connection hears of changes.
         fanout: what it hears them from.
+        watching: what it hears them from that hears only of those it watches.
         timers: what ends those whose token expires.
+        rules: whether there is a rule about who may see whom.
     """
 
-    def __init__(self, settings: Settings, tracker: Tracker, view: View, fanout: FanOut, timers: TimerWheel) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tracker: Tracker,
+        view: View,
+        fanout: FanOut,
+        watching: Watching,
+        timers: TimerWheel,
+        *,
+        rules: bool = False,
+    ) -> None:
         self.draining = False
+        self.inbox: Inbox | None = None
+        """What waits for users who come online; None where nothing does."""
+        self.on_watch: Callable[[str, WatchList], None] | None = None
+        """Called with a connection's id when its watch list has changed; None for nobody to be told."""
+        self.on_end: Callable[[LiveConnection, Ending], Coroutine[Any, Any, None]] | None = None
+        """Called with a connection that is in channels, when it ends; None for nobody to be told."""
+        self.keeps_tokens = settings.channel_auth_url is not None
+        """Whether doors keep the token that a connection came in with, in `LiveConnection.token`."""
+        self.max_watched: int = settings.max_watched_users
+        self.quotas = Quotas(settings)
+        """What its user, its address and its tenant may take."""
+        self.check: Callable[[Identity], None] | None = None
+        """Called with whom a connection is of that had to wait to be let in; raises where its token is revoked."""
         self._settings = settings
         self._tracker = tracker
+        self._touches = tracker.touches
         self._view = view
         self._fanout = fanout
+        self._watching = watching
+        self._hears_everyone = settings.presence_audience == "everyone"
         self._timers = timers
+        self._rules = rules
         self._by_user: dict[tuple[str, str], dict[str, LiveConnection]] = {}
         self._per_tenant: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -175,6 +131,8 @@ class Connections:
         door: str,
         peer: Peer,
         user_agent: str | None,
+        address: str | None = None,
+        meta_json: bytes | None = None,
         replaces: LiveConnection | None = None,
     ) -> LiveConnection:
         """Let a connection in. The user is online, and this node's view says so, when it returns.
@@ -185,23 +143,27 @@ class Connections:
             door: by which it comes in.
             peer: how to reach its client.
             user_agent: what its client calls itself.
+            address: from where it comes, as `Quotas.address_of` has it.
+            meta_json: what its client says of itself, as `requests.encode_meta` has it; None for nothing.
             replaces: the connection that its client had before and knows to be lost; it ends where it takes the last
                 place that there is.
 
         Raises:
             ServerDrainingError: this node is shutting down.
             NotReadyError: this node is starting.
-            TooManyConnectionsError: the user has as many as allowed.
+            TooManyConnectionsError: the user has as many as allowed, or the address has.
             TenantFullError: the tenant has.
         """
         try:
-            self._admit(identity)
+            self._admit(identity, address)
         except (TooManyConnectionsError, TenantFullError):
             if replaces is None or replaces.ending is not None:
                 raise
             await self.end(replaces, Ending.LOST)
             replaces.peer.close(CloseCode.GOING_AWAY)
-            self._admit(identity)
+            if self.check is not None:
+                self.check(identity)
+            self._admit(identity, address)
         now = self._tracker.now()
         connection = Connection(
             tenant=identity.tenant,
@@ -212,27 +174,42 @@ class Connections:
             connected_at=now,
             profile=identity.profile,
             user_agent=clean_text(user_agent[:256]) if user_agent else None,
+            meta_json=meta_json,
         )
         rate = self._settings.rate_limit_events
         begun = now / 1000
         patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), begun)
         live = LiveConnection(identity, connection, peer, TokenBucket(rate, begun), patience)
+        live.address, live.shares = address, self.quotas.shares(identity, address, begun)
+        self.quotas.opened(address)
         # Counted before the first await, so that a burst cannot pass the limits together.
-        self._by_user.setdefault((identity.tenant, identity.user_id), {})[connection.id] = live
-        self._per_tenant[identity.tenant] = self._per_tenant.get(identity.tenant, 0) + 1
+        tenant, user_id = identity.tenant, identity.user_id
+        self._by_user.setdefault((tenant, user_id), {})[connection.id] = live
+        self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
         try:
-            live.resumed = (await self._tracker.connect(connection)).resumed
+            commit = await self._tracker.connect(connection)
+            live.resumed = commit.resumed
+            inbox = self.inbox
+            if inbox is not None and commit.queued is not False and inbox.waits(tenant, user_id, queued=commit.queued):
+                live.hand(await inbox.fetch(tenant, user_id))
         except BaseException:
             self._end_soon(live, Ending.LOST)  # whatever the store has of it by now
             raise
         _log.info("connected", user=identity.user_id, tenant=identity.tenant, door=door, connection=connection.id)
         return live
 
-    def greet(self, live: LiveConnection, resumption: Resumption | None = None) -> None:
-        """Begin to talk to a connection whose client knows that it is connected, and perhaps goes on with a session."""
+    def greet(self, live: LiveConnection, resumption: Resumption | None = None, *, hears: bool = True) -> None:
+        """Begin to talk to a connection whose client knows that it is connected, and perhaps goes on with a session.
+
+        Args:
+            live: the connection.
+            resumption: what it goes on with; None for one that begins anew.
+            hears: whether its client hears of who is online.
+        """
         if live.ending is not None:
             return
-        live.audience = self._fanout.join(live.identity.tenant, live.peer)
+        if hears:
+            self._hear(live, None if resumption is None else resumption.watched)
         self._arm_expiry(live)
         live.begin(
             wire.Connected(
@@ -244,13 +221,24 @@ class Connections:
             resumption,
         )
 
+    def _hear(self, live: LiveConnection, watched: WatchList | None) -> None:
+        """Let a connection hear of who is online: of everyone, or of those it watches."""
+        identity = live.identity
+        if watched is None and not self._hears_everyone:
+            watched = WatchList()
+        if watched is None and not self._rules:
+            live.audience = self._fanout.join(identity.tenant, live.peer)
+        else:
+            live.watcher = self._watching.join(identity.tenant, live.peer, watched, identity.user_id)
+            self.quotas.count_watched(identity, live.address, len(live.watcher.watched.users))
+
     async def end(self, live: LiveConnection, ending: Ending) -> None:
         """End a connection, once: the first reason given is the one that counts."""
         if live.ending is not None:
             return
         live.ending = ending
         self._remove(live)
-        self._fanout.leave(live.identity.tenant, live.peer)
+        self._hear_no_more(live)
         if live.expiry is not None:
             live.expiry.cancel()
         _log.info(
@@ -264,7 +252,11 @@ class Connections:
         )
         if (code := _CLOSE_CODES.get(ending)) is not None:
             live.peer.close(code)
-        await self._tracker.disconnect(live.connection, ending)
+        leaving = None if live.subscriber is None or self.on_end is None else self.on_end(live, ending)
+        if leaving is None:
+            await self._tracker.disconnect(live.connection, ending)
+        else:
+            await asyncio.gather(self._tracker.disconnect(live.connection, ending), leaving)
 
     async def end_user(self, tenant: str, user_id: str) -> int:
         """Kick a user: close every connection, and end what else keeps them online.
@@ -282,6 +274,19 @@ class Connections:
         for live in self.of_user(tenant, user_id):
             if live.connection.id in ids or live.connection.connected_at <= until:
                 self._end_soon(live, Ending.KICKED)
+
+    def end_revoked(self, covers: Callable[[Identity], bool], user: tuple[str, str] | None = None) -> None:
+        """Close the connections whose token is revoked.
+
+        Args:
+            covers: whether one is.
+            user: whose connections it can only be, as tenant and user id; None for anybody's, who are all looked at.
+        """
+        users = list(self._by_user.values()) if user is None else [self._by_user.get(user, {})]
+        for by_id in users:
+            for live in by_id.values():
+                if live.ending is None and covers(live.identity):
+                    self._end_soon(live, Ending.REVOKED)
 
     async def release(self, tenant: str, user_id: str) -> None:
         """End what keeps a user online but live connections."""
@@ -305,10 +310,14 @@ class Connections:
         """Count one request, at `now` in milliseconds, against the connection's rate.
 
         Raises:
-            RateLimitedError: it is over its rate. One that goes on all the same is closed.
+            RateLimitedError: it is over its rate, or one that it shares. One that goes on all the same over its own is
+                closed.
         """
         if not (wait := live.limiter.take(now / 1000)):
+            if live.shares is not None:
+                self.quotas.take(live.shares, now / 1000)
             return
+        self.quotas.refuse("events_per_connection")
         rate: Rate = self._settings.rate_limit_events
         if live.patience.take(now / 1000) and not live.flooded:
             live.flooded = True
@@ -322,20 +331,90 @@ class Connections:
             What is to be awaited before the user is answered; None for nothing.
         """
         status = self._view.status(identity.tenant, identity.user_id)
-        if not status.online or (status.active_at is not None and now - status.active_at < ACTIVITY_RESOLUTION):
+        if not status.online:
+            hidden = self._view.hidden.get((identity.tenant, identity.user_id))
+            if hidden is None or not hidden.online:
+                return None
+            status = hidden
+        if status.active_at is not None and now - status.active_at < ACTIVITY_RESOLUTION:
             return None
-        if self._tracker.touch(identity.tenant, identity.user_id, now) is not None:
+        if self._touches.touch(identity.tenant, identity.user_id, now) is not None:
             return None
         return self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now))
 
+    async def describe(self, live: LiveConnection, meta_json: bytes) -> None:
+        """Keep what a client says of itself now, where that is something else."""
+        known = live.connection
+        if known.meta_json != meta_json and live.ending is None:
+            live.connection = msgspec.structs.replace(known, meta_json=meta_json)
+            await self._tracker.describe(live.connection)
+
+    def with_activity(self, connections: Sequence[Connection]) -> list[Connection]:
+        """Add to connections of one user when their clients last asked for something, where they are this node's."""
+        if not connections:
+            return []
+        live = self._by_user.get((connections[0].tenant, connections[0].user_id), {})
+        return [
+            msgspec.structs.replace(known, active_at=round(live[known.id].limiter.at * 1000))
+            if known.id in live
+            else known
+            for known in connections
+        ]
+
     def catch_up(self, live: LiveConnection) -> None:
         """Let a connection hear, before an answer goes to it, whatever the answer already knows."""
-        self._fanout.catch_up(live.identity.tenant, live.peer)
+        if live.watcher is None:
+            self._fanout.catch_up(live.identity.tenant, live.peer)
+        else:
+            live.watcher.catch_up()
 
     def catch_up_user(self, identity: Identity) -> None:
         """The same for all connections of a user who is answered over HTTP: the page is one, with two ears."""
         for live in self.of_user(identity.tenant, identity.user_id):
             self.catch_up(live)
+
+    def acknowledge(self, live: LiveConnection, item_id: str) -> None:
+        """A client has acknowledged what waited for its user; what it was not sent changes nothing."""
+        if self.inbox is not None and live.was_handed(item_id):
+            self.inbox.acknowledge(live.identity.tenant, live.identity.user_id, item_id)
+
+    def watch(self, live: LiveConnection, user_ids: Sequence[str]) -> None:
+        """Let a connection hear of some users, and of nobody but those it watches. What is pending is told before.
+
+        Raises:
+            InvalidPayloadError: it would watch more than it may, or its user would; it goes on as it was.
+        """
+        watched = {} if live.watcher is None else live.watcher.watched.users
+        more = [user_id for user_id in dict.fromkeys(user_ids) if user_id not in watched]
+        self.quotas.admit_watched(live.identity, live.address, len(watched), len(more))
+        if live.ending is not None:  # while what was asked waited for the store
+            return
+        watcher = live.watcher
+        if watcher is None or watcher.everyone:
+            identity = live.identity
+            self.catch_up(live)
+            self._hear_no_more(live)
+            live.audience = None
+            narrowed = WatchList(narrowed=self._view.position)
+            watcher = live.watcher = self._watching.join(identity.tenant, live.peer, narrowed, identity.user_id)
+        watcher.watch(more)
+        self.quotas.count_watched(live.identity, live.address, len(more))
+        self._tell_watched(live, watcher)
+
+    def unwatch(self, live: LiveConnection, user_ids: Sequence[str] | None) -> int:
+        """Let a connection hear no more of some users, or of all that it watches; one that never watched hears on.
+
+        Returns:
+            How many are no longer watched.
+        """
+        watcher = live.watcher
+        if watcher is None or watcher.everyone:
+            return 0
+        removed = watcher.unwatch(user_ids)
+        if removed:
+            self.quotas.count_watched(live.identity, live.address, -removed)
+            self._tell_watched(live, watcher)
+        return removed
 
     def renew_token(self, live: LiveConnection, identity: Identity) -> None:
         """Go on with a newer token of the same user.
@@ -350,22 +429,39 @@ class Connections:
 
     # One step each
 
-    def _admit(self, identity: Identity) -> None:
+    def _hear_no_more(self, live: LiveConnection) -> None:
+        if live.watcher is None:
+            self._fanout.leave(live.identity.tenant, live.peer)
+        else:
+            live.watcher.leave()
+            self.quotas.count_watched(live.identity, live.address, -len(live.watcher.watched.users))
+
+    def _tell_watched(self, live: LiveConnection, watcher: Watcher) -> None:
+        if self.on_watch is not None and live.ending is None:
+            self.on_watch(live.connection.id, watcher.watched)
+
+    def watch_sizes(self) -> tuple[int, int, int]:
+        """How many users are watched now, by how many connections, and how many names are on these lists together."""
+        return self._watching.sizes()
+
+    def per_tenant(self) -> dict[str, int]:
+        """How many connections each tenant has to this node."""
+        return self._per_tenant
+
+    def _admit(self, identity: Identity, address: str | None) -> None:
         if self.draining:
             raise ServerDrainingError("this node is shutting down; connect again")
         if not self._tracker.ready:
             raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
-        per_user = self._settings.max_connections_per_user
-        if per_user is not None and len(self.of_user(identity.tenant, identity.user_id)) >= per_user:
-            raise TooManyConnectionsError(f"a user may have {per_user} connections; close one first")
-        per_tenant = self._settings.max_connections_per_tenant
-        if per_tenant is not None and self._per_tenant.get(identity.tenant, 0) >= per_tenant:
-            raise TenantFullError(f"the tenant may have {per_tenant} connections, and has them; try again later")
+        of_user = self._by_user.get((identity.tenant, identity.user_id))
+        of_tenant = self._per_tenant.get(identity.tenant, 0)
+        self.quotas.admit(identity, address, 0 if of_user is None else len(of_user), of_tenant)
 
     def _remove(self, live: LiveConnection) -> None:
         key = (live.identity.tenant, live.identity.user_id)
         connections = self._by_user[key]
         del connections[live.connection.id]
+        self.quotas.closed(live.address)
         if not connections:
             del self._by_user[key]
         self._per_tenant[live.identity.tenant] -= 1

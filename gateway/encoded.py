@@ -21,25 +21,38 @@ class _Now:
 
     def __init__(self) -> None:
         self._at = -1
-        self._text = b""
+        self._text = self._ack = b""
 
     def write(self, now: int) -> bytes:
         """Write a time as the contract does."""
         if now != self._at:
             self._text, self._at = wire.timestamp(now).encode(), now
+            self._ack = b""
         return self._text
+
+    def heartbeat_ack(self, now: int) -> bytes:
+        """Acknowledge a heartbeat of a user who is active by it: all of one millisecond with the same object."""
+        text = self.write(now)
+        if not self._ack:
+            self._ack = _heartbeat_ack(text, text)
+        return self._ack
 
 
 _now: Final = _Now()
 
 
 def status(of: UserStatus) -> bytes:
-    """A `wire.UserStatus`, which is kept with the status: most are asked for more often than they change."""
-    if not of.version:  # nobody knows this user, and nobody keeps the status
+    """A `wire.UserStatus`, or what only its user is told as a `wire.OwnUserStatus`.
+
+    It is kept with the status: most are asked for more often than they change.
+    """
+    if not of.version and of.own is None:  # nobody knows this user, and nobody keeps the status
         return b"".join((b'{"userId":', wire.encode(of.user_id), _NEVER_SEEN))
     kept: bytes | None = of.__dict__.get("encoded")
     if kept is None:
-        kept = of.__dict__["encoded"] = wire.encode(wire.user_status(of))
+        kept = of.__dict__["encoded"] = wire.encode(
+            wire.user_status(of) if of.own is None else wire.own_user_status(of)
+        )
     return kept
 
 
@@ -57,6 +70,10 @@ def statuses_at(of: Iterable[UserStatus], now: int) -> bytes:
 
 def heartbeat_ack(now: int, active_at: int) -> bytes:
     """A `wire.HeartbeatAck`."""
-    text = _now.write(now)
-    active = text if active_at == now else wire.timestamp(active_at).encode()
-    return b"".join((b'{"timestamp":"', text, b'","lastActive":"', active, b'"}'))
+    if active_at == now:
+        return _now.heartbeat_ack(now)
+    return _heartbeat_ack(_now.write(now), wire.timestamp(active_at).encode())
+
+
+def _heartbeat_ack(now: bytes, active_at: bytes) -> bytes:
+    return b"".join((b'{"timestamp":"', now, b'","lastActive":"', active_at, b'"}'))

@@ -4,12 +4,16 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
 
     GatewayError
     ├── ConfigurationError              a setting is missing or wrong: the start is refused
+    ├── DatabaseError                   the database of an export cannot be written now: tried again later
+    │   └── OvertakenError              another has written to it since it was read
     ├── LeaseLostError                  a node's lease ran out: it must register its connections again
     ├── LogTrimmedError                 a follower fell behind the log: it must take a snapshot
     ├── StoreUnavailableError           the store cannot be reached: what waits for it is done when it is back
     ├── RequestError                    one request failed; the connection goes on
     │   ├── InvalidPayloadError         INVALID_PAYLOAD      400
+    │   │   └── TooLargeError           INVALID_PAYLOAD      413
     │   ├── ForbiddenError              FORBIDDEN            403
+    │   │   └── SignatureError          FORBIDDEN            401
     │   ├── NotFoundError               NOT_FOUND            404
     │   ├── UnknownEventError           UNKNOWN_EVENT        404
     │   ├── RateLimitedError            RATE_LIMITED         429   carries retry_after
@@ -19,6 +23,7 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
         ├── TokenMissingError           TOKEN_MISSING        401   4001
         ├── TokenInvalidError           TOKEN_INVALID        401   4001
         ├── TokenExpiredError           TOKEN_EXPIRED        401   4002
+        ├── MetaRefusedError            INVALID_PAYLOAD      400   4001
         ├── TooManyConnectionsError     TOO_MANY_CONNECTIONS 429   4029
         ├── TenantFullError             TENANT_FULL          503   1013
         ├── NodeBusyError               RATE_LIMITED         503   1013   carries retry_after
@@ -58,6 +63,14 @@ class ConfigurationError(GatewayError):
     """A setting is missing or wrong. The message names the variable and what it takes."""
 
 
+class DatabaseError(GatewayError):
+    """The database that presence is exported to cannot be reached or written. Presence itself is not touched."""
+
+
+class OvertakenError(DatabaseError):
+    """Another exporter has written since this one read how far the database is; nothing was written."""
+
+
 class LeaseLostError(GatewayError):
     """A command came from a node whose lease the store does not hold; nothing was committed."""
 
@@ -86,11 +99,23 @@ class InvalidPayloadError(RequestError):
     http_status = 400
 
 
+class TooLargeError(InvalidPayloadError):
+    """What a backend sent has more bytes than it may have."""
+
+    http_status = 413
+
+
 class ForbiddenError(RequestError):
     """The caller is known, and may not do this."""
 
     code = "FORBIDDEN"
     http_status = 403
+
+
+class SignatureError(ForbiddenError):
+    """A request is not signed with the Pusher application's secret, or was not signed just now."""
+
+    http_status = 401
 
 
 class NotFoundError(RequestError):
@@ -174,6 +199,13 @@ class TokenExpiredError(RefusedError):
 
     code = "TOKEN_EXPIRED"
     close_code = CloseCode.TOKEN_EXPIRED
+
+
+class MetaRefusedError(RefusedError):
+    """What the client says of itself in its handshake is no JSON object, or too large."""
+
+    code = "INVALID_PAYLOAD"
+    http_status = 400
 
 
 class TooManyConnectionsError(RefusedError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from heapq import heappop, heappush
+from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -39,24 +40,59 @@ class Rate(msgspec.Struct, frozen=True):
 _Key = TypeVar("_Key", bound="Hashable")
 
 
+LOOKS = 16
+"""Buckets that are looked at to make room for another: the most that one key costs."""
+
+
 class KeyedBuckets(Generic[_Key]):
     """A token bucket for each key, for as many keys as `capacity`.
 
-    Past it the key unused for longest is forgotten, so that no flood of keys fills the memory.
+    Past it one is forgotten that is full again, and so says nothing; where none is, the one that is nearest to it, and
+    of such the one unused for longest. So no flood of keys fills the memory, nor gives anybody a full bucket: keys that
+    were used once are the first to go.
     """
 
     def __init__(self, rate: Rate, *, capacity: int = 100_000) -> None:
         self._rate = rate
         self._capacity = capacity
-        self._buckets: OrderedDict[_Key, TokenBucket] = OrderedDict()
+        self._buckets: dict[_Key, TokenBucket] = {}
+        self._queue: list[tuple[float, float, int, _Key]] = []
+        """A heap of all keys by when their bucket is full and was last used, as was so when it was last looked at:
+        since then both can only have become later, but for `forget`. The number tells keys apart."""
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
 
     def take(self, key: _Key, now: float) -> float:
         """As `TokenBucket.take`, from the key's own bucket."""
+        return self.of(key, now).take(now)
+
+    def of(self, key: _Key, now: float) -> TokenBucket:
+        """The key's own bucket."""
         bucket = self._buckets.get(key)
         if bucket is None:
+            if len(self._buckets) >= self._capacity:
+                self._make_room(now)
             bucket = self._buckets[key] = TokenBucket(self._rate, now)
-            if len(self._buckets) > self._capacity:
-                self._buckets.popitem(last=False)
-        else:
-            self._buckets.move_to_end(key)
-        return bucket.take(now)
+            heappush(self._queue, (now, now, next(self._numbers), key))
+        return bucket
+
+    def forget(self, key: _Key) -> None:
+        """Let a key begin with a full bucket."""
+        if (bucket := self._buckets.get(key)) is not None:
+            bucket.fill()
+
+    def _make_room(self, now: float) -> None:
+        looked_at: list[tuple[float, float, int, _Key]] = []
+        while self._queue and len(looked_at) < LOOKS:
+            queued_at, _, number, key = heappop(self._queue)
+            bucket = self._buckets[key]
+            full_at = bucket.full_at
+            looked_at.append((full_at, bucket.at, number, key))
+            if full_at <= max(now, queued_at):
+                break  # it says nothing, or none of the others says less
+        looked_at.sort(key=lambda each: each[:3])
+        del self._buckets[looked_at[0][3]]
+        for each in looked_at[1:]:
+            heappush(self._queue, each)

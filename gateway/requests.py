@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -17,20 +18,24 @@ from gateway.errors import (
     KeysUnavailableError,
     RefusedError,
     RequestError,
+    StoreUnavailableError,
     UnavailableError,
     UnknownEventError,
 )
 from gateway.presence.model import Beat, UserStatus
+from gateway.presence.visibility import Sight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from typing_extensions import TypeIs
 
-    from gateway.auth import Authenticator, Identity
-    from gateway.connections import Connections, LiveConnection
+    from gateway.auth import Authenticator
+    from gateway.connections import Connections
+    from gateway.live import LiveConnection
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
+    from gateway.presence.visibility import Visibility
 
     Encodable: TypeAlias = wire.Body | bytes
     """What an answer says; bytes are JSON."""
@@ -43,6 +48,13 @@ _log = structlog.get_logger(__name__)
 PREPARED, PREPARED_BYTES = 4096, 256
 """How many requests are kept as they were read, and how long they may be: past it all are read anew. Reading one takes
 a third of what answering it does (`benchmarks/profile.md`)."""
+
+
+SET_STATUS_USAGE = (
+    'set-status takes {"status": "online|away|busy|dnd|invisible", '
+    f'"statusText": "…" of at most {wire.MAX_STATUS_TEXT} characters?, '
+    f'"expiresIn": seconds, at most {wire.MAX_EXPIRES_IN}?}}'
+)
 
 
 def validate(payload: object, to: type[wire.Body], usage: str, *, strict: bool = True) -> Any:
@@ -67,7 +79,7 @@ def encode_meta(meta: dict[str, Any] | None) -> bytes | None:
     """Encode a ``meta`` to be kept for its user; None for none.
 
     Raises:
-        InvalidPayloadError: it is too large, or no JSON.
+        InvalidPayloadError: it is too large, nested too deep, or no JSON.
     """
     if meta is None:
         return None
@@ -78,17 +90,25 @@ def encode_meta(meta: dict[str, Any] | None) -> bytes | None:
         raise InvalidPayloadError(f"meta must be JSON: {error}") from None
     if len(encoded) > wire.MAX_META_BYTES:
         raise InvalidPayloadError(f"meta may have {wire.MAX_META_BYTES} bytes as JSON; this one has {len(encoded)}")
+    if wire.is_too_deep(encoded):
+        raise InvalidPayloadError(f"meta may be nested {wire.MAX_NESTING} deep")
     return encoded
 
 
-def page_of_online(view: View, tenant: str, query: wire.GetOnlineUsers) -> wire.OnlineUsers:
+def page_of_online(sight: Sight, tenant: str, viewer: str | None, query: wire.GetOnlineUsers) -> wire.OnlineUsers:
     """Read one page of a tenant's online users. It ends early where its users' names and avatars are very long.
+
+    Args:
+        sight: what is read.
+        tenant: whose users.
+        viewer: who asks; None for a service, which sees everyone.
+        query: which page.
 
     Raises:
         InvalidPayloadError: the cursor is not one that an earlier page gave.
     """
     after = None if query.cursor is None else _read_cursor(query.cursor)
-    statuses = view.online(tenant, after=after, limit=query.limit + 1)
+    statuses, count = sight.online(tenant, viewer, after=after, limit=query.limit + 1)
     page: list[UserStatus] = []
     size = 0
     for status in statuses[: query.limit]:
@@ -100,7 +120,7 @@ def page_of_online(view: View, tenant: str, query: wire.GetOnlineUsers) -> wire.
         page.append(status)
     return wire.OnlineUsers(
         users=[wire.online_user(status) for status in page],
-        count=view.online_count(tenant),
+        count=count,
         next_cursor=_cursor(page[-1].user_id) if len(statuses) > len(page) else None,
     )
 
@@ -152,6 +172,8 @@ class _Request:
         self.counts = counts
         self.secret = secret
         self.opening = b'{"event":"%b","data":' % answer.encode()
+        self._body = self._encoded = b""
+        """What was encoded last, and as what."""
 
     def reply(self, body: Encodable) -> wire.Answer:
         """The acknowledgement with a body."""
@@ -159,7 +181,13 @@ class _Request:
 
     def encode(self, body: Encodable) -> bytes:
         """The same as JSON."""
-        return b"".join((self.opening, body if isinstance(body, bytes) else wire.encode(body), b"}"))
+        if not isinstance(body, bytes):
+            return b"".join((self.opening, wire.encode(body), b"}"))
+        if body is not self._body:  # it is for heartbeats of one millisecond
+            if len(body) > PREPARED_BYTES:
+                return b"".join((self.opening, body, b"}"))
+            self._encoded, self._body = b"".join((self.opening, body, b"}")), body
+        return self._encoded
 
 
 class Requests:
@@ -170,12 +198,24 @@ class Requests:
         tracker: where commands go.
         view: what reads are answered from.
         authenticator: what verifies a refreshed token.
+        visibility: who may see whom; None where everyone sees everyone.
     """
 
-    def __init__(self, connections: Connections, tracker: Tracker, view: View, authenticator: Authenticator) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        tracker: Tracker,
+        view: View,
+        authenticator: Authenticator,
+        visibility: Visibility | None = None,
+    ) -> None:
         self._connections = connections
         self._tracker = tracker
+        self._now = tracker.now
+        self._touches = tracker.touches
         self._view = view
+        self._visibility = visibility
+        self._sight = Sight(view, visibility)
         self._authenticator = authenticator
         self._prepared: dict[bytes, tuple[_Request, wire.Body]] = {}
         self._table = {
@@ -195,6 +235,20 @@ class Requests:
                 f'get-online-users takes nothing, or {{"limit": 1 to {wire.MAX_IDS}, "cursor": "…"}}',
                 empty=wire.GetOnlineUsers(),
             ),
+            "watch-users": _Request(
+                wire.WatchUsers,
+                "watching",
+                self._watch,
+                f'watch-users takes {{"userIds": ["…"]}}, at most {wire.MAX_IDS} at a time;'
+                f" a connection may watch {connections.max_watched}",
+            ),
+            "unwatch-users": _Request(
+                wire.UnwatchUsers,
+                "unwatched",
+                self._unwatch,
+                f'unwatch-users takes nothing for all, or {{"userIds": ["…"]}}, at most {wire.MAX_IDS}',
+                empty=wire.UnwatchUsers(),
+            ),
             "heartbeat": _Request(
                 wire.Heartbeat,
                 "heartbeat-ack",
@@ -202,6 +256,12 @@ class Requests:
                 'heartbeat takes nothing, or {"meta": {…}}',
                 empty=wire.Heartbeat(),
                 counts=False,
+            ),
+            "set-status": _Request(
+                wire.SetStatus,
+                "status-set",
+                self._set_status,
+                SET_STATUS_USAGE,
             ),
             "refresh-token": _Request(
                 wire.RefreshToken,
@@ -211,7 +271,24 @@ class Requests:
                 counts=False,
                 secret=True,
             ),
+            "ack": _Request(
+                wire.Ack, "acknowledged", self._acknowledge, 'ack takes {"id": "…"} or {"ids": ["…"]}', counts=False
+            ),
         }
+
+    def add(
+        self,
+        event: str,
+        payload: type[wire.Body],
+        answer: str,
+        handler: Handler,
+        usage: str,
+        *,
+        counts: bool = True,
+        secret: bool = False,
+    ) -> None:
+        """Answer a further kind of request; the arguments are a row of the table."""
+        self._table[event] = _Request(payload, answer, handler, usage, counts=counts, secret=secret)
 
     def answer(self, live: LiveConnection, event: object, *arguments: object) -> Reply | Coroutine[Any, Any, Reply]:
         """Answer one request: at once, or by a coroutine where something has to be committed first.
@@ -223,7 +300,7 @@ class Requests:
             event: the request's name, as it came.
             arguments: its payload as decoded JSON, as it came; None, or none at all, where there was none.
         """
-        now = self._tracker.now()
+        now = self._now()
         try:
             self._connections.admit_request(live, now)
             request, valid = self._prepare(event, *arguments)
@@ -242,7 +319,7 @@ class Requests:
         Raises:
             ValueError: it is no such array.
         """
-        now = self._tracker.now()
+        now = self._now()
         prepared = self._prepared.get(message)
         try:
             self._connections.admit_request(live, now)
@@ -293,7 +370,7 @@ class Requests:
                 return self._after(waiting, live, request, valid, now)
         body = request.handler(live, valid, now)
         audience = live.audience
-        if _is_at_hand(body) and audience is not None and audience.pending:
+        if _is_at_hand(body) and (audience is None or audience.pending):
             self._connections.catch_up(live)
         return body
 
@@ -334,13 +411,20 @@ class Requests:
         return failure(InvalidPayloadError(message))
 
     def _check_user(self, live: LiveConnection, query: wire.CheckUserStatus, now: int) -> Encodable:
-        return encoded.status_at(self._view.status(live.identity.tenant, query.user_id), now)
+        identity, visibility = live.identity, self._visibility
+        if query.user_id == identity.user_id:
+            if (identity.tenant, identity.user_id) in self._view.hidden:
+                return encoded.status_at(self._view.own_status(identity.tenant, identity.user_id, now), now)
+        elif visibility is not None and not visibility.sees(identity.tenant, identity.user_id, query.user_id):
+            return encoded.status_at(UserStatus(tenant=identity.tenant, user_id=query.user_id), now)
+        return encoded.status_at(self._view.status(identity.tenant, query.user_id), now)
 
     def _check_users(self, live: LiveConnection, query: wire.CheckUsersStatus, now: int) -> Encodable:
-        return encoded.statuses_at(self._view.statuses(live.identity.tenant, query.user_ids), now)
+        identity = live.identity
+        return encoded.statuses_at(self._sight.statuses(identity.tenant, identity.user_id, query.user_ids, now), now)
 
     def _online_users(self, live: LiveConnection, query: wire.GetOnlineUsers, now: int) -> Encodable:
-        page = page_of_online(self._view, live.identity.tenant, query)
+        page = page_of_online(self._sight, live.identity.tenant, live.identity.user_id, query)
         return wire.OnlineUsersAt(
             users=page.users,
             count=page.count,
@@ -348,19 +432,45 @@ class Requests:
             timestamp=wire.timestamp(now),
         )
 
+    def _watch(self, live: LiveConnection, request: wire.WatchUsers, now: int) -> Encodable:
+        self._connections.watch(live, request.user_ids)
+        # In the same turn of the loop: what is published from now on is news to whoever has this.
+        return self._check_users(live, request, now)
+
+    def _unwatch(self, live: LiveConnection, request: wire.UnwatchUsers, _now: int) -> Encodable:
+        return wire.Unwatched(count=self._connections.unwatch(live, request.user_ids))
+
     def _heartbeat(
         self, live: LiveConnection, beat: wire.Heartbeat, now: int
     ) -> Encodable | Coroutine[Any, Any, Encodable]:
-        identity = live.identity
-        active_at = self._tracker.touch(identity.tenant, identity.user_id, now) if beat.meta is None else None
+        active_at = self._touches.touch(live.tenant, live.user_id, now) if beat.meta is None else None
         if active_at is None:
-            return self._beat(identity, encode_meta(beat.meta), now)
+            return self._beat(live, encode_meta(beat.meta), now)
         return encoded.heartbeat_ack(now, active_at)
 
-    async def _beat(self, identity: Identity, meta_json: bytes | None, now: int) -> Encodable:
-        await self._tracker.beat(Beat(tenant=identity.tenant, user_id=identity.user_id, at=now, meta_json=meta_json))
-        active_at = self._view.status(identity.tenant, identity.user_id).active_at
+    async def _beat(self, live: LiveConnection, meta_json: bytes | None, now: int) -> Encodable:
+        tenant, user_id = live.tenant, live.user_id
+        beat = Beat(tenant=tenant, user_id=user_id, at=now, meta_json=meta_json)
+        if meta_json is None or meta_json == live.connection.meta_json:
+            await self._tracker.beat(beat)
+        else:
+            await asyncio.gather(self._tracker.beat(beat), self._connections.describe(live, meta_json))
+        active_at = self._view.own_status(tenant, user_id, now).active_at
         return encoded.heartbeat_ack(now, active_at or now)
+
+    def _acknowledge(self, live: LiveConnection, acknowledged: wire.Ack, _now: int) -> Encodable:
+        ids = acknowledged.ids if acknowledged.id is None else [acknowledged.id, *acknowledged.ids]
+        for item_id in ids:
+            self._connections.acknowledge(live, item_id)
+        return wire.Acknowledged(count=len(ids))
+
+    async def _set_status(self, live: LiveConnection, request: wire.SetStatus, now: int) -> Encodable:
+        tenant, user_id = live.identity.tenant, live.identity.user_id
+        try:
+            await self._tracker.set_status(tenant, user_id, request.choice(now))
+        except StoreUnavailableError:
+            raise UnavailableError("the store is away, and nothing was set; try again in a moment") from None
+        return wire.own_user_status(self._view.own_status(tenant, user_id, now))
 
     async def _refresh(self, live: LiveConnection, request: wire.RefreshToken, _now: int) -> Encodable:
         try:
@@ -370,6 +480,8 @@ class Requests:
         except RefusedError as error:
             raise InvalidPayloadError(f"{error.code}: {error}") from None
         self._connections.renew_token(live, identity)
+        if live.token is not None:
+            live.token = request.token
         await self._tracker.beat(
             Beat(tenant=identity.tenant, user_id=identity.user_id, at=self._tracker.now(), profile=identity.profile)
         )

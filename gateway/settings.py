@@ -2,37 +2,93 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.addresses import Addresses
+from gateway.channels.log import Kept
+from gateway.delivery.queue import Limits
 from gateway.errors import ConfigurationError
+from gateway.export.address import check_url as check_database_url
 from gateway.limits import Rate
-from gateway.presence.model import Timing
+from gateway.presence.model import Retention, Timing
+from gateway.pusher.signature import Signer
 from gateway.redis.connection import check_url
+from gateway.webhooks.courier import Policy
+from gateway.webhooks.endpoint import DEFAULT, Endpoint, keys_of, types_of
+from gateway.webhooks.outbox import Bounds
+from gateway.webhooks.pusher import NAMES
+from gateway.wire import UNPRINTABLE
 
 HMAC_ALGORITHMS = frozenset({"HS256", "HS384", "HS512"})
 KEY_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
-
-_NOT_YET = {
-    "presence_webhook_url": "webhooks are not in this version",
-    "presence_webhook_secret": "webhooks are not in this version",
-    "channel_auth_url": "channels are not in this version",
-    "pusher_app_id": "the Pusher protocol is not in this version",
-    "pusher_app_key": "the Pusher protocol is not in this version",
-    "pusher_app_secret": "the Pusher protocol is not in this version",
-}
-"""Variables of the contract whose part is still to come. Set, they stop the start: what was asked for and does not
-happen is worse than a start that says so."""
 
 _KUBERNETES = "tcp://"
 """What Kubernetes has ``REDIS_PORT`` begin with, in every container beside a service that is called redis."""
 
 _RateSetting = Annotated[Rate, PlainValidator(lambda value: value if isinstance(value, Rate) else Rate.parse(value))]
 _Commas = Annotated[tuple[str, ...], NoDecode]
+
+
+class WebhookEndpoint(BaseModel):
+    """One of ``PRESENCE_WEBHOOKS``."""
+
+    model_config = {"extra": "forbid", "frozen": True, "hide_input_in_errors": True}
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    """What its queue and its dead letters are kept under: it outlives a change of the URL."""
+    url: SecretStr
+    """``http://`` or ``https://``; secret, since some have a key in them."""
+    secret: SecretStr | None = None
+    """What signs; None for one of Pusher's form, which ``PUSHER_APP_SECRET`` signs."""
+    format: Literal["standard", "pusher"] = "standard"
+    """``pusher`` is sent what channels tell, as Pusher has it."""
+    events: tuple[str, ...] = ("*",)
+    """The types it wants."""
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: SecretStr) -> SecretStr:
+        _check_webhook_url(value.get_secret_value())
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            keys_of(value.get_secret_value())
+        return value
+
+    @field_validator("events")
+    @classmethod
+    def _check_events(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        types_of(value or [""])
+        return value
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Self:
+        if (self.secret is None) != (self.format == "pusher"):
+            raise ValueError("takes a secret, or the format pusher, which PUSHER_APP_SECRET signs")
+        if self.format == "pusher" and not types_of(self.events) & NAMES.keys():
+            raise ValueError(f"of the format pusher there are the events {', '.join(NAMES)}")
+        return self
+
+    def endpoint(self, signer: Signer | None) -> Endpoint:
+        """What it is to a sender.
+
+        Args:
+            signer: what knows the Pusher application's secret, for one of that format.
+        """
+        types, url = types_of(self.events), self.url.get_secret_value()
+        if self.secret is None:
+            return Endpoint(self.name, url, (), types & NAMES.keys(), signer)
+        return Endpoint(self.name, url, keys_of(self.secret.get_secret_value()), types)
 
 
 class Settings(BaseSettings):
@@ -67,6 +123,8 @@ class Settings(BaseSettings):
     redis_port: str | None = None
     redis_prefix: str = "presence"
     """What the keys in Redis begin with: gateways of one prefix are one gateway."""
+    export_database_url: SecretStr | None = None
+    """Where presence is exported to, for questions about the past; None exports nothing."""
 
     jwt_secret: SecretStr | None = None
     jwt_public_key: str | None = None
@@ -78,6 +136,8 @@ class Settings(BaseSettings):
     jwt_audience: str | None = None
     jwt_require_exp: bool = True
     jwt_tenant_claim: str = "tenant"
+    revocation_ttl: float = Field(default=2_592_000, gt=0)
+    """How long a revoked token is remembered where its expiry is not given: as long as tokens live at the most."""
     service_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     cors_allowed_origins: _Commas = ()
     """Origins such as ``https://app.example``; empty allows the same origin only, ``*`` any."""
@@ -86,18 +146,66 @@ class Settings(BaseSettings):
     presence_ttl: float = Field(default=120, gt=0)
     presence_offline_grace: float = Field(default=5, ge=0)
     presence_audience: Literal["everyone", "watchers"] = "everyone"
+    """Whom a connection hears of that never watched anybody: everyone of its tenant, or nobody."""
     presence_flush_interval: float = Field(default=0.02, ge=0, le=1)
     node_lease: float = Field(default=10, ge=1)
+    last_seen_ttl: float | None = Field(default=None, ge=1)
+    """How long it is known when a user who is offline was last active; None for ever."""
+    session_history: int = Field(default=20, ge=0, le=1000)
+    """How many of each user's sessions are kept; 0 keeps none."""
+    session_history_ttl: float = Field(default=2_592_000, ge=1)
+    """How long one is kept after its end."""
 
-    presence_webhook_url: str | None = None
+    presence_webhook_url: SecretStr | None = None
+    """Where every event is sent; None sends none, unless `presence_webhooks` does."""
     presence_webhook_secret: SecretStr | None = None
+    """What it is signed with: ``whsec_`` and base64, or any text; several are separated by spaces."""
+    presence_webhooks: Annotated[tuple[WebhookEndpoint, ...], NoDecode] = ()
+    """Further endpoints, as a JSON array: ``[{"name", "url", "secret", "events"?}]``."""
+    webhook_timeout: float = Field(default=10, gt=0, le=60)
+    """How long an endpoint may take to answer."""
+    webhook_concurrency: int = Field(default=8, ge=1, le=100)
+    """How many requests one endpoint gets at once."""
+    webhook_retry_for: float = Field(default=900, ge=300)
+    """How long an event is sent again from its first attempt on, before it is a dead letter."""
+    webhook_queue_size: int = Field(default=50_000, ge=1)
+    """How many events wait for one endpoint; past it the oldest become dead letters."""
+    webhook_dead_letters: int = Field(default=10_000, ge=0)
+    """How many dead letters of one endpoint are kept; past it the oldest go."""
     channel_auth_url: str | None = None
-    pusher_app_id: str | None = None
-    pusher_app_key: str | None = None
+    """What is asked, as Laravel's ``/broadcasting/auth`` is, who may be in a channel; None leaves it to what is built
+    in."""
+    channel_history: int = Field(default=100, ge=0, le=10_000)
+    """How many events of each channel are kept; 0 keeps none."""
+    channel_history_ttl: float = Field(default=86_400, ge=1)
+    """How long one is kept."""
+    max_channels_per_connection: int = Field(default=1000, ge=1)
+    """How many channels one connection may be in."""
+    pusher_app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    """Set with the key and the secret, it is the Pusher application that this gateway is."""
+    pusher_app_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] | None = None
     pusher_app_secret: SecretStr | None = None
+    pusher_max_data: int = Field(default=10_240, ge=1024)
+    """Bytes of the data of one event over Pusher's HTTP API."""
+
+    echo_anonymous: bool = False
+    """Whether a page that uses Laravel Echo may be in public channels without saying whose it is."""
+
+    visibility_ttl: float = Field(default=60, gt=0)
+    """How long an answer of the application's visibility rule is good for."""
+    visibility_cache: int = Field(default=100_000, ge=1)
+    """How many such answers are kept, each of one pair of users."""
 
     max_connections_per_user: int | None = Field(default=None, ge=1)
     max_connections_per_tenant: int | None = Field(default=None, ge=1)
+    max_connections_per_address: int | None = Field(default=None, ge=1)
+    trusted_proxies: _Commas = ()
+    """Addresses and networks whose ``X-Forwarded-For`` says where a client comes from; ``unix`` for a local socket."""
+    max_watched_users: int = Field(default=1000, ge=1)
+    """How many users one connection may watch."""
+    max_watched_users_per_user: int | None = Field(default=None, ge=1)
+    max_watched_users_per_address: int | None = Field(default=None, ge=1)
+    max_watched_users_per_tenant: int | None = Field(default=None, ge=1)
     max_payload: int = Field(default=65536, ge=1024)
     max_send_buffer: int = Field(default=1_048_576, ge=65536)
     """Bytes that wait for a client that does not read; past it the connection is closed with 4008."""
@@ -107,8 +215,20 @@ class Settings(BaseSettings):
     """Bytes that it may have missed; past it, it starts from a snapshot."""
     recovery_memory: int = Field(default=67_108_864, ge=65536)
     """Bytes that are kept for all of them; past it, those that are away the longest start from a snapshot."""
+    notification_queue_size: int = Field(default=100, ge=1, le=1000)
+    """How many notifications wait for one user who is not there; past it the oldest go."""
+    notification_queue_bytes: int = Field(default=262_144, ge=1024)
+    """Bytes of these."""
+    notification_ttl: float = Field(default=604_800, gt=0)
+    """How long one waits."""
     rate_limit_events: _RateSetting = Rate(100, 1.0)
+    rate_limit_events_per_user: _RateSetting | None = None
+    """Of all of a user's connections to this node, and requests over HTTP; likewise the next two."""
+    rate_limit_events_per_address: _RateSetting | None = None
+    rate_limit_events_per_tenant: _RateSetting | None = None
     rate_limit_heartbeat: _RateSetting = Rate(60, 60.0)
+    rate_limit_messages: _RateSetting = Rate(10, 1.0)
+    """Messages that a user sends by this node, over any door; of ``typing`` as many again."""
     connect_rate: _RateSetting = Rate(300, 1.0)
     """How many connections this node lets in; past a burst of the count they wait, or are asked to come back."""
 
@@ -128,7 +248,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("jwt_algorithms", "service_api_keys", "cors_allowed_origins", mode="before")
+    @field_validator("jwt_algorithms", "service_api_keys", "cors_allowed_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -158,11 +278,62 @@ class Settings(BaseSettings):
                 raise ValueError(f"takes origins such as https://app.example, or *; not {origin!r}")
         return tuple(origin.rstrip("/") for origin in value)
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            Addresses(value)
+        except ValueError as error:
+            raise ValueError(f"takes addresses, networks such as 10.0.0.0/8, and unix: {error}") from error
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             check_url(value.get_secret_value())
+        return value
+
+    @field_validator("presence_webhooks", mode="before")
+    @classmethod
+    def _parse_webhooks(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, (list, tuple)):
+            raise ValueError('takes a JSON array such as [{"name": "crm", "url": "https://…", "secret": "whsec_…"}]')  # noqa: TRY004 - pydantic words it
+        return tuple(value)
+
+    @field_validator("channel_auth_url")
+    @classmethod
+    def _check_channel_auth_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_webhook_url(value, "https://app.example/broadcasting/auth")
+            if "@" in urlsplit(value).netloc:
+                raise ValueError("takes no user and password: whoever asks is shown by their own Authorization header")
+        return value
+
+    @field_validator("presence_webhook_url")
+    @classmethod
+    def _check_webhook_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_webhook_url(value.get_secret_value())
+        return value
+
+    @field_validator("presence_webhook_secret")
+    @classmethod
+    def _check_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            keys_of(value.get_secret_value())
+        return value
+
+    @field_validator("export_database_url")
+    @classmethod
+    def _check_export_database_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_database_url(value.get_secret_value())
         return value
 
     @field_validator("redis_host")
@@ -189,13 +360,37 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        for name, why in _NOT_YET.items():
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name.upper()} is set, and {why}; unset it to start")
-        if self.presence_audience == "watchers":
-            raise ValueError("PRESENCE_AUDIENCE=watchers needs watch lists, which are not in this version; unset it")
         self._check_keys()
+        self._check_pusher()
+        self._check_webhooks()
         return self
+
+    def _check_pusher(self) -> None:
+        names = ("pusher_app_id", "pusher_app_key", "pusher_app_secret")
+        missing = [name.upper() for name in names if getattr(self, name) is None]
+        if 0 < len(missing) < len(names):
+            raise ValueError(f"{' and '.join(missing)} is not set: a Pusher application has an id, a key and a secret")
+        if self.pusher_app_secret is not None and not self.pusher_app_secret.get_secret_value():
+            raise ValueError("PUSHER_APP_SECRET is empty: openssl rand -hex 32 makes one")
+
+    def _check_webhooks(self) -> None:
+        if self.presence_webhook_url is None and self.presence_webhook_secret is not None:
+            raise ValueError("PRESENCE_WEBHOOK_SECRET is set without PRESENCE_WEBHOOK_URL: set both, or none")
+        if self.presence_webhook_url is not None and self.presence_webhook_secret is None:
+            raise ValueError(
+                "PRESENCE_WEBHOOK_URL is set without PRESENCE_WEBHOOK_SECRET, by which its receiver knows who sends:"
+                ' echo "whsec_$(openssl rand -base64 32)" makes one'
+            )
+        pushers = [endpoint.name for endpoint in self.presence_webhooks if endpoint.format == "pusher"]
+        if pushers and self.pusher_app_secret is None:
+            raise ValueError(
+                f"PRESENCE_WEBHOOKS has {pushers[0]} in the format pusher: set PUSHER_APP_SECRET to sign it"
+            )
+        names = [endpoint.name for endpoint in self.webhook_endpoints()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            why = f"{DEFAULT} is that of PRESENCE_WEBHOOK_URL" if DEFAULT in twice else "each is another queue"
+            raise ValueError(f"PRESENCE_WEBHOOKS has the name {', '.join(twice)} twice; {why}")
 
     def _check_keys(self) -> None:
         keys = [name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(self, name)]
@@ -231,6 +426,51 @@ class Settings(BaseSettings):
             ttl=round(self.presence_ttl * 1000),
             grace=round(self.presence_offline_grace * 1000),
             lease=round(self.node_lease * 1000),
+            retention=Retention(
+                sessions=self.session_history,
+                sessions_ttl=round(self.session_history_ttl * 1000),
+                last_seen_ttl=None if self.last_seen_ttl is None else round(self.last_seen_ttl * 1000),
+            ),
+        )
+
+    def channel_kept(self) -> Kept:
+        """How much is kept of what is said in channels."""
+        return Kept(events=self.channel_history, ttl=round(self.channel_history_ttl * 1000))
+
+    def webhook_endpoints(self) -> tuple[Endpoint, ...]:
+        """Where webhooks are sent; none where none are."""
+        signer = self.pusher_signer()
+        endpoints = tuple(endpoint.endpoint(signer) for endpoint in self.presence_webhooks)
+        url, secret = self.presence_webhook_url, self.presence_webhook_secret
+        if url is None or secret is None:
+            return endpoints
+        return (Endpoint(DEFAULT, url.get_secret_value(), keys_of(secret.get_secret_value())), *endpoints)
+
+    def pusher_signer(self) -> Signer | None:
+        """What signs for the Pusher application that this gateway is; None where it is none."""
+        if self.pusher_app_key is None or self.pusher_app_secret is None:
+            return None
+        return Signer(self.pusher_app_key, self.pusher_app_secret.get_secret_value())
+
+    def webhook_policy(self) -> Policy:
+        """How they are sent."""
+        return Policy(
+            timeout=self.webhook_timeout, retry_for=self.webhook_retry_for, concurrency=self.webhook_concurrency
+        )
+
+    def webhook_bounds(self) -> Bounds:
+        """How much of them is kept."""
+        return Bounds(queue=self.webhook_queue_size, dead=self.webhook_dead_letters)
+
+    def queue_limits(self) -> Limits:
+        """How much waits for a user."""
+        # What a client is sent at once must not make it count as too slow; it may also be told what it missed.
+        most = min(self.notification_queue_bytes, self.max_send_buffer // 4)
+        return Limits(
+            size=self.notification_queue_size,
+            bytes=most,
+            ttl=round(self.notification_ttl * 1000),
+            largest=min(self.max_payload, most),
         )
 
     @classmethod
@@ -248,6 +488,17 @@ class Settings(BaseSettings):
             ) from None
 
 
+def _check_webhook_url(url: str, example: str = "https://app.example/hooks/presence") -> None:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:
+        known = False
+    if not known or UNPRINTABLE.search(url) or " " in url:
+        raise ValueError(f"takes an address such as {example}")
+
+
 def _describe(location: tuple[int | str, ...], message: str) -> str:
     message = message.removeprefix("Value error, ")
-    return f"{str(location[0]).upper()}: {message}" if location else message
+    within = "".join(f"{part} of " if isinstance(part, str) else f"number {part + 1}: " for part in location[:0:-1])
+    return f"{str(location[0]).upper()}: {within}{message}" if location else message

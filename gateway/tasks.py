@@ -1,15 +1,36 @@
-"""The end of background tasks."""
+"""Tasks in the background: how they end, and that it is known."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
+
+_log = structlog.get_logger(__name__)
 
 PATIENCE = 0.5
 """Seconds before a task is cancelled again."""
+
+
+def run(part: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Run what goes on until it is cancelled. That it ended by a mistake is logged at once, and not when it is awaited.
+
+    Args:
+        part: what runs.
+        name: what the log calls it.
+    """
+    task = asyncio.create_task(part, name=name)
+    task.add_done_callback(_note_end)
+    return task
+
+
+def _note_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("a part of this process has ended by a mistake; restart it", part=task.get_name(), exc_info=error)
 
 
 async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.presence import model
-from gateway.presence.model import Event, Status, Transition
+from gateway.presence.model import Choice, Chosen, Event, Status, Transition
 
 if TYPE_CHECKING:
-    from gateway.presence.store import Explanation
+    from collections.abc import Collection
 
 MAX_IDS = 1000
 """How many users one request may ask for."""
@@ -33,10 +33,29 @@ quotes in a text may double it."""
 MAX_META_BYTES = 2048
 """How large the ``meta`` of a heartbeat may be, as JSON."""
 
+MAX_NESTING = 128
+"""How deep JSON that is kept may be nested. Readers recurse, each from another depth of its own: what one of them can
+just take another cannot, and fails for whoever asks."""
+
+MAX_EVENT = 256
+"""Characters of the name of a notification."""
+
+MAX_STATUS_TEXT = 128
+"""Characters of a status text."""
+
+MAX_EXPIRES_IN = 31_536_000
+"""Seconds that a status set by hand may be set for: a year."""
+
 _ID_PATTERN = f"^{model.ID_PATTERN}$(?!\\n)"  # Python's $ also matches before a final newline
 _LIKE_A_USER_ID = {"pattern": _ID_PATTERN, "description": "1 to 128 characters without control characters."}
 
+LAST_TIME = 253_402_300_799_000
+"""Unix milliseconds of the last second of the year 9999, past which no timestamp can be written."""
+
 _ID = re.compile(model.ID_PATTERN)
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and halves of surrogate pairs."""
 
 UserId = Annotated[
     str,
@@ -59,6 +78,28 @@ ClientMeta = Annotated[dict[str, Any], Meta(description=f"Anything; at most {MAX
 def is_id(value: object) -> TypeGuard[str]:
     """Whether a value may be a user's or a tenant's id: 1 to 128 characters without control characters."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+def _check_ids(user_ids: Collection[str]) -> None:
+    # Most ids are printable, which is told at a fraction of a match's cost.
+    for user_id in () if "".join(user_ids).isprintable() else user_ids:
+        if not is_id(user_id):
+            raise ValueError("a user id has 1 to 128 characters without control characters")
+
+
+def is_too_deep(text: bytes) -> bool:
+    """Whether JSON is nested deeper than `MAX_NESTING`."""
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return False
+    depth = 0
+    for character in _TEXT.sub(b"", text):
+        if character in b"[{":
+            depth += 1
+            if depth > MAX_NESTING:
+                return True
+        elif character in b"]}":
+            depth -= 1
+    return False
 
 
 @lru_cache(maxsize=4096)
@@ -101,10 +142,21 @@ class CheckUsersStatus(Body):
     user_ids: UserIds
 
     def __post_init__(self) -> None:
-        # Most ids are printable, which is told at a fraction of a match's cost.
-        for user_id in () if "".join(self.user_ids).isprintable() else self.user_ids:
-            if not is_id(user_id):
-                raise ValueError("a user id has 1 to 128 characters without control characters")
+        _check_ids(self.user_ids)
+
+
+class WatchUsers(CheckUsersStatus):
+    """``watch-users``."""
+
+
+class UnwatchUsers(Body):
+    """``unwatch-users``."""
+
+    user_ids: UserIds | None = None
+    """None for all."""
+
+    def __post_init__(self) -> None:
+        _check_ids(self.user_ids or ())
 
 
 class GetOnlineUsers(Body):
@@ -121,10 +173,55 @@ class Heartbeat(Body):
     meta: ClientMeta | None = None
 
 
+class SetStatus(Body):
+    """``set-status``."""
+
+    status: Chosen
+    """``online`` is back to what activity says; ``invisible`` is offline to everyone else."""
+    status_text: Annotated[str, Meta(max_length=MAX_STATUS_TEXT)] | None = None
+    """What others read beside the status, without control characters; null or empty for none."""
+    expires_in: Annotated[float, Meta(gt=0, le=MAX_EXPIRES_IN)] | None = None
+    """Seconds after which it is as if nothing had been set; null for until it is changed."""
+
+    def __post_init__(self) -> None:
+        if self.status_text is not None and UNPRINTABLE.search(self.status_text):
+            raise ValueError("statusText must have no control characters")
+        if self.expires_in is not None and not 0 < self.expires_in <= MAX_EXPIRES_IN:  # NaN passes by the type
+            raise ValueError("expiresIn must be a number of seconds")
+
+    def choice(self, now: int) -> Choice:
+        """What is set by it at `now`."""
+        until = None if self.expires_in is None else now + max(1, round(self.expires_in * 1000))
+        return Choice(self.status, self.status_text or None, until)
+
+
 class RefreshToken(Body):
     """``refresh-token``."""
 
     token: str
+
+
+NotificationId = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class Ack(Body):
+    """``ack``: a client has what waited for its user, and was sent with this id, or with these."""
+
+    id: NotificationId | None = None
+    ids: Annotated[list[NotificationId], Meta(max_length=MAX_IDS)] = []
+
+    def __post_init__(self) -> None:
+        if self.id is None and not self.ids:
+            raise ValueError("there is no id")
+
+
+class Notify(Body):
+    """What a backend has to say to a user."""
+
+    user_id: UserId
+    event: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT, description="Any name but the gateway's own.")]
+    data: Any = None
+    """Anything: clients are sent it as it is."""
 
 
 class ReportPresence(Body):
@@ -151,6 +248,13 @@ class UserStatus(Body):
     """Grows by one with each committed change of this user."""
 
 
+class OwnUserStatus(UserStatus):
+    """A user's presence, as only that user is told it."""
+
+    invisible: bool | UnsetType = UNSET
+    """True while the user is offline to everyone else; otherwise not there."""
+
+
 class UserStatusAt(UserStatus):
     """A user's presence, and when it was read."""
 
@@ -162,6 +266,13 @@ class UserStatuses(Body):
 
     statuses: list[UserStatus]
     timestamp: Timestamp
+
+
+class Unwatched(Body):
+    """The answer to ``unwatch-users``."""
+
+    count: int
+    """How many users are no longer watched."""
 
 
 class OnlineUser(UserStatus, omit_defaults=True):
@@ -200,6 +311,13 @@ class TokenRefreshed(Body):
 
     expires_at: Timestamp | None
     """Null for a token that does not expire."""
+
+
+class Acknowledged(Body):
+    """The answer to ``ack``."""
+
+    count: int
+    """How many ids it had; what does not wait any more is among them."""
 
 
 class Connected(Body):
@@ -242,6 +360,8 @@ class UserOnlineStatus(UserStatus):
     """How long ago `last_active` was; null for a user never seen."""
     meta: dict[str, Any] | None
     """What the last heartbeat said of itself."""
+    invisible: bool | UnsetType = UNSET
+    """True for a user who asks for themselves, and is offline to everyone else; otherwise not there."""
 
 
 class IdOnline(Body):
@@ -259,6 +379,14 @@ class HeartbeatRecorded(Body):
     timestamp: Timestamp
 
 
+class Notified(Body):
+    """What became of a notification."""
+
+    sent: bool
+    method: Literal["realtime", "queued"]
+    """``realtime`` where the user is connected, ``queued`` where it waits for them to come online."""
+
+
 class Closed(Body):
     """How many connections were closed."""
 
@@ -270,40 +398,6 @@ class Health(Body):
 
     status: str
     warnings: list[str] | msgspec.UnsetType = msgspec.UNSET
-
-
-class ExplainedConnection(Body):
-    """One live connection."""
-
-    id: str
-    node: str
-    door: str
-    connected_at: Timestamp
-    user_agent: str | None
-
-
-class ExplainedTransition(Body):
-    """One committed change."""
-
-    version: int
-    was: Status
-    status: Status
-    timestamp: Timestamp
-    reason: str
-
-
-class Explained(Body):
-    """Why a user has the status it has."""
-
-    status: UserStatus
-    because: str
-    connections: list[ExplainedConnection]
-    leases: dict[str, Timestamp]
-    """Until when each node of the connections holds its lease."""
-    grace_until: Timestamp | None
-    ttl_until: Timestamp | None
-    transitions: list[ExplainedTransition]
-    """The most recent, oldest first."""
 
 
 class DevToken(Body):
@@ -397,6 +491,11 @@ def user_status(status: model.UserStatus) -> UserStatus:
     return UserStatus(**_fields(status))
 
 
+def own_user_status(status: model.UserStatus) -> OwnUserStatus:
+    """A user's presence as only that user is told it."""
+    return OwnUserStatus(**_fields(status), invisible=status.invisible or UNSET)
+
+
 def user_status_at(status: model.UserStatus, now: int) -> UserStatusAt:
     """The same with the time it was read."""
     return UserStatusAt(**_fields(status), timestamp=timestamp(now))
@@ -416,38 +515,7 @@ def online_user(status: model.UserStatus) -> OnlineUser:
 def user_online_status(status: model.UserStatus, now: int) -> UserOnlineStatus:
     """A user's presence with how long ago it was."""
     ago = None if status.active_at is None else max(0, now - status.active_at) / 1000
-    return UserOnlineStatus(**_fields(status), seconds_ago=ago, meta=status.meta)
-
-
-def explained(explanation: Explanation) -> Explained:
-    """Why a user has the status it has."""
-    return Explained(
-        status=user_status(explanation.status),
-        because=explanation.because,
-        connections=[
-            ExplainedConnection(
-                id=connection.id,
-                node=connection.node,
-                door=connection.door,
-                connected_at=timestamp(connection.connected_at),
-                user_agent=connection.user_agent,
-            )
-            for connection in explanation.connections
-        ],
-        leases={node: timestamp(until) for node, until in explanation.leases.items()},
-        grace_until=optional_timestamp(explanation.grace_until),
-        ttl_until=optional_timestamp(explanation.status.ttl_until),
-        transitions=[
-            ExplainedTransition(
-                version=transition.now.version,
-                was=transition.was,
-                status=transition.now.status,
-                timestamp=timestamp(transition.at),
-                reason=transition.reason,
-            )
-            for transition in explanation.transitions
-        ],
-    )
+    return UserOnlineStatus(**_fields(status), seconds_ago=ago, meta=status.meta, invisible=status.invisible or UNSET)
 
 
 def event_body(event: Event, transition: Transition) -> EventBody:

@@ -166,18 +166,26 @@
   let me = null; // our own userId
   let staleSince = null; // when the list stopped being live
 
-  /** Merges what an event or an answer said; they can overtake each other, and the version says which is newer. */
-  function learn(status) {
+  /** Merges what an event (heard) or an answer said; they can overtake each other, and the version says which is newer. */
+  function learn(status, heard = false) {
     const known = people.get(status.userId);
+    if (!status.version && status.status === 'offline') { // never seen, or not to be seen any more
+      people.delete(status.userId);
+      paintPeopleSoon();
+      return;
+    }
     if (known && status.version < known.version) return;
     if (!known && status.status === 'offline') return; // the list is of who is, or was, here
     const person = known || { userId: status.userId };
     for (const key of ['status', 'lastActive', 'version', 'name']) {
       if (status[key] !== undefined) person[key] = status[key];
     }
+    person.statusText = status.statusText ?? null; // whoever comes or goes is told of without one
+    person.invisible = status.invisible === true;
     person.learntAt = performance.now();
     people.set(person.userId, person);
     paintPeopleSoon();
+    if (status.userId === me && status.statusText !== undefined) showOwn(status, heard);
   }
 
   /** Reads everyone online, page by page. */
@@ -197,6 +205,9 @@
       cursor = data.nextCursor;
       pages += 1;
     } while (cursor && pages < MAX_PAGES);
+    if (me && !seen.has(me)) { // invisible: only we are told the truth
+      learn((await request('check-user-status', { userId: me })).data);
+    }
     for (const person of people.values()) {
       // Whoever a complete list does not name is offline, unless an event said otherwise meanwhile.
       if (!cursor && !seen.has(person.userId) && person.learntAt < started) person.status = 'offline';
@@ -204,6 +215,9 @@
     paintPeopleSoon();
     return { count, pages, rtt: performance.now() - started };
   }
+
+  /** What others are told of us while we are invisible is not what is true; the page shows that we are. */
+  const shownStatus = ({ status, invisible }) => (invisible && status !== 'offline' ? 'invisible' : status);
 
   const nameOf = (person) => String(person.name || '').trim() || person.userId;
 
@@ -228,14 +242,15 @@
 
   /** A person's row; one that shows nothing new keeps its nodes, and with them focus and animation. */
   function personRow(person) {
-    const { userId, status } = person;
+    const { userId } = person;
+    const status = shownStatus(person);
     if (!rows.has(userId)) {
       const button = el('button', { type: 'button', className: 'person', title: `Check ${userId}` });
       rows.set(userId, el('li', { data: { userId, hue: hue(userId) } }, button));
     }
     const row = rows.get(userId);
     const name = nameOf(person);
-    const shows = [name, status, userId === me].join('\n');
+    const shows = [name, status, person.statusText, userId === me].join('\n');
     if (row.shows === shows) return row;
     row.shows = shows;
     row.dataset.status = status;
@@ -244,7 +259,8 @@
         el('span', { className: 'avatar-text' }, initials(name)), el('span', { className: 'dot' })),
       el('span', { className: 'person-main' },
         el('span', { className: 'person-name' }, bdi(name), userId === me ? el('span', { className: 'you' }, 'you') : ''),
-        el('span', { className: 'person-id' }, name === userId ? '' : bdi(userId))),
+        el('span', { className: 'person-id' }, name === userId ? '' : bdi(userId)),
+        el('span', { className: 'person-text' }, person.statusText ? bdi(person.statusText) : '')),
       el('span', { className: 'person-side' },
         el('span', { className: 'status-word' }, statusWord(status)),
         el('span', { className: 'seen' })));
@@ -264,7 +280,7 @@
     });
     if (page.people.contains(focused)) focused.focus({ preventScroll: true }); // moving a row drops its focus
     page.people.dataset.stale = Boolean(staleSince);
-    page['online-count'].textContent = sorted.filter((person) => person.status !== 'offline').length;
+    page['online-count'].textContent = sorted.filter((person) => person.status !== 'offline' && !person.invisible).length;
     page['people-note'].textContent = peopleNote(sorted.length);
     paintTimes();
   }
@@ -341,13 +357,71 @@
 
   const timing = (rtt) => el('span', { className: 'timing', title: 'Round trip' }, `in ${milliseconds(rtt)}`);
 
-  function statusLine(tag, { userId, online, status, lastActive }, ...extra) {
+  function statusLine(tag, person, ...extra) {
+    const { userId, online, statusText, lastActive } = person;
+    const status = shownStatus(person);
     const seen = lastActive ? `${online ? 'active' : 'last seen'} ${ago(lastActive)}` : 'never seen';
     return el(tag, { className: 'status-line', data: { userId, status } },
       el('span', { className: 'dot', ariaHidden: 'true' }),
       bdi(userId), ' ', el('span', { className: 'status-word' }, statusWord(status)), ' ',
+      ...(statusText ? [el('span', { className: 'person-text' }, bdi(statusText)), ' '] : []),
       el('span', { className: 'timing', title: absolute(lastActive) }, seen), ' ', ...extra);
   }
+
+  const own = { shown: '', edited: false }; // our status as the form has it, and whether somebody is filling the form in
+  const OWN_EXPIRY = 'presence-status-expiry';
+
+  const ownKey = (status) => [session.server, me, shownStatus(status), status.statusText ?? ''].join('\n');
+
+  /** The server does not tell until when a status is set: this window remembers what it has asked for. */
+  function rememberExpiry(status, expiresIn) {
+    const until = expiresIn ? Date.now() + expiresIn * 1000 : 0;
+    try {
+      sessionStorage.setItem(OWN_EXPIRY, JSON.stringify({ key: ownKey(status), until }));
+    } catch { /* a page from a file may have no storage */ }
+  }
+
+  /** Until when what is set holds, as a node or none. */
+  function expiryOf(status) {
+    let known = null;
+    try {
+      known = JSON.parse(sessionStorage.getItem(OWN_EXPIRY));
+    } catch { /* likewise */ }
+    if (known?.key !== ownKey(status) || !(known.until > Date.now())) return [];
+    const date = new Date(known.until);
+    return [el('span', { className: 'timing', title: absolute(date.toISOString()) }, `until ${clock(date)}`), ' '];
+  }
+
+  /** Shows what is set, whichever window or time has set it, unless somebody is filling the form in. */
+  function showOwn(status, heard) {
+    const choice = shownStatus(status);
+    // Who is heard to be away may only be inactive. To ask would be activity, so the next answer tells.
+    if (choice === 'offline' || (heard && choice === 'away')) return;
+    const key = ownKey(status);
+    if (key === own.shown) return;
+    const nothingYet = !own.shown && choice === 'online' && !status.statusText;
+    own.shown = key;
+    if (!own.edited) {
+      page['status-choice'].value = choice;
+      page['status-text'].value = status.statusText ?? '';
+      page['status-expiry'].value = '';
+    }
+    if (!nothingYet) show(page['status-result'], 'ok', statusLine('div', status, ...expiryOf(status)));
+  }
+
+  const setStatus = showing(page['status-result'], async (result) => {
+    const expiresIn = Number(page['status-expiry'].value) || null;
+    const { data, rtt } = await request('set-status', {
+      status: page['status-choice'].value,
+      statusText: page['status-text'].value.trim() || null,
+      expiresIn,
+    });
+    own.edited = false;
+    own.shown = ownKey(data);
+    rememberExpiry(data, expiresIn);
+    learn(data);
+    show(result, 'ok', statusLine('div', data, ...expiryOf(data), timing(rtt)));
+  });
 
   const checkUser = showing(page['check-user-result'], async (result) => {
     const { data, rtt } = await request('check-user-status', { userId: page['check-user-id'].value.trim() });
@@ -358,7 +432,7 @@
   const checkUsers = showing(page['check-users-result'], async (result) => {
     const userIds = page['check-users-ids'].value.split(/[\s,]+/).filter(Boolean);
     const { data, rtt } = await request('check-users-status', { userIds });
-    data.statuses.forEach(learn);
+    for (const status of data.statuses) learn(status);
     const online = data.statuses.filter((status) => status.online).length;
     show(result, 'ok', `${online} of ${data.statuses.length} online `, timing(rtt),
       el('ul', {}, ...data.statuses.map((status) => statusLine('li', status))));
@@ -528,6 +602,9 @@
     const transport = page.transport.value;
     session = { server, token: page.token.value.trim(), devUser: devTokenUser };
     me = devTokenUser;
+    own.shown = '';
+    own.edited = false;
+    show(page['status-result'], 'ok');
     renewed = false;
     staleSince = null;
     people.clear();
@@ -647,7 +724,7 @@
       rows.get(data.userId)?.classList.add('arrived');
     },
     'user-offline': learn,
-    'user-status-changed': learn,
+    'user-status-changed': (data) => learn(data, true),
     'token-expired': onTokenExpired,
     'server-draining': () => notice('warn', 'The server is about to stop. This page reconnects by itself.'),
     exception: (data) => notice('error', `${data.event}: ${data.code}, ${data.message}`),
@@ -685,6 +762,8 @@
   on('token', 'input', tokenEdited);
   on('people', 'click', fillCheck);
   on('people', 'animationend', (event) => event.target.closest('li').classList.remove('arrived'));
+  on('status-form', 'submit', setStatus);
+  on('status-form', 'input', () => { own.edited = true; });
   on('check-user-form', 'submit', checkUser);
   on('check-users-form', 'submit', checkUsers);
   on('get-online', 'click', getOnline);

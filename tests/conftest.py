@@ -19,6 +19,7 @@ from typing import Any
 import jwt
 import pytest
 from aiohttp import web
+from postgres_servers import make_database, shared_postgres  # noqa: F401 - fixtures for every test
 from redis_servers import redis_url, shared_redis  # noqa: F401 - fixtures for every test
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,11 +128,16 @@ class Running:
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Callable[..., Awaitable[Running]]]:
-    """Start gateways in this process; a call takes settings. They are stopped after the test."""
+    """Start gateways in this process; a call takes settings, and visibility rules. They are stopped after the test."""
     started: list[Running] = []
 
     async def start(app: web.Application | None = None, **settings: Any) -> Running:
-        gateway = Gateway(make_settings(**settings))
+        rules = {
+            name: settings.pop(name)
+            for name in ("visibility", "visibility_of", "can_message", "channel_auth")
+            if name in settings
+        }
+        gateway = Gateway(make_settings(**settings), **rules)
         if app is None:
             app = create_app(gateway)
         else:
@@ -162,7 +168,9 @@ class Process:
 
     async def logged(self, pattern: str, *, within: float = 2 * STEP) -> re.Match[str]:
         """Wait until a line of the log matches."""
-        found: re.Match[str] = await eventually(lambda: re.search(pattern, self.log), within=within)
+        await eventually(lambda: re.search(pattern, self.log) or self.process.returncode is not None, within=within)
+        found = re.search(pattern, self.log)
+        assert found is not None, f"it has ended, and logged no {pattern}: {self.log}"
         return found
 
     async def stop(self, sent: signal.Signals = signal.SIGTERM, *, within: float = 15) -> int:

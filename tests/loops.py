@@ -33,4 +33,5 @@ class Loop:
         due = [timer for timer in self.timers if timer.when() <= now]
         self.timers = [timer for timer in self.timers if timer.when() > now]
         for timer in due:
-            timer._run()
+            if not timer.cancelled():
+                timer._run()

@@ -433,3 +433,21 @@ async def test_a_token_that_the_gateway_issues_it_accepts() -> None:
     assert (identity.tenant, identity.user_id, identity.profile) == ("acme", "alice", Profile(name="Alice"))
     assert identity.expires_at // 1000 == int(now / 1000 + 60)
     assert jwt.get_unverified_header(token)["alg"] == "HS384"
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+async def test_a_token_has_one_form(part: int) -> None:
+    """What PyJWT refuses is refused, though most of what it looks at is looked at in another way."""
+    assert "_decode_base64url_segment" in vars(jwt.PyJWS)
+    authenticator = Authenticator(make_settings(jwt_secret=SECRET))
+    token = make_token("alice")
+    assert (await authenticator.identify(token)).user_id == "alice"
+    for where, what in ((-1, "!"), (2, "\n"), (3, "+")):
+        parts = token.split(".")
+        parts[part] = parts[part][:where] + what + parts[part][where:]
+        with pytest.raises(TokenInvalidError):
+            await authenticator.identify(".".join(parts))
+    signature = token.split(".")[2]
+    spare = next(last for last in "ABCDEFGHIJ" if last != signature[-1])  # bits that no byte is made of
+    with pytest.raises(TokenInvalidError):
+        await authenticator.identify(token[:-1] + spare)

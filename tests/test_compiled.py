@@ -14,8 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from gateway.engine import sending
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SOURCES = [ROOT / name for name in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]]
+HOOK = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+MODULES = [ROOT / name for name in HOOK["modules"]]
+SOURCES = [*MODULES, *(ROOT / name for name in HOOK["sources"])]
 
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 COMPILED_BEFORE = "gateway/buckets" + SUFFIX
@@ -40,11 +44,17 @@ def test_none_is_older_than_its_source(source: Path) -> None:
     assert extension is None or extension.stat().st_mtime >= source.stat().st_mtime, "run make .venv/runtime"
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+@pytest.mark.parametrize("source", MODULES, ids=lambda source: source.stem)
 def test_the_suite_runs_what_it_is_told_to(source: Path) -> None:
     module = import_module(".".join(source.relative_to(ROOT).with_suffix("").parts))
     expected = source if os.environ.get("GATEWAY_COMPILE") == "never" else extension_of(source) or source
     assert Path(str(module.__file__)) == expected
+
+
+def test_the_suite_sends_by_what_it_is_told_to() -> None:
+    compiled = extension_of(ROOT / "gateway" / "engine" / "_sending.c") is not None
+    in_python = sending.send_each is sending.send_each_in_python
+    assert in_python == (os.environ.get("GATEWAY_COMPILE") == "never" or not compiled)
 
 
 def build(to: Path, choice: str, **environment: str) -> subprocess.CompletedProcess[str]:

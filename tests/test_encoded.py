@@ -34,7 +34,8 @@ def test_a_status_that_changes_is_encoded_anew() -> None:
     assert b'"version":4' in encoded.status(msgspec.structs.replace(before, version=4))
 
 
-@pytest.mark.parametrize(("now", "active_at"), [(9_000, 9_000), (9_000, 8_001), (9_001, 9_000)])
+@pytest.mark.parametrize(("now", "active_at"), [(9_000, 9_000), (9_000, 8_001), (9_001, 9_000), (9_001, 9_001)])
 def test_a_heartbeat_is_acknowledged_as_its_type_is(now: int, active_at: int) -> None:
     expected = wire.HeartbeatAck(timestamp=wire.timestamp(now), last_active=wire.timestamp(active_at))
-    assert encoded.heartbeat_ack(now, active_at) == wire.encode(expected)
+    for _ in range(2):  # made, and kept
+        assert encoded.heartbeat_ack(now, active_at) == wire.encode(expected)

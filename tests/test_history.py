@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import msgspec
+import pytest
 from conftest import TIMING, Clock
 
 from gateway.presence.history import SIZE, History, read_back
@@ -120,20 +121,6 @@ def test_a_log_that_does_not_go_on_is_a_new_beginning(clock: Clock) -> None:
     assert positions(history, "t", 2) is None
 
 
-def test_who_left_lately_is_known(clock: Clock) -> None:
-    history = History(clock, 1000, 100 * SIZE)
-    assert history.left_lately("t", "carol"), "nobody can say who left before it began"
-    clock.advance(ms=1001)
-    history.publish([change(1, now=OFFLINE), change(2, "bob", OFFLINE), change(3, "bob")])
-    history.publish([change(4, "dave", OFFLINE, reason=RESYNCHRONISED)])
-    assert history.left_lately("t", "alice")
-    assert history.left_lately("t", "dave")
-    assert not history.left_lately("t", "carol")
-    assert not history.left_lately("t", "bob")
-    history.forget(clock.advance(ms=1001))
-    assert not history.left_lately("t", "alice")
-
-
 async def test_the_log_is_read_where_the_history_does_not_go_back(clock: Clock) -> None:
     store, view = MemoryStore(TIMING, log_length=5), View()
     await store.renew("node", clock())
@@ -149,3 +136,69 @@ async def test_the_log_is_read_where_the_history_does_not_go_back(clock: Clock) 
     for _ in range(6):
         await store.beat("node", [Beat(tenant="t", user_id="a", at=clock.advance(s=1), holds=True)])
     assert await read_back(store, view, "t", 0) is None, "trimmed"
+
+
+# Of those who are watched
+
+
+def positions_of(history: History, after: int, **users: int) -> list[int] | None:
+    found = history.since_of("t", after, users)
+    return None if found is None else [each.position for each in found]
+
+
+def test_changes_of_some_users_are_found_without_a_look_at_others(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    assert positions_of(history, 0, alice=0) is None
+    assert positions_of(history, 0) == [], "of nobody nothing is missed"
+    history.publish([change(11), change(12, "bob"), change(13, "carol"), change(14, "bob", OFFLINE), change(15)])
+    history.publish([change(16, "bob", tenant="other")])
+    assert positions_of(history, 10, alice=0, bob=0, nobody=0) == [11, 12, 14, 15]
+    assert positions_of(history, 10, alice=11, bob=14) == [15], "each from where it is watched on"
+    assert positions_of(history, 12, bob=0) == [14]
+    assert positions_of(history, 9, bob=0) is None, "it does not know what was before its first"
+    assert positions_of(history, 9, bob=10) == [12, 14]
+
+
+def test_a_quiet_user_is_known_however_much_is_let_go_of_others(clock: Clock) -> None:
+    history = History(clock, 1000, 3 * SIZE)
+    history.publish([change(1, "quiet"), change(2, "bob")])
+    history.publish([change(position, "busy") for position in range(3, 20)])
+    assert positions(history, "t", 2) is None
+    assert positions_of(history, 1, quiet=0, nobody=0) == []
+    assert positions_of(history, 0, quiet=0) is None
+    assert positions_of(history, 1, bob=0) is None
+    assert positions_of(history, 1, bob=2) == []
+    assert positions_of(history, 16, busy=0, quiet=0) == [17, 18, 19]
+    history.forget(clock.advance(s=3600))
+    assert positions_of(history, 2, quiet=0, bob=0, nobody=0) == []
+    assert positions_of(history, 18, busy=0) is None
+    assert (history._of, history.size) == ({}, 0)
+
+
+def test_of_how_many_users_it_is_known_when_they_changed_has_a_bound(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.presence.history.REMEMBERED", 2)
+    history = History(clock, 1000, SIZE)
+    history.publish([change(position, f"user-{position}") for position in range(1, 6)])
+    assert list(history._forgotten_of) == [("t", "user-3"), ("t", "user-4")]
+    assert positions_of(history, 2, nobody=0) == []
+    assert positions_of(history, 1, nobody=0) is None, "it may have been one of those who are not remembered"
+    history.publish([change(6, reason=RESYNCHRONISED)])
+    assert (history._of, history._forgotten_of, history._unremembered) == ({}, {}, {})
+
+
+def test_what_nobody_was_told_of_a_user_is_passed_over_for_those_who_watch(clock: Clock) -> None:
+    history = History(clock, 1000, 100 * SIZE)
+    history.publish([change(n, "bob" if n % 2 else "carol", OFFLINE if n % 4 < 2 else ONLINE) for n in range(1, 9)])
+    for _ in range(2):
+        history.pass_over_of("t", "bob", 2, 5)
+    changes = history.since_of("t", 0, {"bob": 0, "carol": 0}) or []
+    assert [each.position for each in history.told_of("t", 0, changes, {})] == [1, 2, 4, 6, 7, 8]
+    assert [each.position for each in history.told_of("t", 3, changes[3:], {})] == [4, 5, 6, 7, 8]
+    # Who began to watch in its middle had its beginning in the snapshot.
+    later = history.since_of("t", 0, {"bob": 3}) or []
+    assert [each.position for each in history.told_of("t", 0, later, {"bob": 3})] == [5, 7]
+    assert history._silent_of == {("t", "bob"): deque([(2, 5)])}
+    history.forget(clock.advance(s=3600))
+    assert history._silent_of == {}

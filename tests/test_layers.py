@@ -1,6 +1,8 @@
 """Imports run downwards, and each layer keeps to what it may know."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,17 @@ def test_redis_is_reached_in_one_room_and_by_the_adapters() -> None:
 
 def test_python_socketio_is_touched_in_one_room() -> None:
     users = {name for name in MODULES if {"socketio", "engineio"} & {i.split(".")[0] for i in imports_of(name)}}
-    assert {name for name in users if not name.startswith("gateway.engine.")} == {"gateway.doors.socketio"}
+    assert {name for name in users if not name.startswith("gateway.engine.")} == {
+        "gateway.doors.echo",
+        "gateway.doors.socketio",
+    }
+
+
+def test_sqlalchemy_is_imported_in_one_room_and_only_where_it_is_needed() -> None:
+    users = {name for name in MODULES if "sqlalchemy" in {module.split(".")[0] for module in imports_of(name)}}
+    assert users == {"gateway.export.address", "gateway.export.database", "gateway.export.tables"}
+    code = "import sys, gateway.__main__; assert not {'sqlalchemy', 'psycopg'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
 def test_no_file_wants_to_be_two() -> None:

@@ -54,6 +54,72 @@ def test_each_key_has_its_own_bucket() -> None:
     assert [buckets.take(key, 0) for key in ("alice", "bob", "alice")] == [0, 0, 10]
 
 
+def drain(buckets: KeyedBuckets[str], key: str, now: float) -> None:
+    while not buckets.take(key, now):
+        pass
+
+
+def test_a_flood_of_keys_gives_nobody_a_full_bucket() -> None:
+    buckets: KeyedBuckets[str] = KeyedBuckets(Rate(60, 60), capacity=1000)
+    for key in ("alice", "bob"):
+        drain(buckets, key, 0)
+    now = 0.0
+    for n in range(20_000):
+        now = n / 1000  # each is full again after a second
+        buckets.take(f"flood {n}", now)
+        assert len(buckets) <= 1000
+    assert buckets.take("alice", now) == 0  # what has come back in 20 seconds
+    drain(buckets, "bob", now)
+    assert buckets.of("bob", now).full_at == pytest.approx(now + 60, abs=1)
+    assert buckets.of("alice", now).full_at == pytest.approx(now + 60 - 19, abs=1)
+
+
+def test_where_none_is_full_the_one_goes_that_is_nearest_to_it() -> None:
+    buckets: KeyedBuckets[str] = KeyedBuckets(Rate(60, 60), capacity=1000)
+    drain(buckets, "alice", 0)
+    for n in range(5000):  # all in one moment
+        buckets.take(f"flood {n}", 0)
+    assert buckets.take("alice", 0) == 1
+    assert len(buckets) == 1000
+
+
+def test_the_keys_that_are_full_again_are_the_first_to_be_forgotten() -> None:
+    buckets: KeyedBuckets[str] = KeyedBuckets(Rate(2, 10), capacity=3)
+    drain(buckets, "alice", 0)
+    buckets.take("bob", 0.5)
+    buckets.take("carol", 4)
+    buckets.take("dave", 6)  # when bob's has been full for half a second
+    assert buckets.take("alice", 6) == 0
+    assert buckets.take("alice", 6) == pytest.approx(4)
+    assert buckets.take("carol", 6) == 0
+    assert buckets.take("carol", 6) == pytest.approx(3)
+    assert len(buckets) == 3
+
+
+def test_a_key_that_is_to_begin_anew_has_a_full_bucket_and_takes_no_further_room() -> None:
+    buckets: KeyedBuckets[str] = KeyedBuckets(Rate(1, 10), capacity=2)
+    buckets.forget("alice")
+    for _ in range(10):
+        assert [buckets.take("alice", 0), buckets.take("alice", 0)] == [0, 10]
+        buckets.forget("alice")
+    assert len(buckets) == len(buckets._queue) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 3), st.booleans()), max_size=200))
+def test_what_is_let_go_of_is_what_says_least(steps: list[tuple[int, int, bool]]) -> None:
+    buckets: KeyedBuckets[str] = KeyedBuckets(Rate(3, 30), capacity=5)
+    now = 0.0
+    for user, wait, forgotten in steps:
+        now += wait
+        before = {key: bucket.full_at for key, bucket in buckets._buckets.items()}
+        buckets.forget(f"user-{user}") if forgotten else buckets.take(f"user-{user}", now)
+        gone = before.keys() - buckets._buckets.keys()
+        left = [at for key, at in before.items() if key not in gone and key != f"user-{user}"]
+        assert len(buckets) == len(buckets._queue) <= 5
+        for key in gone:
+            assert before[key] <= max(now, *left)
+
+
 def test_past_the_capacity_the_key_unused_for_longest_is_forgotten() -> None:
     buckets: KeyedBuckets[str] = KeyedBuckets(Rate(1, 10), capacity=2)
     buckets.take("alice", 0)

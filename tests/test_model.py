@@ -1,6 +1,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import TIMING
 
@@ -8,11 +9,14 @@ from gateway.presence.model import (
     NO_OUTAGE,
     Activity,
     Beat,
+    Choice,
+    Chosen,
     Connection,
     Ending,
     Event,
     Held,
     Outage,
+    Own,
     Profile,
     Status,
     Transition,
@@ -21,6 +25,8 @@ from gateway.presence.model import (
     event_between,
     latest,
     next_change,
+    parted,
+    published,
     status_at,
     to_datetime,
 )
@@ -66,6 +72,56 @@ def test_the_rules_of_presence(held: Held, known: UserStatus, now: int, status: 
 def test_the_status_that_time_gives_does_not_depend_on_the_one_before(status: Status) -> None:
     assert status_at(ONE_TAB, user(0, status=status), 1, TIMING) == "online"
     assert status_at(NOBODY_THERE, user(0, status=status), 1, TIMING) == "offline"
+
+
+def by_hand(status: UserStatus, chosen: str, until: int | None = None, text: str | None = None) -> UserStatus:
+    return msgspec.structs.replace(status, own=Own(choice=Choice(Chosen(chosen), text, until)))
+
+
+@pytest.mark.parametrize("chosen", Chosen)
+def test_the_aggregate(chosen: Chosen) -> None:
+    """What a user is told, by what keeps them and how long ago any of their devices was active."""
+    table = {
+        "online": ("offline", "online", "away"),
+        "away": ("offline", "away", "away"),
+        "busy": ("offline", "busy", "busy"),
+        "dnd": ("offline", "dnd", "dnd"),
+        "invisible": ("offline", "online", "away"),
+    }
+    cases = ((NOBODY_THERE, 1), (ONE_TAB, 1), (ONE_TAB, 90_000))
+    known = by_hand(user(0), chosen.value)
+    assert tuple(status_at(held, known, now, TIMING).value for held, now in cases) == table[chosen.value]
+    expired = by_hand(user(0), chosen.value, until=1)
+    assert tuple(status_at(held, expired, now, TIMING).value for held, now in cases) == table["online"]
+    assert status_at(ONE_TAB, by_hand(user(0), "busy", until=2), 1, TIMING) == "busy"
+
+
+@pytest.mark.parametrize(
+    ("held", "known", "due"),
+    [
+        (ONE_TAB, by_hand(user(0), "busy"), None),
+        (ONE_TAB, by_hand(user(0, status=Status.BUSY), "busy", 5_000), 5_000),
+        (ONE_TAB, by_hand(user(0), "invisible", 5_000), 5_000),
+        (ONE_TAB, by_hand(user(0), "online", 95_000), 90_000),
+        (ONE_TAB, by_hand(user(0, status=Status.AWAY), "online", 95_000), 95_000),
+        (grace(4_000), by_hand(user(0), "dnd", 5_000), 4_000),
+        (NOBODY_THERE, by_hand(user(0, status=Status.OFFLINE), "dnd", 5_000), None),
+    ],
+)
+def test_the_next_change_of_one_who_set_a_status(held: Held, known: UserStatus, due: int | None) -> None:
+    assert next_change(held, known, TIMING) == due
+
+
+def test_what_others_are_told_and_what_only_the_user_is_are_one_on_the_log() -> None:
+    true = by_hand(user(7), "invisible", 9, "hush")
+    shown = user(3, status=Status.OFFLINE)
+    both = published(true, shown)
+    assert msgspec.structs.replace(both, own=None) == shown
+    assert parted(both) == (true, shown)
+    assert (true.invisible, shown.invisible) == (True, False)
+    visible = by_hand(user(7), "busy")
+    assert published(visible, None) is visible
+    assert parted(visible) == (visible, None)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +173,27 @@ def test_an_outage_prolongs_a_grace_and_a_ttl(held: Held, known: UserStatus, run
     assert next_change(held, known, TIMING, outage) == runs_out
 
 
+@pytest.mark.parametrize(
+    ("ending", "until", "runs_out"),
+    [
+        (Ending.LOST, 2_000, 5_000),
+        (Ending.NODE_DIED, 2_000, 5_000),
+        (Ending.GOODBYE, 2_000, 3_000),
+        (Ending.KICKED, 3_500, 3_500),
+        (Ending.REVOKED, 999, 999),
+        (None, 2_000, 5_000),
+    ],
+)
+def test_after_a_goodbye_a_user_is_held_for_as_long_as_connections_may_be_missing(
+    ending: Ending | None, until: int, runs_out: int
+) -> None:
+    outage, held = Outage(1_000, 5_000, 3_000), Held(grace_until=until, ending=ending)
+    assert outage.delay_grace(until, ending) == runs_out
+    assert status_at(held, user(0), runs_out - 1, TIMING, outage) == "online"
+    assert status_at(held, user(0), runs_out, TIMING, outage) == "offline"
+    assert next_change(held, user(0), TIMING, outage) == runs_out
+
+
 def test_an_outage_is_no_activity() -> None:
     outage = Outage(80_000, 110_000)
     assert status_at(ONE_TAB, user(0), 90_000, TIMING, outage) == "away"
@@ -129,6 +206,7 @@ def test_an_outage_is_no_activity() -> None:
         (Ending.GOODBYE, 0),
         (Ending.KICKED, 0),
         (Ending.TOKEN_EXPIRED, 0),
+        (Ending.REVOKED, 0),
         (Ending.LOST, 5_000),
         (Ending.TOO_SLOW, 5_000),
         (Ending.FLOODED, 5_000),
@@ -141,7 +219,7 @@ def test_how_long_each_ending_holds_its_user(ending: Ending, hold: int) -> None:
 
 
 def test_the_cases_above_are_all_endings() -> None:
-    assert len(Ending) == 8
+    assert len(Ending) == 9
 
 
 @pytest.mark.parametrize(
@@ -159,6 +237,12 @@ def test_the_cases_above_are_all_endings() -> None:
 )
 def test_one_event_tells_of_a_change(was: str, now: str, event: str | None) -> None:
     assert event_between(Status(was), Status(now)) == event
+
+
+def test_a_text_that_changes_is_a_change_of_status() -> None:
+    assert event_between(Status.BUSY, Status.BUSY, None, "in a call") == "user-status-changed"
+    assert event_between(Status.BUSY, Status.BUSY, "in a call", "in a call") is None
+    assert event_between(Status.BUSY, Status.OFFLINE, "in a call", None) == "user-offline"
 
 
 def test_every_status_but_offline_is_online() -> None:
@@ -232,5 +316,8 @@ def test_two_beats_are_one_that_says_what_either_said_and_the_later_where_both_d
 
 
 def test_of_times_of_which_some_are_none() -> None:
-    assert (latest(None, 0, 3), latest(None), latest()) == (3, None, None)
-    assert (earliest(None, 0, 3), earliest(None), earliest()) == (0, None, None)
+    assert [latest(0, 3), latest(3, 0), latest(None, 0), latest(0, None), latest(None, None)] == [3, 3, 0, 0, None]
+    assert [earliest(0, 3), earliest(3, 0), earliest(None, 3), earliest(3, None), earliest(None, None)] == [
+        *(0, 0, 3, 3),
+        None,
+    ]

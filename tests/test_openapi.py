@@ -47,6 +47,16 @@ async def test_every_route_of_the_http_door_is_described_and_nothing_else(docume
     assert ("get", "/online-status") in routes
 
 
+async def test_what_signs_for_pushers_clients_is_described_where_it_is_served(serve: Any) -> None:
+    running = await serve(pusher_app_id="1", pusher_app_key="key", pusher_app_secret="secret")
+    async with ClientSession() as session, session.get(f"{running.url}/openapi.json") as response:
+        document = await response.json()
+    OpenAPIV31SpecValidator(document).validate()
+    body = document["paths"]["/broadcasting/auth"]["post"]["requestBody"]["content"]
+    assert set(body) == {"application/json", "application/x-www-form-urlencoded"}
+    assert set(document["components"]["schemas"]["AuthorizeChannel"]["properties"]) == {"socket_id", "channel_name"}
+
+
 async def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) -> None:
     ids = [row["operationId"] for row in operations(document).values()]
     assert len(set(ids)) == len(ids)
@@ -60,6 +70,7 @@ async def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) ->
         ("get", "/online-status", [{"token": []}, {"serviceKey": []}]),
         ("post", "/presence/heartbeat", [{"token": []}]),
         ("get", "/api/users/{id}/explain", [{"serviceKey": []}]),
+        ("get", "/api/users/{id}/sessions", [{"token": []}, {"serviceKey": []}]),
     ],
 )
 async def test_who_may_call_is_said(
@@ -80,6 +91,8 @@ async def test_parameters_are_those_of_the_path_the_query_and_the_tenant(documen
         ("query", "cursor", False),
         ("query", "tenant", False),
     }
+    sessions = {("path", "id", True), ("query", "limit", False), ("query", "tenant", False)}
+    assert named["get", "/api/users/{id}/sessions"] == sessions
     assert named["get", "/api/users/{id}/online-status"] == {("path", "id", True), ("query", "tenant", False)}
     assert named["post", "/presence/heartbeat"] == set()
     assert named["get", "/health/live"] == set()

@@ -13,7 +13,7 @@ from gateway.engine.namespace import can_recover
 from gateway.recovery.direct import OVERHEAD, Direct, Event, Target
 from gateway.recovery.offsets import Mark, Offset, short
 from gateway.recovery.sessions import OVERHEAD as SESSION
-from gateway.recovery.sessions import NoRegister, Session, Sessions, rooms_of
+from gateway.recovery.sessions import NoDirectory, Session, Sessions, rooms_of
 
 HERE, THERE = "0123abcd", "deadbeef"
 OWNER = ("tenant", "alice")
@@ -158,8 +158,8 @@ def test_too_much_in_all_is_let_go_of_oldest_first(direct: Direct) -> None:
 # Sessions
 
 
-class Listed(NoRegister):
-    """A register that keeps what it is told."""
+class Listed(NoDirectory):
+    """A directory that keeps what it is told."""
 
     def __init__(self) -> None:
         self.sessions: dict[str, Any] = {}
@@ -176,17 +176,17 @@ def a_session(pid: str = "pid", *rooms: str) -> Session:
 
 
 @pytest.fixture
-def register() -> Listed:
+def directory() -> Listed:
     return Listed()
 
 
 @pytest.fixture
-def sessions(clock: Clock, register: Listed) -> Sessions:
-    return Sessions(clock, 1000, 3 * SESSION, register)
+def sessions(clock: Clock, directory: Listed) -> Sessions:
+    return Sessions(clock, 1000, 3 * SESSION, directory)
 
 
 def test_a_session_is_found_by_its_owner_alone_while_its_window_lasts(
-    sessions: Sessions, register: Listed, clock: Clock
+    sessions: Sessions, directory: Listed, clock: Clock
 ) -> None:
     session = a_session()
     sessions.begin(session)
@@ -206,17 +206,17 @@ def test_a_session_is_found_by_its_owner_alone_while_its_window_lasts(
         assert sessions.find(pid, owner, namespace) is None
     clock.advance(ms=1)
     assert sessions.find("pid", OWNER, "/") is None
-    assert (len(sessions), sessions.size, register.sessions) == (0, 0, {})
+    assert (len(sessions), sessions.size, directory.sessions) == (0, 0, {})
 
 
-def test_what_ended_is_not_found(sessions: Sessions, register: Listed) -> None:
+def test_what_ended_is_not_found(sessions: Sessions, directory: Listed) -> None:
     session = a_session()
     sessions.begin(session)
     sessions.end(session)
     assert sessions.find("pid", OWNER, "/") is None
     sessions.lose(session)  # too late
     assert sessions.find("pid", OWNER, "/") is None
-    assert register.sessions == {}
+    assert directory.sessions == {}
 
 
 def test_a_newer_connection_s_session_is_left_alone_by_the_end_of_the_older(sessions: Sessions) -> None:
@@ -232,7 +232,7 @@ def test_a_newer_connection_s_session_is_left_alone_by_the_end_of_the_older(sess
     assert (len(sessions), sessions.size) == (1, 0)
 
 
-def test_the_sessions_lost_first_go_first_when_there_are_too_many(sessions: Sessions, register: Listed) -> None:
+def test_the_sessions_lost_first_go_first_when_there_are_too_many(sessions: Sessions, directory: Listed) -> None:
     for n in range(5):
         session = a_session(str(n))
         sessions.begin(session)
@@ -241,18 +241,18 @@ def test_the_sessions_lost_first_go_first_when_there_are_too_many(sessions: Sess
     large = a_session("large", "x" * 2 * SESSION)
     sessions.begin(large)
     sessions.lose(large)
-    assert [*register.sessions] == ["large"]
+    assert [*directory.sessions] == ["large"]
 
 
-def test_rooms_are_told_of_while_the_connection_lives(sessions: Sessions, register: Listed) -> None:
+def test_rooms_are_told_of_while_the_connection_lives(sessions: Sessions, directory: Listed) -> None:
     session = a_session()
     sessions.begin(session)
     session.rooms = rooms_of({"b", 3, "a", ("no", "room"), None})
     sessions.change(session)
-    assert register.sessions == {"pid": [3, "a", "b"]}
+    assert directory.sessions == {"pid": [3, "a", "b"]}
     sessions.end(session)
     sessions.change(session)
-    assert register.sessions == {}
+    assert directory.sessions == {}
 
 
 # Who is sent offsets

@@ -10,8 +10,10 @@ import inspect
 import json
 import re
 import types
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from socket import socketpair
 from typing import Any
 
 import aiohttp
@@ -45,7 +47,7 @@ def lines_of_the_list() -> list[str]:
 
 
 def test_each_line_of_the_list_has_its_test() -> None:
-    tests = {name for name in globals() if re.match(r"test_(socketio|engineio|aiohttp|picows)_", name)}
+    tests = {name for name in globals() if re.match(r"test_(socketio|engineio|aiohttp|uvloop|picows)_", name)}
     assert tests == set(lines_of_the_list())
     assert len(tests) > 15
 
@@ -188,6 +190,21 @@ async def test_socketio_client_manager() -> None:
     manager.basic_disconnect(sid, "/a")
     assert manager.rooms == {}
     assert manager.callbacks == {}
+
+
+async def test_socketio_acknowledgements() -> None:
+    server = Server()
+    manager = server.manager
+    sid = await server.joined()
+    called: list[tuple[Any, ...]] = []
+    numbers = [manager._generate_ack_id(sid, lambda *said: called.append(said)) for _ in range(3)]
+    assert numbers == [1, 2, 3]
+    assert set(manager.callbacks[sid]) == {0, 1, 2, 3}
+    await server._handle_eio_message("e1", '3/a,2["x",1]')
+    await server._handle_eio_message("e1", '3/a,2["again"]')
+    await server._handle_eio_message("e1", "3/a,3[]")
+    assert called == [("x", 1), ()]
+    assert set(manager.callbacks[sid]) == {0, 1}
 
 
 async def test_socketio_other_nodes() -> None:
@@ -436,6 +453,34 @@ def test_aiohttp_listening() -> None:
         runner.run(run())
 
 
+# uvloop
+
+
+def test_uvloop_transport() -> None:
+    class First(asyncio.Protocol):
+        pass
+
+    class Buffered(asyncio.BufferedProtocol):
+        pass
+
+    async def run() -> None:
+        near, far = socketpair()
+        with far:
+            transport, first = await asyncio.get_running_loop().create_connection(First, sock=near)
+            kept = weakref.ref(first)
+            del first
+            transport.set_protocol(Buffered())
+            assert kept() is not None
+            transport.set_protocol(asyncio.Protocol())
+            transport.set_protocol(Buffered())
+            assert kept() is None
+            transport.abort()
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
 # picows
 
 
@@ -542,6 +587,28 @@ async def test_picows_protocol(on_a_socket: OnASocket) -> None:
     assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
     assert [each[0] for each in heard] == ["connected", "frame"]
     assert heard[1][2:] == (True, False, b"hi")
+    transport.abort()
+    await asyncio.sleep(0)
+
+
+async def test_picows_answer(on_a_socket: OnASocket) -> None:
+    picows = pytest.importorskip("picows")
+    asked: list[str] = []
+
+    class Answer(picows.WSUpgradeResponse):  # type: ignore[misc, name-defined]
+        status = 101
+        headers: dict[str, str] = {}  # noqa: RUF012 - as it is read
+
+        def to_bytes(self) -> bytearray:
+            asked.append(self.headers["Sec-WebSocket-Accept"])
+            return bytearray(b"HTTP/1.1 101 Fine\r\n\r\n")
+
+    heard: list[Any] = []
+    answer = picows.WSUpgradeResponseWithListener(Answer(), listener_of(heard))
+    _protocol, transport, reader = await on_a_socket(answer, b"")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 101 Fine\r\n\r\n"
+    assert asked == ["s3pPLMBiTxaQ9kYGzzhZRbK+xOo="]
+    assert [each[0] for each in heard] == ["connected"]
     transport.abort()
     await asyncio.sleep(0)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from conftest import SECRET
 
 from gateway.errors import ConfigurationError
 from gateway.limits import Rate
-from gateway.presence.model import Timing
+from gateway.presence.model import Retention, Timing
 from gateway.settings import Settings
 
 PEM = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n"
@@ -52,13 +53,35 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "presence_audience": "everyone",
         "presence_flush_interval": 0.02,
         "node_lease": 10,
+        "trusted_proxies": (),
+        "echo_anonymous": False,
+        "session_history": 20,
+        "session_history_ttl": 2_592_000,
+        "visibility_ttl": 60,
+        "visibility_cache": 100_000,
+        "max_watched_users": 1000,
+        "channel_history": 100,
+        "channel_history_ttl": 86_400,
+        "max_channels_per_connection": 1000,
+        "pusher_max_data": 10_240,
+        "revocation_ttl": 2_592_000,
         "max_payload": 65536,
         "max_send_buffer": 1_048_576,
         "recovery_window": 120,
         "recovery_buffer": 262_144,
         "recovery_memory": 67_108_864,
+        "presence_webhooks": (),
+        "webhook_timeout": 10,
+        "webhook_concurrency": 8,
+        "webhook_retry_for": 900,
+        "webhook_queue_size": 50_000,
+        "webhook_dead_letters": 10_000,
+        "notification_queue_size": 100,
+        "notification_queue_bytes": 262_144,
+        "notification_ttl": 604_800,
         "rate_limit_events": Rate(100, 1),
         "rate_limit_heartbeat": Rate(60, 60),
+        "rate_limit_messages": Rate(10, 1),
         "connect_rate": Rate(300, 1),
         "gateway_engine": "fast",
         "ping_interval": 25,
@@ -91,8 +114,12 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         ("PRESENCE_TTL", "60", 60),
         ("PRESENCE_OFFLINE_GRACE", "0", 0),
         ("PRESENCE_AUDIENCE", "Everyone", "everyone"),
+        ("PRESENCE_AUDIENCE", "Watchers", "watchers"),
         ("PRESENCE_FLUSH_INTERVAL", "0", 0),
         ("NODE_LEASE", "1", 1),
+        ("LAST_SEEN_TTL", "86400.5", 86_400.5),
+        ("SESSION_HISTORY", "0", 0),
+        ("SESSION_HISTORY_TTL", "3600", 3600),
         ("MAX_CONNECTIONS_PER_USER", "3", 3),
         ("MAX_CONNECTIONS_PER_TENANT", "1000", 1000),
         ("MAX_PAYLOAD", "1024", 1024),
@@ -130,10 +157,18 @@ BAD = [
     ("PRESENCE_OFFLINE_GRACE", "-0.1"),
     ("PRESENCE_OFFLINE_GRACE", "inf"),
     ("PRESENCE_AUDIENCE", "nobody"),
-    ("PRESENCE_AUDIENCE", "watchers"),
+    ("VISIBILITY_TTL", "0"),
+    ("VISIBILITY_CACHE", "0"),
+    ("MAX_WATCHED_USERS", "0"),
     ("PRESENCE_FLUSH_INTERVAL", "6"),
     ("NODE_LEASE", "0.5"),
     ("NODE_LEASE", "inf"),
+    ("LAST_SEEN_TTL", "0"),
+    ("LAST_SEEN_TTL", "inf"),
+    ("SESSION_HISTORY", "-1"),
+    ("SESSION_HISTORY", "1001"),
+    ("SESSION_HISTORY", "many"),
+    ("SESSION_HISTORY_TTL", "0.5"),
     ("MAX_CONNECTIONS_PER_USER", "0"),
     ("MAX_CONNECTIONS_PER_TENANT", "0"),
     ("MAX_PAYLOAD", "64k"),
@@ -266,26 +301,111 @@ def test_a_wrong_redis_stops_the_start(monkeypatch: pytest.MonkeyPatch, variable
     assert says in message
 
 
-# What this version cannot do
+# Webhooks
+
+HOOK = "https://app.example/hook"
+TWIN = '{"name": "a", "url": "http://x", "secret": "hush"}'
+
+
+def test_no_webhook_is_configured_unless_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, JWT_SECRET=SECRET).webhook_endpoints() == ()
+
+
+def test_webhooks_go_to_one_endpoint_or_to_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    further = '[{"name": "crm", "url": "http://crm:8000/", "secret": "whsec_aGk=", "events": ["user.offline"]}]'
+    settings = load(
+        monkeypatch,
+        JWT_SECRET=SECRET,
+        PRESENCE_WEBHOOK_URL=HOOK,
+        PRESENCE_WEBHOOK_SECRET="one two",
+        PRESENCE_WEBHOOKS=further,
+    )
+    first, second = settings.webhook_endpoints()
+    assert (first.name, first.url, first.keys, len(first.types)) == ("default", HOOK, (b"one", b"two"), 7)
+    assert (second.name, second.url, second.keys) == ("crm", "http://crm:8000/", (b"hi",))
+    assert second.types == {"user.offline"}
 
 
 @pytest.mark.parametrize(
-    ("variable", "text"),
+    ("variables", "says"),
     [
-        ("PRESENCE_WEBHOOK_URL", "https://app.example/hook"),
-        ("PRESENCE_WEBHOOK_SECRET", "secret"),
-        ("CHANNEL_AUTH_URL", "https://app.example/auth"),
-        ("PUSHER_APP_ID", "1"),
-        ("PUSHER_APP_KEY", "key"),
-        ("PUSHER_APP_SECRET", "secret"),
+        ({"PRESENCE_WEBHOOK_URL": HOOK}, "PRESENCE_WEBHOOK_URL is set without PRESENCE_WEBHOOK_SECRET"),
+        ({"PRESENCE_WEBHOOK_SECRET": "hush"}, "PRESENCE_WEBHOOK_SECRET is set without PRESENCE_WEBHOOK_URL"),
+        ({"PRESENCE_WEBHOOK_URL": "ftp://x", "PRESENCE_WEBHOOK_SECRET": "hush"}, "PRESENCE_WEBHOOK_URL: takes"),
+        ({"PRESENCE_WEBHOOK_URL": "http://", "PRESENCE_WEBHOOK_SECRET": "hush"}, "PRESENCE_WEBHOOK_URL: takes"),
+        ({"PRESENCE_WEBHOOK_URL": "http://x:y", "PRESENCE_WEBHOOK_SECRET": "hush"}, "PRESENCE_WEBHOOK_URL: takes"),
+        ({"PRESENCE_WEBHOOK_URL": HOOK, "PRESENCE_WEBHOOK_SECRET": "whsec_hush!"}, "PRESENCE_WEBHOOK_SECRET: takes"),
+        ({"PRESENCE_WEBHOOKS": "hush"}, "PRESENCE_WEBHOOKS: takes a JSON array"),
+        ({"PRESENCE_WEBHOOKS": '{"name": "hush"}'}, "PRESENCE_WEBHOOKS: takes a JSON array"),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x"}]'},
+            "PRESENCE_WEBHOOKS: number 1: takes a secret, or",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "secret": "hush", "format": "pusher"}]'},
+            "PRESENCE_WEBHOOKS: number 1: takes a secret, or the format pusher",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "format": "other"}]'},
+            "PRESENCE_WEBHOOKS: format of number 1: ",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "format": "pusher", "events": ["user.*"]}]'},
+            "of the format pusher there are the events channel.occupied, ",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "format": "pusher"}]'},
+            "PRESENCE_WEBHOOKS has a in the format pusher: set PUSHER_APP_SECRET",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "hush", "secret": "hush"}]'},
+            "PRESENCE_WEBHOOKS: url of number 1: takes an address",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "secret": "hush", "events": ["room.*"]}]'},
+            "events of number 1: events takes user.online, ",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": '[{"name": "a", "url": "http://x", "secret": "hush", "events": []}]'},
+            "events of number 1: events takes user.online, ",
+        ),
+        (
+            {"PRESENCE_WEBHOOKS": f"[{', '.join(2 * [TWIN])}]"},
+            "PRESENCE_WEBHOOKS has the name a twice",
+        ),
+        ({"WEBHOOK_RETRY_FOR": "299"}, "WEBHOOK_RETRY_FOR: "),
     ],
 )
-def test_a_variable_whose_part_is_not_built_stops_the_start(
-    monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+def test_a_wrong_webhook_stops_the_start_and_tells_no_secret(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str
 ) -> None:
-    message = refusal(monkeypatch, JWT_SECRET=SECRET, **{variable: text})
-    assert message.startswith(f"{variable} is set, and ")
-    assert message.endswith("; unset it to start")
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, **variables)
+    assert says in message
+    assert "hush" not in message
+
+
+# Channels
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"CHANNEL_AUTH_URL": "/broadcasting/auth"}, "CHANNEL_AUTH_URL: takes an address such as https://app.example/"),
+        ({"CHANNEL_AUTH_URL": "ftp://app.example"}, "CHANNEL_AUTH_URL: takes an address"),
+        ({"CHANNEL_AUTH_URL": "https://me:hush@app.example/"}, "CHANNEL_AUTH_URL: takes no user and password"),
+        ({"PUSHER_APP_ID": "1"}, "PUSHER_APP_KEY and PUSHER_APP_SECRET is not set"),
+        ({"PUSHER_APP_KEY": "key", "PUSHER_APP_SECRET": "hush"}, "PUSHER_APP_ID is not set"),
+        ({"PUSHER_APP_ID": "a/b", "PUSHER_APP_KEY": "key", "PUSHER_APP_SECRET": "hush"}, "PUSHER_APP_ID: "),
+        ({"PUSHER_APP_ID": "1", "PUSHER_APP_KEY": "a:b", "PUSHER_APP_SECRET": "hush"}, "PUSHER_APP_KEY: "),
+        ({"PUSHER_MAX_DATA": "0"}, "PUSHER_MAX_DATA: "),
+    ],
+)
+def test_what_channels_and_a_pusher_application_take(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str
+) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, **variables)
+    assert says in message
+    assert "hush" not in message
 
 
 # Where values come from
@@ -315,4 +435,57 @@ def test_durations_are_milliseconds_to_the_model(monkeypatch: pytest.MonkeyPatch
         PRESENCE_OFFLINE_GRACE="0.3",
         NODE_LEASE="2",
     )
+    assert settings.timing().retention == Retention(sessions=20, sessions_ttl=2_592_000_000, last_seen_ttl=None)
+    kept = load(monkeypatch, JWT_SECRET=SECRET, LAST_SEEN_TTL="1.5", SESSION_HISTORY="3", SESSION_HISTORY_TTL="2.5")
+    assert kept.timing().retention == Retention(sessions=3, sessions_ttl=2_500, last_seen_ttl=1_500)
     assert settings.timing() == Timing(away_after=2, ttl=1_200, grace=300, drain_grace=30_000, lease=2_000)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:secret@db/presence", "postgres://u:secret@db:5433/presence", "sqlite:///presence.db"]
+)
+def test_a_database_to_export_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    settings = load(monkeypatch, JWT_SECRET=SECRET, EXPORT_DATABASE_URL=url)
+    assert settings.export_database_url is not None
+    assert settings.export_database_url.get_secret_value() == url
+    assert "secret@" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://u:hunter2@db/presence", "takes postgresql://"),
+        ("postgresql+asyncpg://u:hunter2@db/presence", "takes postgresql://"),
+        ("hunter2", "takes postgresql://"),
+        ("postgresql://u:hunter2@db:99999/presence", "a port is a number"),
+        ("postgresql://u:hunter2@db:x/presence", "a port is a number"),
+        ("postgresql://u:hunter2@[::1/presence", "takes postgresql://"),
+        ("sqlite://", "three slashes"),
+        ("sqlite:///:memory:", "three slashes"),
+        ("sqlite://presence.db", "three slashes"),
+        ("sqlite:////no/such/hunter2/presence.db", "folder of the SQLite file does not exist"),
+    ],
+)
+def test_a_database_that_cannot_be_exported_to(monkeypatch: pytest.MonkeyPatch, url: str, why: str) -> None:
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, EXPORT_DATABASE_URL=url)
+    assert message.startswith("EXPORT_DATABASE_URL: ")
+    assert why in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "url"),
+    [
+        ("sqlalchemy", "SQLAlchemy", "sqlite:///presence.db"),
+        ("sqlalchemy", "SQLAlchemy", "postgresql://db/presence"),
+        ("psycopg", "psycopg", "postgresql://db/presence"),
+    ],
+)
+def test_what_an_export_needs_is_said_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, url: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    message = refusal(monkeypatch, JWT_SECRET=SECRET, EXPORT_DATABASE_URL=url)
+    assert message == (
+        f"EXPORT_DATABASE_URL: needs {name}, which is not installed: pip install 'presence-gateway[sql]'"
+    )

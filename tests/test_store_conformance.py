@@ -14,8 +14,20 @@ from conftest import TIMING
 from stores import STORES
 
 from gateway.errors import LeaseLostError, LogTrimmedError
-from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Profile, Status, Timing, UserStatus
-from gateway.presence.store import OUTAGE, Commit, Store
+from gateway.presence.model import (
+    NOBODY,
+    Activity,
+    Beat,
+    Choice,
+    Chosen,
+    Connection,
+    Ending,
+    Profile,
+    Status,
+    Timing,
+    UserStatus,
+)
+from gateway.presence.store import OUTAGE, RETURNING, Commit, Store
 from gateway.presence.view import View
 
 T = 1_000_000
@@ -502,6 +514,29 @@ async def test_of_two_dead_nodes_the_one_that_died_last_decides(store: Store, fi
     assert changes(await store.sweep(T + 4_000 + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
 
 
+async def test_a_connection_that_was_lost_after_a_node_died_has_its_own_grace(store: Store) -> None:
+    """Though the dead node is swept later: its users are not taken to have been lost last."""
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.renew("n2", T + LEASE)
+    lost = T + LEASE + 1_000
+    await store.disconnect(tab("two", node="n2"), Ending.LOST, lost)
+    assert changes(await store.sweep(lost + 1)) == []
+    assert (await store.explain("acme", "alice")).grace_until == lost + GRACE
+    assert changes(await store.sweep(lost + GRACE - 1)) == []
+    assert changes(await store.sweep(lost + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
+async def test_a_connection_that_was_lost_and_is_back_is_not_counted_when_a_node_dies(store: Store) -> None:
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.renew("n2", T + 2 * LEASE)
+    await store.disconnect(tab("two", node="n2"), Ending.DRAINED, T)
+    await store.connect(tab("three", node="n2"), T + 1)
+    await store.disconnect(tab("three", node="n2"), Ending.GOODBYE, T + 2)
+    assert changes(await store.sweep(T + LEASE + GRACE)) == ["alice v2: online -> offline (node died)"]
+
+
 async def test_a_user_with_a_connection_on_a_living_node_outlives_a_dead_one(store: Store) -> None:
     await store.connect(tab("one", node="n1"), T)
     await store.connect(tab("two", node="n2"), T)
@@ -712,13 +747,99 @@ async def test_coming_back_within_a_prolonged_grace_emits_nothing_and_says_so(st
     assert not late.resumed
 
 
-async def test_a_goodbye_or_a_release_right_after_an_outage_takes_the_user_offline_at_once(store: Store) -> None:
+MEANT = pytest.mark.parametrize("ending", [Ending.GOODBYE, Ending.KICKED, Ending.TOKEN_EXPIRED, Ending.REVOKED])
+BACK = RETURN + RETURNING
+"""Until when other nodes may know of connections that came in the outage."""
+
+
+@MEANT
+async def test_right_after_an_outage_no_ending_takes_a_user_offline_until_all_nodes_are_back(
+    store: Store, ending: Ending
+) -> None:
+    for user in ("alice", "bob"):
+        await store.connect(tab(user=user), T)
+    await store.renew("n1", RETURN, returning=True)
+    for user in ("alice", "bob"):
+        assert changes(await store.disconnect(tab(user=user), ending, RETURN + 1)) == []
+    await store.renew("n2", RETURN + 100, returning=True)
+    late = await store.connect(tab("opened meanwhile", node="n2"), BACK - 1)
+    assert (changes(late), late.resumed) == ([], True)
+    assert await sweep(store, BACK - 1) == []
+    assert await sweep(store, BACK) == [f"bob v2: online -> offline ({ending})"]
+    assert await sweep(store, END) == []
+
+
+@MEANT
+async def test_when_all_nodes_are_back_after_an_outage_endings_are_as_ever(store: Store, ending: Ending) -> None:
     await store.connect(tab(), T)
-    await store.connect(tab(user="bob"), T)
+    await store.renew("n1", RETURN, returning=True)
+    commit = await store.disconnect(tab(), ending, BACK)
+    assert changes(commit) == [f"alice v2: online -> offline ({ending})"]
+
+
+async def test_a_goodbye_when_one_node_alone_comes_back_takes_the_user_offline_at_once(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n1", T + 2 * OUTAGE)
+    await store.renew("n2", T + 2 * OUTAGE + 1, returning=True)
+    commit = await store.disconnect(tab(), Ending.GOODBYE, T + 2 * OUTAGE + 2)
+    assert changes(commit) == ["alice v2: online -> offline (goodbye)"]
+
+
+async def test_an_outage_soon_after_another_holds_whoever_said_goodbye_until_all_nodes_are_back_from_it(
+    store: Store,
+) -> None:
+    again = BACK + 500
+    for user in ("alice", "bob"):
+        await store.connect(tab(user=user), T)
+    await store.renew("n1", RETURN, returning=True)
+    await store.disconnect(tab(), Ending.GOODBYE, RETURN + 1)
+    await store.disconnect(tab(user="bob"), Ending.GOODBYE, RETURN + 1)
+    await store.renew("n1", again, returning=True)
+    late = await store.connect(tab("opened meanwhile"), again + RETURNING - 1)
+    assert (changes(late), late.resumed) == ([], True)
+    assert await sweep(store, again + RETURNING - 1) == []
+    assert await sweep(store, again + RETURNING) == ["bob v2: online -> offline (goodbye)"]
+
+
+async def test_whoever_said_goodbye_before_it_was_found_what_an_outage_lost_is_held_for_that(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n1", RETURN, returning=True)
+    await store.disconnect(tab(), Ending.GOODBYE, RETURN + 1)
+    await store.renew("n2", RETURN + 2, returning=True)
+    await store.restore("n2", [known("bob", Status.OFFLINE)], RETURN + 2)
+    restored_by = RETURN + 2 + LEASE + GRACE
+    assert await sweep(store, restored_by - 1) == []
+    assert await sweep(store, restored_by) == ["alice v2: online -> offline (goodbye)"]
+
+
+async def test_what_is_given_back_right_after_an_outage_ends_no_sooner_that_endings_are_held(
+    make_store: MakeStore,
+) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, lease=1_000, grace=0))
+    await store.renew("n1", RETURN, returning=True)
+    await store.connect(tab(), RETURN)
+    await store.restore("n1", [known("bob", Status.OFFLINE)], RETURN + 1)
+    assert changes(await store.disconnect(tab(), Ending.GOODBYE, RETURN + 2)) == []
+    assert await sweep(store, BACK - 1) == []
+    assert await sweep(store, BACK) == ["alice v2: online -> offline (goodbye)"]
+
+
+async def test_without_a_grace_a_connection_lost_right_after_an_outage_is_held_too(make_store: MakeStore) -> None:
+    store = await make_store(msgspec.structs.replace(TIMING, grace=0))
+    await store.connect(tab(), T)
+    await store.renew("n1", RETURN, returning=True)
+    assert changes(await store.disconnect(tab(), Ending.LOST, RETURN + 1)) == []
+    late = await store.connect(tab("opened meanwhile"), BACK - 1)
+    assert (changes(late), late.resumed) == ([], True)
+
+
+async def test_a_release_right_after_an_outage_takes_the_user_offline_at_once(store: Store) -> None:
+    for user in ("alice", "bob"):
+        await store.connect(tab(user=user), T)
     await store.disconnect(tab(user="bob"), Ending.LOST, T + 1)
     await store.renew("n1", RETURN, returning=True)
-    goodbye = await store.disconnect(tab(), Ending.GOODBYE, RETURN + 1)
-    assert changes(goodbye) == ["alice v2: online -> offline (goodbye)"]
+    await store.disconnect(tab(), Ending.GOODBYE, RETURN + 1)
+    assert changes(await store.release("acme", "alice", RETURN + 1)) == ["alice v2: online -> offline (released)"]
     assert changes(await store.release("acme", "bob", RETURN + 1)) == ["bob v2: online -> offline (released)"]
 
 
@@ -1044,6 +1165,14 @@ async def test_the_log_is_read_past_a_position_in_order(store: Store) -> None:
     assert list(await store.read(third.position, wait=False)) == []
 
 
+async def test_the_log_says_where_it_ends(store: Store) -> None:
+    assert await store.position() == 0
+    commit = await store.connect(tab(), T)
+    assert await store.position() == commit.position > 0
+    await store.beat("n1", [pulse(T + 5)])
+    assert await store.position() == (await store.read(commit.position, wait=False))[-1].position
+
+
 async def test_activity_is_logged_where_it_is_news_of_a_user_who_is_there(store: Store) -> None:
     connected = await store.connect(tab(), T)
     commit = await store.beat("n1", [pulse(T + 1, meta={"a": 1}), pulse(T + 1, "nobody"), pulse(T + 1, meta={"a": 1})])
@@ -1211,3 +1340,221 @@ async def test_explain_of_a_user_never_seen_says_so_and_remembers_nothing(store:
     assert explanation.status == UserStatus(tenant="acme", user_id="nobody")
     assert explanation.because == "never seen"
     assert (await store.snapshot()).statuses == ()
+
+
+# Set by hand
+
+
+def others(published: UserStatus) -> UserStatus:
+    """What others are told of a user, as if it were alice's."""
+    return msgspec.structs.replace(published, own=None, user_id="alice")
+
+
+async def set_status(store: Store, status: str, at: int, text: str | None = None, until: int | None = None) -> Commit:
+    return await store.set_status("acme", "alice", Choice(Chosen(status), text, until), at)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "active", "inactive"),
+    [
+        ("online", "online", "away"),
+        ("away", "away", "away"),
+        ("busy", "busy", "busy"),
+        ("dnd", "dnd", "dnd"),
+        ("invisible", "offline", "offline"),
+    ],
+)
+async def test_a_status_set_by_hand_beats_activity(store: Store, chosen: str, active: str, inactive: str) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, chosen, T + 1)
+    assert (await status(store)).status == active
+    await sweep(store, T + 1 + AWAY_AFTER)
+    assert (await status(store)).status == inactive
+    await store.beat("n1", [pulse(T + 2 + AWAY_AFTER)])
+    assert (await status(store)).status == active
+    assert changes(await store.disconnect(tab(), Ending.KICKED, T + 3 + AWAY_AFTER))[:1] == (
+        [] if chosen == "invisible" else [f"alice v{(await status(store)).version}: {active} -> offline (kicked)"]
+    )
+    assert (await status(store)).status == "offline"
+
+
+async def test_each_visible_choice_is_one_transition_and_the_same_again_is_none(store: Store) -> None:
+    await store.connect(tab(), T)
+    assert changes(await set_status(store, "busy", T + 1)) == ["alice v2: online -> busy (set by hand)"]
+    (texted,) = (await set_status(store, "busy", T + 2, "in a call")).transitions
+    assert (texted.was, texted.now.status, texted.was_text, texted.now.status_text) == (
+        *("busy", "busy", None, "in a call"),
+    )
+    assert texted.event == "user-status-changed"
+    before = await store.snapshot()
+    assert changes(await set_status(store, "busy", T + 3, "in a call")) == []
+    assert await store.snapshot() == before
+    assert changes(await set_status(store, "away", T + 4)) == ["alice v4: busy -> away (set by hand)"]
+    assert changes(await set_status(store, "online", T + 5)) == ["alice v5: away -> online (set by hand)"]
+
+
+async def test_setting_online_is_no_activity(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "dnd", T + 1)
+    assert changes(await set_status(store, "online", T + AWAY_AFTER)) == ["alice v3: dnd -> away (set by hand)"]
+    assert (await status(store)).active_at == T
+
+
+async def test_a_choice_runs_out_at_its_time_by_the_sweep(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "busy", T, "in a call", T + 5_000)
+    assert await sweep(store, T + 4_999) == []
+    assert (await status(store)).status_text == "in a call"
+    assert await sweep(store, T + 5_000) == ["alice v3: busy -> online (set by hand until now)"]
+    assert (await status(store)).status_text is None
+    assert await sweep(store, T + AWAY_AFTER) == ["alice v4: online -> away (inactive)"]
+
+
+async def test_a_choice_that_runs_out_when_its_user_is_inactive_leaves_them_away(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "dnd", T, None, T + AWAY_AFTER + 1)
+    assert await sweep(store, T + AWAY_AFTER + 1) == ["alice v3: dnd -> away (set by hand until now)"]
+
+
+async def test_a_text_without_a_status_runs_out_too(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "online", T, "new here", T + 5_000)
+    assert (await status(store)).status_text == "new here"
+    assert await sweep(store, T + 5_000) == ["alice v3: online -> online (set by hand until now)"]
+    assert (await status(store)).status_text is None
+
+
+async def test_a_choice_outlasts_going_offline(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "dnd", T, "do not ask", T + 60_000)
+    await store.disconnect(tab(), Ending.GOODBYE, T + 1)
+    offline = await status(store)
+    assert (offline.status, offline.status_text) == ("offline", None)
+    assert changes(await store.connect(tab("two"), T + 2)) == ["alice v4: offline -> dnd (connected)"]
+    assert (await status(store)).status_text == "do not ask"
+    await store.disconnect(tab("two"), Ending.GOODBYE, T + 3)
+    assert changes(await store.connect(tab("three"), T + 60_000)) == ["alice v6: offline -> online (connected)"]
+
+
+async def test_a_choice_that_ran_out_while_its_user_was_away_is_not_there_when_they_come_back(store: Store) -> None:
+    await set_status(store, "invisible", T, "hush", T + 5_000)
+    assert await sweep(store, T + 5_000) == []
+    assert changes(await store.connect(tab(), T + 5_001)) == ["alice v1: offline -> online (connected)"]
+    assert (await status(store)).status_text is None
+
+
+async def test_a_choice_of_a_user_never_seen_waits_for_them(store: Store) -> None:
+    assert changes(await set_status(store, "busy", T)) == []
+    assert others(await status(store)) == UserStatus(tenant="acme", user_id="alice")
+    assert changes(await store.beat("n1", [hold(T + 1)])) == ["alice v1: offline -> busy (active)"]
+
+
+async def test_setting_nothing_makes_nobody_known(store: Store) -> None:
+    await set_status(store, "online", T)
+    assert (await store.snapshot()).statuses == ()
+
+
+async def test_whoever_turns_invisible_is_as_one_who_said_goodbye_whatever_they_do(store: Store) -> None:
+    said: dict[str, Any] = {"meta": {"page": "home"}, "profile": Profile(name="A")}
+    for name in ("alice", "bob"):
+        await store.connect(tab(user=name), T)
+        await store.beat("n1", [pulse(T + 1, name, **said)])
+    hides = await set_status(store, "invisible", T + 2, "hush")
+    leaves = await store.disconnect(tab(user="bob"), Ending.GOODBYE, T + 2)
+
+    def told(commit: Commit) -> list[Any]:
+        return [(t.at, t.was, t.was_text, others(t.now), t.reason, t.event) for t in commit.transitions]
+
+    assert told(hides) == told(leaves)
+    gone = others(await status(store, "bob"))
+    assert others(await status(store)) == gone
+    view = View()
+    view.load(await store.snapshot())
+    acts = [
+        await store.beat("n1", [pulse(T + 3, meta={"page": "secret"}, profile=Profile(name="B"))]),
+        await store.beat("n1", [hold(T + 4)]),
+        await store.connect(tab("two", node="n2"), T + 5),
+        await set_status(store, "invisible", T + 6, "another text"),
+        await store.release("acme", "alice", T + 7),
+        await store.sweep(T + 5_000),
+        await store.disconnect(tab(), Ending.LOST, T + 5_001),
+        await store.disconnect(tab("two", node="n2"), Ending.GOODBYE, T + 5_002),
+        await store.connect(tab("three"), T + 5_003),
+    ]
+    assert [changes(commit) for commit in acts] == [[]] * len(acts)
+    assert others(await status(store)) == gone
+    entries = await store.read(view.position, wait=False)
+    assert view.apply(entries) == []
+    assert msgspec.structs.replace(view.status("acme", "alice"), user_id="alice") == gone
+    assert view.own_status("acme", "alice", T + 5_003) == (await store.explain("acme", "alice")).status
+    own = view.own_status("acme", "alice", T + 5_003)
+    assert (own.status, own.status_text, own.active_at, own.online_since, own.invisible) == (
+        *("online", "another text", T + 5_003, T + 5_003, True),
+    )
+    assert own.meta == {"page": "secret"}
+
+
+async def test_coming_back_from_invisible_is_coming_online_then(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "invisible", T + 1)
+    await store.beat("n1", [pulse(T + 2)])
+    (back,) = (await set_status(store, "busy", T + 3)).transitions
+    assert (back.was, back.now.status, back.reason, back.event) == ("offline", "busy", "connected", "user-online")
+    assert (back.now.active_at, back.now.online_since, back.now.version) == (T + 3, T + 3, 3)
+
+
+async def test_whoever_is_invisible_until_a_time_comes_online_then(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "invisible", T + 1, None, T + 5_000)
+    assert await sweep(store, T + 5_000) == ["alice v3: offline -> online (connected)"]
+
+
+async def test_what_was_done_unseen_is_not_told_when_a_choice_ends_of_one_who_has_gone(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "invisible", T + 1)
+    before = others(await status(store))
+    await store.beat("n1", [pulse(T + 2, meta={"page": "secret"})])
+    await store.disconnect(tab(), Ending.GOODBYE, T + 3)
+    assert changes(await set_status(store, "online", T + 4)) == []
+    assert others(await status(store)) == before
+
+
+@pytest.mark.parametrize("chosen", ["busy", "invisible"])
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_a_choice_that_the_store_lost_is_given_back(make_store: MakeStore, chosen: str, *, emptied: bool) -> None:
+    store, later = await make_store(), await make_store()
+    for each in (store,) if emptied else (store, later):  # the other one has lost the choice alone
+        await each.connect(tab(), T)
+        await each.disconnect(tab(), Ending.GOODBYE, T + 1)
+    await set_status(store, chosen, T + 2, "hush", T + 900_000)
+    view = View()
+    view.load(await store.snapshot())
+    lost = view.ahead_of(await later.snapshot())
+    assert [status.user_id for status in lost] == ["alice"]
+    await later.restore("n1", lost, T + 3)
+    assert view.ahead_of(await later.snapshot()) == []
+    assert others(await status(later)) == others(await status(store))
+    commit = await later.connect(tab("two"), T + 4)
+    assert len(commit.transitions) == (1 if chosen == "busy" else 0)
+    own = (await later.explain("acme", "alice")).status
+    assert (own.status, own.status_text, own.invisible) == (
+        *("online" if chosen == "invisible" else "busy", "hush", chosen == "invisible"),
+    )
+
+
+async def test_explain_says_what_was_set_by_hand(store: Store) -> None:
+    await store.connect(tab(), T)
+    await set_status(store, "invisible", T + 1)
+    explanation = await store.explain("acme", "alice")
+    assert explanation.because == "1 live connection (socketio); set to invisible by hand"
+    assert explanation.status.invisible
+
+
+async def test_whoever_is_away_is_active_in_turning_invisible(store: Store) -> None:
+    await store.connect(tab(), T)
+    await sweep(store, T + AWAY_AFTER)
+    assert changes(await set_status(store, "invisible", T + AWAY_AFTER + 1)) == ["alice v3: away -> offline (goodbye)"]
+    told = (await store.explain("acme", "alice")).status
+    assert (told.status, told.active_at, (await status(store)).active_at) == (
+        *("online", T + AWAY_AFTER + 1, T + AWAY_AFTER + 1),
+    )

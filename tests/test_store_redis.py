@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import STEP, TIMING, Clock
 from redis.crc import key_slot
@@ -18,11 +19,12 @@ from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_server
 from gateway.errors import LeaseLostError, LogTrimmedError, StoreUnavailableError
 from gateway.presence import store_redis
 from gateway.presence.follower import Follower
-from gateway.presence.model import Beat, Connection, Ending, Profile, Status, UserStatus
-from gateway.presence.store import Commit, Store
+from gateway.presence.model import Beat, Connection, Ending, Profile, Retention, Status, UserStatus
+from gateway.presence.store import RETURNING, Commit, Store
 from gateway.presence.store_redis import CHUNK, RedisStore
-from gateway.presence.tracker import Tracker
+from gateway.presence.tracker import SWEEP_INTERVAL, Tracker
 from gateway.presence.view import View
+from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect
 
 T = 1_000_000
@@ -85,6 +87,7 @@ def commands(store: Store) -> Commands:
         "time": store.time,
         "renew": lambda: store.renew("n1", T),
         "connect": lambda: store.connect(tab(), T),
+        "describe": lambda: store.describe(tab()),
         "disconnect": lambda: store.disconnect(tab(), Ending.LOST, T),
         "beat": lambda: store.beat("n1", [hold(T), hold(T, "bob"), hold(T, "bob")]),
         "release": lambda: store.release("acme", "bob", T),
@@ -94,6 +97,7 @@ def commands(store: Store) -> Commands:
         "read": lambda: store.read(0, wait=False),
         "wait and read": lambda: store.read(0, wait=True),
         "explain": lambda: store.explain("acme", "alice"),
+        "sessions": lambda: store.sessions("acme", "alice", T, 20),
         "sweep": lambda: store.sweep(T),
     }
 
@@ -243,7 +247,7 @@ async def test_a_script_touches_only_keys_that_it_was_given(open_store: OpenStor
         elif name == "lua" and words[0] != "TIME":
             assert words[1] in declared, words
             touched.setdefault(words[1].split(":")[1], set()).add(words[0])
-    assert sorted(touched) == ["due", "dying", "leases", "log", "node", "recent", "state", "user", "users"]
+    assert sorted(touched) == ["due", "dying", "leases", "log", "node", "queue", "recent", "state", "user", "users"]
 
 
 async def test_on_a_cluster_every_command_is_done_where_its_keys_are(open_store: OpenStore) -> None:
@@ -386,6 +390,10 @@ async def test_while_redis_is_down_every_command_says_so_at_once_and_it_works_ag
             await asyncio.wait_for(waiting, STEP)
         await server.start()
         assert await a_life(store) == LIFE
+
+
+def test_after_an_outage_every_node_is_back_within_the_time_that_others_wait_for_it() -> None:
+    assert RETURNING / 1000 >= TIMEOUT + SWEEP_INTERVAL
 
 
 async def test_while_redis_hangs_every_command_says_so_within_the_time_out(open_store: OpenStore) -> None:
@@ -654,3 +662,31 @@ async def test_a_dead_node_of_any_size_is_ended(open_store: OpenStore) -> None:
     commit = await asyncio.wait_for(store.sweep(T + LEASE + GRACE), 60)
     assert len(commit.transitions) == 50
     assert await store.connections("n1") == []
+
+
+async def test_who_left_before_last_seen_had_an_end_is_forgotten_too(redis_url: str) -> None:
+    prefix = fresh_prefix()
+
+    @asynccontextmanager
+    async def kept(retention: Retention) -> AsyncIterator[RedisStore]:
+        timing = msgspec.structs.replace(TIMING, retention=retention)
+        store = RedisStore(connect(redis_url, timeout=STEP), prefix, timing)
+        await store.renew("n1", T)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    async with kept(Retention(sessions=0)) as store:
+        for user in ("alice", "bob", "carol"):
+            await store.connect(tab(user=user), T)
+        for user in ("alice", "bob"):
+            await store.disconnect(tab(user=user), Ending.GOODBYE, T)
+        await store.sweep(T)
+    async with kept(Retention(last_seen_ttl=60_000)) as store:
+        for later in (1, 5_000, 14_000, 23_000, 32_000, 41_000, 50_000, 59_999):
+            await store.renew("n1", T + later)
+            await store.sweep(T + later)
+        assert len((await store.snapshot()).statuses) == 3
+        await store.sweep(T + 60_000)
+        assert [status.user_id for status in (await store.snapshot()).statuses] == ["carol"]

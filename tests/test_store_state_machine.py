@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -26,7 +27,22 @@ from hypothesis.stateful import (
 from stores import STORES, MakeStore
 
 from gateway.errors import LeaseLostError
-from gateway.presence.model import NOBODY, Activity, Beat, Connection, Ending, Entry, Profile, Timing, Transition
+from gateway.presence.model import (
+    NOBODY,
+    Activity,
+    Beat,
+    Choice,
+    Chosen,
+    Connection,
+    Ending,
+    Entry,
+    PrivateChange,
+    Profile,
+    Retention,
+    Timing,
+    Transition,
+    parted,
+)
 from gateway.presence.store import Commit, Store
 from gateway.presence.view import View
 
@@ -44,10 +60,11 @@ START = 1_000_000
 NODES = ("n0", "n1", "n2")
 TENANTS = ("acme", "other")
 USERS = ("alice", "bob", "carol")
+RETENTION = Retention(sessions=4, sessions_ttl=10**12)
 TIMINGS = (
-    Timing(away_after=90_000, ttl=120_000, grace=5_000, lease=10_000),
-    Timing(away_after=30_000, ttl=7_000, grace=0, drain_grace=4_000, lease=10_000),
-    Timing(away_after=8_000, ttl=20_000, grace=40_000, lease=3_000),
+    Timing(away_after=90_000, ttl=120_000, grace=5_000, lease=10_000, retention=RETENTION),
+    Timing(away_after=30_000, ttl=7_000, grace=0, drain_grace=4_000, lease=10_000, retention=RETENTION),
+    Timing(away_after=8_000, ttl=20_000, grace=40_000, lease=3_000, retention=RETENTION),
 )
 VIEWS = 4
 """How many snapshots of one run are followed to its end."""
@@ -63,6 +80,9 @@ numbers = st.integers(0, 9)
 picks = st.integers(0, 99)
 """One of what there is, counted around."""
 endings = st.sampled_from(Ending)
+choices = st.sampled_from((*Chosen, Chosen.INVISIBLE, Chosen.INVISIBLE))
+texts = st.sampled_from((None, "lunch", "Zmittag ☕"))
+BY_HAND = {"away", "busy", "dnd"}
 steps = st.one_of(
     st.sampled_from((1, 999, 1_000, 3_000, 4_000, 4_999, 5_000, 7_000, 8_000, 10_000, 15_000, 30_000, 90_000, 120_000)),
     st.integers(1, 10_000),
@@ -78,27 +98,87 @@ pulses = st.fixed_dictionaries(
 
 
 @dataclass
+class Standstill:
+    """When nobody could reach the store."""
+
+    begin: int = 0
+    end: int = 0
+    """Nothing that had not run out before it runs out until then."""
+    missing: int = 0
+    """Until when nodes may know of connections that the store does not."""
+
+    def late(self, time: int) -> int:
+        return max(time, self.end) if time >= self.begin else time
+
+
+@dataclass
 class User:
     """What must be so of one user."""
 
+    standstill: Standstill = field(default_factory=Standstill)
     tabs: set[tuple[str, str]] = field(default_factory=set)
     """Node and tab of each live connection."""
     grace: int = 0
+    meant: bool = False
+    """Whether the grace runs only since connections may be missing."""
+    lost: int = 0
+    """When a tab was lost last while others were there."""
     ttl: int = 0
     online: bool = False
     since: int | None = None
     active_at: int | None = None
     meta: bytes | None = None
     profile: Profile = NOBODY
+    known: bool = False
+    chosen: str = "online"
+    text: str | None = None
+    until: int | None = None
+    shown: tuple[int | None, bytes | None, Profile] | None = None
+    """What others see of one who is invisible: last seen, what the last heartbeat said, and who it is."""
 
-    def pass_time(self, now: int) -> None:
-        """Whoever nothing holds any more is offline."""
-        if not self.tabs and now >= max(self.grace, self.ttl):
-            self.online, self.since, self.grace, self.ttl = False, None, 0, 0
+    sessions: list[tuple[int, int | None, int]] = field(default_factory=list)
+    """From, to, and how many tabs were opened in each."""
+    looked_at: int = 0
+    """How many of them there were when they were looked at, an end counting as one more."""
+
+    def pass_time(self, now: int, *, swept: bool = False) -> None:
+        """Whoever nothing holds any more is offline; what was set until now is not set any more."""
+        looked_at = self.online or not swept
+        if not self.tabs and now >= max(self.grace_end(), self.standstill.late(self.ttl) if self.ttl else 0):
+            if self.online:
+                begun, _, opened = self.sessions[-1]
+                self.sessions[-1] = begun, now, opened
+            self.online, self.since, self.lost, self.ttl = False, None, 0, 0
+            self.grace, self.meant = 0, False
+        if looked_at and self.until is not None and now >= self.until:
+            self.choose("online", None, None, now)
+
+    def grace_end(self) -> int:
+        if self.meant and self.grace >= self.standstill.begin:
+            return max(self.grace, self.standstill.missing)
+        return self.standstill.late(self.grace) if self.grace and not self.meant else self.grace
+
+    def choose(self, chosen: str, text: str | None, until: int | None, now: int) -> None:
+        if (chosen, text, until) == (self.chosen, self.text, self.until):
+            return
+        self.chosen, self.text, self.until, self.known = chosen, text, until, True
+        if chosen == "invisible" and self.shown is None:
+            if self.online:
+                self.act(now)
+            self.shown = self.active_at, self.meta, self.profile
+        elif chosen != "invisible" and self.shown is not None:
+            if self.online:
+                self.since = now
+                self.act(now)
+            else:
+                self.active_at, self.meta, self.profile = self.shown
+            self.shown = None
 
     def appear(self, now: int) -> None:
+        self.known = True
         if not self.online:
             self.online, self.since = True, now
+            self.sessions.append((now, None, 0))
             self.act(now)
 
     def away(self, timing: Timing) -> tuple[int, ...]:
@@ -108,10 +188,13 @@ class User:
     def act(self, at: int) -> None:
         self.active_at = max(self.active_at or 0, at)
 
-    def lose(self, node: str, tab: str, at: int, hold: int) -> None:
+    def lose(self, node: str, tab: str, at: int, hold: int, *, meant: bool) -> None:
         self.tabs.remove((node, tab))
+        hold = max(hold, self.standstill.missing - at)
         if not self.tabs:
-            self.grace = at + hold if hold else 0
+            self.grace, self.meant = (at + hold, meant) if hold > 0 else (0, False)
+        elif hold > 0:
+            self.lost = max(self.lost, at)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -136,14 +219,17 @@ class StoreMachine(RuleBasedStateMachine):
         self.real = START
         self.latest = START
         """The latest that any clock has said."""
-        self.users: dict[Key, User] = {(tenant, user): User() for tenant in TENANTS for user in USERS}
+        self.standstill = Standstill()
+        self.attended = 0
+        """When any node renewed last."""
+        self.users: dict[Key, User] = {(tenant, user): User(self.standstill) for tenant in TENANTS for user in USERS}
         self.leases: dict[str, int] = {}
         self.running = set(NODES)
         self.log: list[Entry] = []
         self.views = [View()]
         self.swept_at: int | None = None
         self.checked = self.position = 0
-        self.before: dict[Key, tuple[str, int]] = {}
+        self.before: dict[Key, tuple[str, str | None, int]] = {}
         self.renew_running()
 
     def teardown(self) -> None:
@@ -194,11 +280,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     def renew_running(self) -> None:
         for node in sorted(self.running):
-            now = self.clock(node)
-            lease = self.run(self.store.renew(node, now, position=self.log[-1].position if self.log else 0))
-            assert lease.held == (node in self.leases)
-            assert lease.log_continues
-            self.leases[node] = max(self.leases.get(node, 0), now + self.timing.lease)
+            self.renew(node)
+
+    def renew(self, node: str, *, returning: bool = False) -> None:
+        now, position = self.clock(node), self.log[-1].position if self.log else 0
+        lease = self.run(self.store.renew(node, now, position=position, returning=returning))
+        assert lease.held == (node in self.leases)
+        assert lease.log_continues
+        self.leases[node] = max(self.leases.get(node, 0), now + self.timing.lease)
+        if returning and now - self.attended >= 1_000:
+            still, attended = self.standstill, self.attended
+            still.begin = min(still.begin, attended) if attended < still.end else attended
+            still.end, still.missing = now + self.timing.lease, max(still.missing, now + 2_500)
+        self.attended = max(self.attended, now)
 
     # What happens
 
@@ -211,12 +305,15 @@ class StoreMachine(RuleBasedStateMachine):
             return
         user = self.users[key]
         user.pass_time(now)
-        assert commit.resumed == (not user.tabs and now < user.grace)
+        assert commit.resumed == (not user.tabs and now < user.grace_end())
         if (node, tab) not in user.tabs:
             user.tabs.add((node, tab))
-            user.grace = 0
+            user.grace = user.lost = 0
+            user.meant = False
             user.profile = connection.profile
             user.appear(now)
+            begun, ended, opened = user.sessions[-1]
+            user.sessions[-1] = begun, ended, opened + 1
 
     @precondition(lambda self: self.held())
     @rule(pick=picks, node=nodes, tab=tabs)
@@ -262,13 +359,14 @@ class StoreMachine(RuleBasedStateMachine):
             return
         if active or ending.value == "goodbye":
             user.act(now)
-        if ending.value in {"goodbye", "kicked", "token expired"}:
+        if ending.value in {"goodbye", "kicked", "token expired", "token revoked"}:
             hold = 0
         elif ending.value == "node drained":
             hold = max(self.timing.grace, self.timing.drain_grace)
         else:
             hold = self.timing.grace
-        user.lose(node, tab, now, hold)
+        meant = ending.value in {"goodbye", "kicked", "token expired", "token revoked"}
+        user.lose(node, tab, now, hold, meant=meant)
         user.pass_time(now)
 
     @rule(node=nodes, pulses=st.lists(pulses, min_size=1, max_size=4))
@@ -298,12 +396,22 @@ class StoreMachine(RuleBasedStateMachine):
                 user.meta = beat.meta_json or user.meta
                 user.profile = beat.profile or user.profile
 
+    @rule(key=keys, node=nodes, chosen=choices, text=texts, lasts=st.one_of(st.none(), steps))
+    def set_status(self, key: Key, node: str, chosen: Chosen, text: str | None, lasts: int | None) -> None:
+        now = self.clock(node)
+        until = None if lasts is None else now + lasts
+        self.check(self.run(self.store.set_status(*key, Choice(chosen, text, until), now)))
+        user = self.users[key]
+        user.pass_time(now)
+        user.choose(chosen.value, text, until, now)
+
     @rule(key=keys, node=nodes)
     def release(self, key: Key, node: str) -> None:
         now = self.clock(node)
         self.check(self.run(self.store.release(*key, now)))
         user = self.users[key]
         user.grace = user.ttl = 0
+        user.meant = False
         user.pass_time(now)
 
     @rule(ms=steps, sweeper=st.one_of(st.none(), nodes, nodes))
@@ -317,8 +425,13 @@ class StoreMachine(RuleBasedStateMachine):
     def time_comes(self, *, pick: int, sweeper: str, early: bool) -> None:
         """Sweep just when something is due, or a millisecond before."""
         now = self.clock(sweeper)
-        times = {time for user in self.users.values() for time in (user.grace, user.ttl, *user.away(self.timing))}
-        due = sorted(time for time in times | set(self.leases.values()) if time > now)
+        times = {
+            time
+            for user in self.users.values()
+            for time in (user.grace, user.grace_end(), user.ttl, user.until or 0, *user.away(self.timing))
+        }
+        times |= {*self.leases.values(), self.standstill.end, self.standstill.missing}
+        due = sorted(time for time in times if time > now)
         if due:
             self.time_passes(due[pick % len(due)] - now - early, sweeper)
 
@@ -331,16 +444,30 @@ class StoreMachine(RuleBasedStateMachine):
         self.running.add(node)
         self.renew_running()
 
+    @rule(ms=steps, first=nodes)
+    def nobody_reaches_the_store(self, ms: int, first: str) -> None:
+        """Until one node does, and the others after it."""
+        self.real += ms
+        self.running.add(first)
+        self.renew(first, returning=True)
+
+    @precondition(lambda self: self.latest < self.standstill.missing and self.live())
+    @rule(pick=picks, ending=endings)
+    def disconnect_right_after_it(self, pick: int, ending: Ending) -> None:
+        self.disconnect_all_of_a_user(pick, ending)
+
     def sweep(self, node: str) -> None:
         now = self.clock(node)
         self.check(self.run(self.store.sweep(now)))
-        dead = {node: until for node, until in self.leases.items() if now >= until}
+        ends = {node: self.standstill.late(until) for node, until in self.leases.items()}
+        dead = {node: until for node, until in ends.items() if now >= until}
         for user in self.users.values():
             ended = [dead[node] for node, _ in user.tabs if node in dead]
             user.tabs = {(node, tab) for node, tab in user.tabs if node not in dead}
             if ended and not user.tabs:
-                user.grace = max(ended) + self.timing.grace if self.timing.grace else 0
-            user.pass_time(now)
+                hold = max(self.timing.grace, self.standstill.missing - max(ended))
+                user.grace = max(*ended, user.lost) + hold if hold > 0 else 0
+            user.pass_time(now, swept=True)
         self.leases = {node: until for node, until in self.leases.items() if node not in dead}
         self.swept_at = now
 
@@ -366,7 +493,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert len(statuses) == len(snapshot.statuses)
         for view in self.views:
             assert view.position == snapshot.position
-            assert {key: view.status(*key) for key in statuses} == statuses
+            assert {key: view.status(*key) for key in statuses} == {
+                key: msgspec.structs.replace(status, own=None) for key, status in statuses.items()
+            }
+            assert view._own == {key: status.own for key, status in statuses.items() if status.own is not None}
+            assert view.hidden == {key: parted(status)[0] for key, status in statuses.items() if parted(status)[1]}
+            assert view.ahead_of(snapshot) == []
             for tenant in TENANTS:
                 online = sorted(user for where, user in statuses if where == tenant and statuses[tenant, user].online)
                 assert [status.user_id for status in view.online(tenant)] == online
@@ -375,16 +507,29 @@ class StoreMachine(RuleBasedStateMachine):
     def users_are_as_the_model_says(self) -> None:
         swept_at, self.swept_at = self.swept_at, None
         seen = {(status.tenant, status.user_id): status for status in self.run(self.store.snapshot()).statuses}
-        assert set(seen) == {key for key, user in self.users.items() if user.active_at is not None}
-        for key, status in seen.items():
+        assert set(seen) == {key for key, user in self.users.items() if user.known}
+        for key, published in seen.items():
             user = self.users[key]
+            status, shown = parted(published)
+            choice = Choice() if status.own is None else status.own.choice
+            assert (choice.status.value, choice.text, choice.until) == (user.chosen, user.text, user.until)
+            assert status.status_text == (user.text if user.online else None)
+            if shown is None:
+                assert user.shown is None
+            else:
+                assert (shown.active_at, shown.meta_json, shown.profile) == user.shown
+                assert (shown.status.value, shown.status_text, shown.online_since, shown.ttl_until) == (
+                    *("offline", None, None, None),
+                )
             assert status.online == user.online
             assert status.online_since == user.since
             assert status.ttl_until == (user.ttl or None)
             assert status.active_at == user.active_at
             assert status.meta_json == user.meta
             assert status.profile == user.profile
-            if not user.online or swept_at is None:
+            if user.online and user.chosen in BY_HAND:
+                assert status.status.value == user.chosen
+            if not user.online or swept_at is None or user.chosen in BY_HAND:
                 continue
             # While clocks disagree on whether it is time, either is right.
             assert user.active_at is not None
@@ -404,6 +549,17 @@ class StoreMachine(RuleBasedStateMachine):
             assert sorted(connection.id for connection in connections) == sorted(expected)
 
     @invariant()
+    def sessions_are_when_users_were_there(self) -> None:
+        for (tenant, user_id), user in self.users.items():
+            counts = sum(1 + opened + (ended is not None) for _, ended, opened in user.sessions)
+            if counts != user.looked_at:
+                user.looked_at = counts
+                kept = self.run(self.store.sessions(tenant, user_id, self.latest, 100))
+                said = [(session.begun_at, session.ended_at, session.connections) for session in kept]
+                assert said == user.sessions[: -RETENTION.sessions - 1 : -1]
+                assert [session.reason is None for session in kept] == [session.ended_at is None for session in kept]
+
+    @invariant()
     def every_change_is_one_transition_with_the_next_version(self) -> None:
         for entry in self.log[self.checked :]:
             assert entry.position > self.position
@@ -411,11 +567,17 @@ class StoreMachine(RuleBasedStateMachine):
             if isinstance(entry, Activity):
                 continue
             key = (entry.tenant, entry.user_id)
-            was, version = self.before.get(key, ("offline", 0))
-            assert entry.was.value == was
-            assert entry.now.status.value != was
+            was, was_text, version = self.before.get(key, ("offline", None, 0))
+            seen = entry.now.status.value, entry.now.status_text
+            if isinstance(entry, PrivateChange):
+                assert (*seen, entry.now.version) == (was, was_text, version)
+                continue
+            assert isinstance(entry, Transition)
+            assert (entry.was.value, entry.was_text) == (was, was_text)
+            assert seen != (was, was_text)
+            assert entry.event is not None
             assert entry.now.version == version + 1
-            self.before[key] = (entry.now.status.value, entry.now.version)
+            self.before[key] = (*seen, entry.now.version)
         self.checked = len(self.log)
 
 

@@ -4,6 +4,7 @@ from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import STEP, TIMING, Clock, eventually
 
@@ -108,6 +109,12 @@ class RecordingStore(MemoryStore):
     async def connect(self, connection: Connection, now: int) -> Commit:
         await self._ask("connect", connection.id)
         commit = await super().connect(connection, now)
+        await self._answer()
+        return commit
+
+    async def describe(self, connection: Connection) -> Commit:
+        await self._ask("describe", connection.id)
+        commit = await super().describe(connection)
         await self._answer()
         return commit
 
@@ -564,6 +571,27 @@ async def test_who_came_back_while_the_store_was_away_is_told_before_who_went(no
     assert [t.reason for t in (await node.store.explain("acme", "alice")).transitions] == ["connected"]
 
 
+async def test_of_who_came_while_the_store_was_away_it_is_heard_later_that_something_waits(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = node.store.connect
+
+    async def told(connection: Connection, now: int) -> Commit:
+        commit = await connect(connection, now)
+        return msgspec.structs.replace(commit, queued=connection.user_id == "alice")
+
+    monkeypatch.setattr(node.store, "connect", told)
+    found: list[str] = []
+    node.tracker.found_queued = lambda connection: found.append(connection.user_id)
+    assert (await node.tracker.connect(tab("one"))).queued
+    assert found == [], "whoever connected knows it"
+    await node.lose_touch()
+    for name, user in (("two", "alice"), ("three", "bob")):
+        assert (await node.tracker.connect(tab(name, user))).queued is None
+    await node.come_back()
+    assert found == ["alice"]
+
+
 async def test_beats_while_the_store_was_away_are_one_for_each_user(node: Node) -> None:
     await node.tracker.connect(tab())
     await node.lose_touch()
@@ -785,6 +813,31 @@ async def test_a_store_that_goes_away_while_it_is_told_is_told_again(node: Node,
     assert await node.come_back() == ["renew"]
 
 
+async def test_what_a_connection_says_of_itself_is_told_when_the_store_is_back(node: Node) -> None:
+    await node.tracker.connect(tab())
+    await node.tracker.connect(tab("other"))
+    await node.lose_touch()
+    said = msgspec.structs.replace(tab(), meta_json=b'{"page":"inbox"}')
+    await node.tracker.describe(said)
+    assert node.store.asked == []
+    assert await node.come_back() == ["renew returning", "connections", "describe tab"]
+    assert list(await MemoryStore.connections(node.store, "n1")) == [said, tab("other")]
+    node.store.asked.clear()
+    await node.tracker.describe(tab())
+    await node.tracker.describe(tab("a stranger's"))
+    assert node.store.asked == ["describe tab"]
+    assert list(await MemoryStore.connections(node.store, "n1")) == [tab(), tab("other")]
+
+
+async def test_what_a_connection_says_of_itself_is_told_again_where_that_failed(node: Node) -> None:
+    await node.tracker.connect(tab())
+    node.store.failing_at = "describe tab"
+    said = msgspec.structs.replace(tab(), meta_json=b'{"page":"inbox"}')
+    await node.tracker.describe(said)
+    assert await node.come_back() == ["renew returning", "connections", "describe tab"]
+    assert list(await MemoryStore.connections(node.store, "n1")) == [said]
+
+
 @pytest.mark.parametrize("failing_at", ["connections", "connect one"])
 async def test_a_store_that_goes_away_while_connections_are_registered_again_is_told_again(
     node: Node, failing_at: str
@@ -902,7 +955,7 @@ async def online(node: Node, user: str = "alice") -> int:
 
 async def test_a_touch_is_in_the_view_at_once_and_in_the_store_with_a_later_round(node: Node) -> None:
     now = await online(node)
-    assert node.tracker.touch("acme", "alice", now) == now
+    assert node.tracker.touches.touch("acme", "alice", now) == now
     assert node.view.status("acme", "alice").active_at == now
     await node.tracker.tick()
     assert (await node.store.explain("acme", "alice")).status.active_at == now - 1_500
@@ -916,9 +969,9 @@ async def test_many_touches_are_one_beat_for_each_user(node: Node) -> None:
     await online(node)
     now = await online(node, "bob")
     for later in range(5):
-        assert node.tracker.touch("acme", "alice", now + later) == now + later
-    node.tracker.touch("acme", "bob", now)
-    assert node.tracker.touch("acme", "bob", now - 10) == now  # what was later stays
+        assert node.tracker.touches.touch("acme", "alice", now + later) == now + later
+    node.tracker.touches.touch("acme", "bob", now)
+    assert node.tracker.touches.touch("acme", "bob", now - 10) == now  # what was later stays
     node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
     await node.tracker.tick()
     assert [asked for asked in node.store.asked if asked.startswith("beat")] == ["beat alice bob"]
@@ -926,20 +979,22 @@ async def test_many_touches_are_one_beat_for_each_user(node: Node) -> None:
 
 
 async def test_activity_that_may_change_more_is_no_touch(node: Node) -> None:
-    assert node.tracker.touch("acme", "alice", node.clock()) is None  # nobody knows the user
+    assert node.tracker.touches.touch("acme", "alice", node.clock()) is None  # nobody knows the user
     now = await online(node)
-    assert node.tracker.touch("acme", "alice", now - 1_500 + TIMING.away_after // 2) is None  # soon away, perhaps
+    assert (
+        node.tracker.touches.touch("acme", "alice", now - 1_500 + TIMING.away_after // 2) is None
+    )  # soon away, perhaps
     node.clock.advance(ms=TIMING.away_after)
     await node.tracker.tick()
     await eventually(lambda: node.status("alice") == "away")
-    assert node.tracker.touch("acme", "alice", node.clock()) is None
+    assert node.tracker.touches.touch("acme", "alice", node.clock()) is None
     await node.tracker.disconnect(tab("alice"), Ending.GOODBYE)
-    assert node.tracker.touch("acme", "alice", node.clock()) is None
+    assert node.tracker.touches.touch("acme", "alice", node.clock()) is None
 
 
 async def test_who_leaves_was_last_active_when_they_were_touched(node: Node) -> None:
     now = await online(node)
-    node.tracker.touch("acme", "alice", now)
+    node.tracker.touches.touch("acme", "alice", now)
     node.clock.advance(ms=10)
     await node.tracker.disconnect(tab("alice"), Ending.LOST)
     assert node.view.status("acme", "alice").active_at == now
@@ -949,7 +1004,7 @@ async def test_who_leaves_was_last_active_when_they_were_touched(node: Node) -> 
 async def test_of_two_that_end_in_one_moment_the_last_decides_whenever_their_user_was_active(node: Node) -> None:
     now = await online(node)
     await node.tracker.connect(tab("two", "alice"))
-    node.tracker.touch("acme", "alice", now)
+    node.tracker.touches.touch("acme", "alice", now)
     await asyncio.gather(
         node.tracker.disconnect(tab("alice"), Ending.GOODBYE), node.tracker.disconnect(tab("two", "alice"), Ending.LOST)
     )
@@ -958,7 +1013,7 @@ async def test_of_two_that_end_in_one_moment_the_last_decides_whenever_their_use
 
 async def test_who_left_while_the_store_was_away_was_last_active_when_they_were_touched(node: Node) -> None:
     now = await online(node)
-    node.tracker.touch("acme", "alice", now)
+    node.tracker.touches.touch("acme", "alice", now)
     await node.lose_touch()
     await node.tracker.disconnect(tab("alice"), Ending.LOST)
     await node.come_back()
@@ -967,7 +1022,7 @@ async def test_who_left_while_the_store_was_away_was_last_active_when_they_were_
 
 async def test_who_is_released_was_last_active_when_they_were_touched(node: Node) -> None:
     now = await online(node)
-    node.tracker.touch("acme", "alice", now)
+    node.tracker.touches.touch("acme", "alice", now)
     await node.tracker.disconnect(tab("alice"), Ending.LOST)
     await node.tracker.release("acme", "alice")
     status = (await node.store.explain("acme", "alice")).status
@@ -976,7 +1031,7 @@ async def test_who_is_released_was_last_active_when_they_were_touched(node: Node
 
 async def test_a_beat_tells_of_the_touches_before_it(node: Node) -> None:
     now = await online(node)
-    node.tracker.touch("acme", "alice", now)
+    node.tracker.touches.touch("acme", "alice", now)
     await node.tracker.beat(beat("alice", now + 5, meta_json=b"{}"))
     node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
     await node.tracker.tick()
@@ -986,7 +1041,7 @@ async def test_a_beat_tells_of_the_touches_before_it(node: Node) -> None:
 async def test_touches_while_the_store_is_away_are_told_when_it_is_back(node: Node) -> None:
     now = await online(node)
     await node.lose_touch()
-    assert node.tracker.touch("acme", "alice", now) == now
+    assert node.tracker.touches.touch("acme", "alice", now) == now
     assert node.view.status("acme", "alice").active_at == now
     node.clock.advance(ms=tracker_module.TOUCH_INTERVAL)
     await node.come_back()

@@ -2,7 +2,19 @@ from typing import Any
 
 import msgspec
 
-from gateway.presence.model import Activity, Event, Profile, Status, Transition, UserStatus
+from gateway.presence.model import (
+    Activity,
+    Choice,
+    Chosen,
+    Event,
+    Own,
+    PrivateChange,
+    Profile,
+    Status,
+    Transition,
+    UserStatus,
+    published,
+)
 from gateway.presence.store import Snapshot
 from gateway.presence.view import View
 
@@ -206,3 +218,58 @@ def test_a_transition_that_knows_only_of_earlier_activity_does_not_take_a_touch_
     news = view.apply([change(2, user(status=OFFLINE, version=2), ONLINE)])
     assert view.status("acme", "alice") == msgspec.structs.replace(user(status=OFFLINE, version=2), active_at=50)
     assert [transition.now.version for transition in news] == [2]
+
+
+def invisible(revision: int = 1, until: int | None = None, **values: Any) -> UserStatus:
+    """Alice as the log has her, who is online and seen as offline."""
+    own = Own(choice=Choice(Chosen.INVISIBLE, "hush", until), revision=revision)
+    true = msgspec.structs.replace(user(version=2), own=own, **values)
+    return published(true, user(status=OFFLINE, version=2))
+
+
+def test_what_only_a_user_is_told_is_in_no_read_and_in_no_news() -> None:
+    view = View()
+    seen = user(status=OFFLINE, version=2)
+    news = view.apply([change(1, user()), change(2, invisible(), ONLINE)])
+    assert [transition.now for transition in news] == [user(), seen]
+    assert view.status("acme", "alice") == view.statuses("acme", ["alice"])[0] == seen
+    assert (view.online("acme"), view.online_count("acme")) == ([], 0)
+    own = view.own_status("acme", "alice", 0)
+    assert (own.status, own.invisible) == ("online", True)
+    assert view.touch("acme", "alice", 11, 1_000) is None
+
+
+def test_a_private_change_is_applied_once_and_is_no_news() -> None:
+    view = View()
+    view.apply([change(2, invisible())])
+    later = PrivateChange(position=4, now=invisible(2, active_at=50))
+    assert view.apply([later]) == []
+    assert view.apply([PrivateChange(position=3, now=invisible(1, active_at=40))]) == []
+    assert view.own_status("acme", "alice", 0).active_at == 50
+    assert view.status("acme", "alice").active_at == 10
+
+
+def test_a_choice_that_ran_out_is_told_its_user_only_as_long_as_they_are_there() -> None:
+    view = View()
+    view.apply([change(2, invisible(until=100))])
+    assert view.own_status("acme", "alice", 100).invisible  # a sweep is about to come
+    view.apply([PrivateChange(position=3, now=invisible(2, until=100, status=OFFLINE))])
+    assert view.own_status("acme", "alice", 99).invisible
+    assert view.own_status("acme", "alice", 100) == view.status("acme", "alice")
+
+
+def test_what_a_store_lost_of_a_choice_is_known_to_be_ahead() -> None:
+    view = View()
+    view.apply([change(2, invisible(revision=3))])
+    older = Snapshot(9, (invisible(revision=2),))
+    assert view.ahead_of(older) == [invisible(revision=3)]
+    assert view.load(older) == []
+    assert view.ahead_of(older) == [invisible(revision=3)]
+    assert view.ahead_of(Snapshot(9, (invisible(revision=3),))) == []
+
+
+def test_a_user_who_is_busy_is_touched_as_one_who_is_online() -> None:
+    view = View()
+    view.apply([change(1, user(status=Status.BUSY))])
+    assert view.touch("acme", "alice", 11, 1_000) == 11
+    assert view.status("acme", "alice").active_at == 11

@@ -3,7 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import wire
+from gateway import inspection, wire
 from gateway.presence.model import Connection, Event, Profile, Status, Transition, UserStatus
 from gateway.presence.store import Explanation
 
@@ -126,7 +126,8 @@ def test_an_explanation() -> None:
         grace_until=None,
         transitions=(change(Status.ONLINE, ALICE),),
     )
-    assert sent(wire.explained(explanation)) == {
+    known = msgspec.structs.replace(tab, active_at=1_400, meta_json=b'{"page":"inbox","app":2}')
+    assert sent(inspection.explained(explanation, [known])) == {
         "status": STATUS,
         "because": "1 live connection (socketio); inactive for longer than PRESENCE_AWAY_AFTER",
         "connections": [
@@ -135,7 +136,10 @@ def test_an_explanation() -> None:
                 "node": "n1",
                 "door": "socketio",
                 "connectedAt": "1970-01-01T00:00:01.000Z",
+                "lastActive": "1970-01-01T00:00:01.400Z",
                 "userAgent": None,
+                "page": "inbox",
+                "meta": {"page": "inbox", "app": 2},
             }
         ],
         "leases": {"n1": "1970-01-01T00:00:09.000Z"},

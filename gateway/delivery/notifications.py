@@ -9,6 +9,7 @@ import msgspec
 from gateway import wire
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import Event
+from gateway.reads import check_ids
 
 if TYPE_CHECKING:
     from gateway.connections import Connections
@@ -20,9 +21,11 @@ class Delivery(msgspec.Struct, frozen=True):
     """What became of a notification."""
 
     sent: bool
-    """True where it was written to a connection here, or went out to other nodes for a user who is online."""
-    method: Literal["realtime"] | None
-    """``realtime`` where it was; None where the user has no connection, and it is gone."""
+    """True: it has been sent, or is kept until it can be."""
+    method: Literal["realtime", "queued"]
+    """``realtime`` where the user is connected, ``queued`` where it waits for them to come online."""
+    acknowledged: bool = False
+    """Whether one of the user's clients has acknowledged it, where that was waited for."""
 
 
 class Notification(msgspec.Struct, frozen=True):
@@ -33,20 +36,31 @@ class Notification(msgspec.Struct, frozen=True):
     event: str
     data: msgspec.Raw
     """As JSON: encoded once, whatever the recipients' codecs."""
+    nodes: tuple[str, ...] = ()
+    """Those that the store knew connections of the user to."""
+    id: str = ""
+    """Under which one of them queues it, where it turns out to have none any more."""
 
     @classmethod
-    def of(cls, tenant: str, user_id: str, event: str, data: object) -> Notification:
+    def of(cls, tenant: str, user_id: str, event: Any, data: object) -> Notification:
         """Check and encode one.
 
         Raises:
-            InvalidPayloadError: `event` is empty or one of the gateway's own, or `data` cannot be written as JSON.
+            InvalidPayloadError: an id is none, `event` is empty, too long or one of the gateway's own, or `data` cannot
+                be written as JSON, or is nested too deep.
         """
-        if not event or event in _RESERVED:
+        check_ids(tenant, user_id)
+        if not isinstance(event, str) or not event or event in _RESERVED:
             raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
+        if len(event) > wire.MAX_EVENT:
+            raise InvalidPayloadError(f"an event's name may have {wire.MAX_EVENT} characters; this has {len(event)}")
         try:
-            return cls(tenant, user_id, event, msgspec.Raw(wire.encode(data)))
+            text = wire.encode(data)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidPayloadError(f"data must be JSON: {error}") from None
+        if wire.is_too_deep(text):
+            raise InvalidPayloadError(f"data may be nested {wire.MAX_NESTING} deep")
+        return cls(tenant, user_id, event, msgspec.Raw(text))
 
     def deliver(self, connections: Connections, mark: Any = None) -> int:
         """Write it to the user's connections to this node, and return to how many.

@@ -9,16 +9,17 @@ import asyncio
 import errno
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
 from aiohttp import web
 
-from gateway import wire
+from gateway import inspection, wire
 from gateway.auth import Authenticator, Identity, find_token
 from gateway.errors import (
     ForbiddenError,
@@ -36,6 +37,8 @@ from gateway.errors import (
 from gateway.limits import KeyedBuckets
 from gateway.presence.model import DEFAULT_TENANT, Beat
 from gateway.requests import encode_meta, page_of_online, validate
+from gateway.revocation.messages import Revoked, RevokeTokens
+from gateway.revocation.revocations import Revocation
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
@@ -44,9 +47,11 @@ if TYPE_CHECKING:
     from gateway.cluster import Cluster
     from gateway.connections import Connections
     from gateway.origins import Origins
+    from gateway.presence.model import UserStatus
     from gateway.presence.store import Store
     from gateway.presence.tracker import Tracker
-    from gateway.presence.view import View
+    from gateway.presence.visibility import Sight
+    from gateway.revocation.revoker import Revoker
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +60,12 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 _MAX_SAFE_INTEGER = 2**53 - 1
 """The greatest integer that JavaScript's numbers hold exactly."""
 
+
+_ASKED_HEADERS = "Authorization, Content-Type, X-API-Key, X-CSRF-TOKEN, X-Requested-With, X-Socket-ID"
+"""What pages of other origins may send; the last three are what Laravel's front ends do."""
+
+MAX_FIELDS = 20
+"""Fields of a form."""
 
 CLOCK_TOLERANCE = 1000
 """Milliseconds that this machine's clock may differ from Redis's before an operator is told."""
@@ -78,6 +89,13 @@ class Call(msgspec.Struct, frozen=True):
     path: dict[str, str]
     query: Any
     body: Any
+    headers: Mapping[str, str] = {}
+    """As they came, matched without case."""
+
+    @property
+    def viewer(self) -> str | None:
+        """Whose eyes the answer is for; None for a service, which sees everyone."""
+        return None if self.identity is None else self.identity.user_id
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +110,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The type of the answer."""
     query: type[wire.Body] = wire.NoPayload
     body: type[wire.Body] | None = None
+    form: bool = False
+    """Whether the body may also be a form."""
 
 
 class OnlineStatusQuery(wire.Body):
@@ -107,34 +127,44 @@ class HTTPDoor:
         settings: sizes and rates.
         origins: which pages may read the answers.
         connections: whose pages hear of a change before an answer knows of it.
-        cluster: which live connections to close.
+        cluster: which live connections to close, and to notify.
         tracker: where commands go.
-        view: what reads are answered from.
+        sight: what reads are answered from.
         store: what explains a user.
         authenticator: what verifies tokens and service keys.
+        revoker: what takes tokens back.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is another part of the gateway
         self,
         settings: Settings,
         origins: Origins,
         connections: Connections,
         cluster: Cluster,
         tracker: Tracker,
-        view: View,
+        sight: Sight,
         store: Store,
         authenticator: Authenticator,
+        *,
+        revoker: Revoker,
     ) -> None:
         self._settings = settings
+        self._revoker = revoker
         self._origins = origins
         self._connections = connections
         self._cluster = cluster
         self._tracker = tracker
-        self._view = view
+        self._view = sight.view
+        self._sight = sight
         self._store = store
         self._authenticator = authenticator
         self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
+        self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self.operations = self._table()
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        """Put the rows of another file into the table; before `routes`."""
+        self.operations += tuple(operations)
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of the table, each with what a browser asks before a request from another origin."""
@@ -181,8 +211,17 @@ class HTTPDoor:
                 path="/api/users/{id}/explain",
                 summary="Why a user has the status it has",
                 caller=Caller.SERVICE,
-                answers=wire.Explained,
+                answers=inspection.Explained,
                 handler=self._explain,
+            ),
+            Operation(
+                method="GET",
+                path="/api/users/{id}/sessions",
+                summary="When a user was online lately, on what, and why that ended; users may ask for their own",
+                caller=Caller.USER_OR_SERVICE,
+                query=inspection.GetSessions,
+                answers=inspection.UserSessions,
+                handler=self._sessions,
             ),
             Operation(
                 method="DELETE",
@@ -202,6 +241,15 @@ class HTTPDoor:
                 handler=self._heartbeat,
             ),
             Operation(
+                method="PUT",
+                path="/presence/status",
+                summary="Set the calling user's status by hand, whether or not they are online",
+                caller=Caller.USER,
+                body=wire.SetStatus,
+                answers=wire.OwnUserStatus,
+                handler=self._set_status,
+            ),
+            Operation(
                 method="POST",
                 path="/presence/online",
                 summary="Say that a user has logged in: online for as long as PRESENCE_TTL",
@@ -218,6 +266,24 @@ class HTTPDoor:
                 body=wire.ReportPresence,
                 answers=wire.UserStatusAt,
                 handler=self._set_offline,
+            ),
+            Operation(
+                method="POST",
+                path="/api/notifications",
+                summary="Send an event to every connection of a user, or queue it until they come online",
+                caller=Caller.SERVICE,
+                body=wire.Notify,
+                answers=wire.Notified,
+                handler=self._notify,
+            ),
+            Operation(
+                method="POST",
+                path="/api/tokens/revoke",
+                summary="Refuse tokens, and close the connections that came in with them, on every node",
+                caller=Caller.SERVICE,
+                body=RevokeTokens,
+                answers=Revoked,
+                handler=self._revoke,
             ),
             Operation(
                 method="GET",
@@ -243,19 +309,29 @@ class HTTPDoor:
             raise InvalidPayloadError(f"ids takes at most {wire.MAX_IDS}; there are {len(ids)}")
         if not all(is_id(user_id) for user_id in ids):
             raise InvalidPayloadError("ids takes user ids of 1 to 128 characters, separated by commas")
-        return [
-            wire.IdOnline(id=_number_if_one(status.user_id), online=status.online)
-            for status in self._view.statuses(call.tenant, ids)
-        ]
+        statuses = self._sight.statuses(call.tenant, call.viewer, ids, self._tracker.now())
+        return [wire.IdOnline(id=_number_if_one(status.user_id), online=status.online) for status in statuses]
 
     async def _online_users(self, call: Call) -> wire.OnlineUsers:
-        return page_of_online(self._view, call.tenant, call.query)
+        return page_of_online(self._sight, call.tenant, call.viewer, call.query)
 
     async def _user_status(self, call: Call) -> wire.UserOnlineStatus:
-        return wire.user_online_status(self._view.status(call.tenant, call.path["id"]), self._tracker.now())
+        return wire.user_online_status(self._status(call, call.path["id"]), self._tracker.now())
 
-    async def _explain(self, call: Call) -> wire.Explained:
-        return wire.explained(await self._store.explain(call.tenant, call.path["id"]))
+    def _status(self, call: Call, user_id: str) -> UserStatus:
+        """What a caller is told of a user, who may be the caller."""
+        return self._sight.statuses(call.tenant, call.viewer, [user_id], self._tracker.now())[0]
+
+    async def _explain(self, call: Call) -> inspection.Explained:
+        explanation = await self._store.explain(call.tenant, call.path["id"])
+        return inspection.explained(explanation, await self._cluster.with_activity(explanation.connections))
+
+    async def _sessions(self, call: Call) -> inspection.UserSessions:
+        user_id = call.path["id"]
+        if call.identity is not None and call.identity.user_id != user_id:
+            raise ForbiddenError("a user's sessions are for that user, and for backends with a service key")
+        sessions = await self._store.sessions(call.tenant, user_id, self._tracker.now(), call.query.limit)
+        return inspection.user_sessions(sessions)
 
     async def _disconnect(self, call: Call) -> wire.Closed:
         closed = await self._cluster.disconnect(call.tenant, call.path["id"], self._tracker.now())
@@ -268,6 +344,7 @@ class HTTPDoor:
         wait = self._heartbeats.take((call.tenant, user_id), asyncio.get_running_loop().time())
         if wait:
             rate = self._settings.rate_limit_heartbeat
+            self._connections.quotas.refuse("heartbeats_per_user")
             raise RateLimitedError(f"more than {rate.count} heartbeats in {rate.seconds:g} s", wait)
         await self._tracker.beat(
             Beat(
@@ -279,8 +356,19 @@ class HTTPDoor:
                 profile=call.identity.profile,
             )
         )
-        status = self._view.status(call.tenant, user_id).status
+        status = self._status(call, user_id).status
         return wire.HeartbeatRecorded(status=status, timestamp=wire.timestamp(now))
+
+    async def _set_status(self, call: Call) -> wire.OwnUserStatus:
+        assert call.identity is not None  # noqa: S101 - Caller.USER says so
+        user_id = call.identity.user_id
+        wait = self._choices.take((call.tenant, user_id), asyncio.get_running_loop().time())
+        if wait:
+            rate = self._settings.rate_limit_heartbeat
+            self._connections.quotas.refuse("statuses_per_user")
+            raise RateLimitedError(f"the status was set more than {rate.count} times in {rate.seconds:g} s", wait)
+        await self._tracker.set_status(call.tenant, user_id, call.body.choice(self._tracker.now()))
+        return wire.own_user_status(self._status(call, user_id))
 
     async def _set_online(self, call: Call) -> wire.UserStatusAt:
         now, meta_json = self._tracker.now(), encode_meta(call.body.meta)
@@ -292,6 +380,31 @@ class HTTPDoor:
         user_id = call.body.user_id
         await self._tracker.release(call.tenant, user_id)
         return wire.user_status_at(self._view.status(call.tenant, user_id), self._tracker.now())
+
+    async def _notify(self, call: Call) -> wire.Notified:
+        delivery = await self._cluster.notify(call.tenant, call.body.user_id, call.body.event, call.body.data)
+        return wire.Notified(sent=delivery.sent, method=delivery.method)
+
+    async def _revoke(self, call: Call) -> Revoked:
+        said: RevokeTokens = call.body
+        revocation = Revocation.of(
+            tenant=call.tenant,
+            now=self._tracker.now(),
+            ttl=self._settings.revocation_ttl,
+            jti=said.jti,
+            user_id=said.user_id,
+            all_users=said.all_users,
+            issued_before=said.issued_before,
+            expires_at=said.expires_at,
+        )
+        try:
+            await self._revoker.revoke(revocation)
+        except StoreUnavailableError:
+            raise UnavailableError(
+                "the store is away: this node refuses the tokens, and tells the others when it is back; "
+                "ask again to be sure that all have heard"
+            ) from None
+        return Revoked(revoked=True, expires_at=wire.timestamp(revocation.until))
 
     async def _live(self, _call: Call) -> wire.Health:
         return wire.Health(status="ok")
@@ -342,6 +455,8 @@ class HTTPDoor:
             raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
         tenant, identity = await self._caller(operation.caller, request)
+        if identity is not None:
+            self._connections.quotas.admit_request(request, identity, self._tracker.now() / 1000)
         # A heartbeat records activity itself.
         if identity is not None and operation.body is not wire.Heartbeat:
             waiting = self._connections.active(identity, self._tracker.now())
@@ -355,6 +470,7 @@ class HTTPDoor:
             path=dict(request.match_info),
             query=validate(query, operation.query, f"see {operation.path} in /docs", strict=False),
             body=await self._body(operation, request),
+            headers=request.headers,
         )
 
     async def _caller(self, caller: Caller, request: web.Request) -> tuple[str, Identity | None]:
@@ -391,8 +507,11 @@ class HTTPDoor:
         except OSError:  # among them TimeoutError
             raise web.HTTPRequestTimeout from None
         try:
-            payload = msgspec.json.decode(raw) if raw else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if operation.form and request.content_type == "application/x-www-form-urlencoded":
+                payload: Any = dict(parse_qsl(raw.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+            else:
+                payload = msgspec.json.decode(raw) if raw else None
+        except (ValueError, RecursionError) as error:
             raise InvalidPayloadError(f"the body must be JSON: {error}") from None
         return validate(payload, operation.body, f"see {operation.path} in /docs")
 
@@ -402,7 +521,7 @@ class HTTPDoor:
         async def handle(request: web.Request) -> web.StreamResponse:
             response = web.Response(status=HTTPStatus.NO_CONTENT)
             response.headers["Access-Control-Allow-Methods"] = ", ".join(methods)
-            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type, X-API-Key"
+            response.headers["Access-Control-Allow-Headers"] = _ASKED_HEADERS
             response.headers["Access-Control-Max-Age"] = "600"
             self._allow_origin(request, response)
             return response

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.bus import Bus
+    from gateway.channels.backend import HTTPBackend
     from gateway.connections import Connections
     from gateway.counts import Counts
+    from gateway.delivery.inbox import Inbox
+    from gateway.export.exporter import Exporter
     from gateway.presence.follower import Follower
     from gateway.presence.tracker import Tracker
+    from gateway.webhooks.sender import Webhooks
 
 
 class NodeCollector(Collector):
@@ -39,6 +43,8 @@ class NodeCollector(Collector):
         tracker: its hand on the store.
         follower: its reader of the log.
         bus: its ear for other nodes.
+        inbox: what waits for users.
+        exporter: what takes presence to a database; None where none does.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class NodeCollector(Collector):
         tracker: Tracker,
         follower: Follower,
         bus: Bus,
+        inbox: Inbox,
+        exporter: Exporter | None = None,
     ) -> None:
         self._connections = connections
         self._admission = admission
@@ -56,11 +64,18 @@ class NodeCollector(Collector):
         self._tracker = tracker
         self._follower = follower
         self._bus = bus
+        self._inbox = inbox
+        self._exporter = exporter
+        self.webhooks: Webhooks | None = None
+        """What is sent to endpoints; None where there are none."""
+        self.channel_auth: HTTPBackend | None = None
+        """Who is asked who may be in channels; None where nobody is."""
 
     def collect(self) -> Iterator[Metric]:
         """Read every figure now."""
         yield GaugeMetricFamily("presence_connections", "Live connections to this node.", value=len(self._connections))
         yield from self._collect_connecting()
+        yield from self._collect_limits()
         yield GaugeMetricFamily(
             "presence_store_up", "1 while the store can be reached.", value=int(self._tracker.away is None)
         )
@@ -77,6 +92,74 @@ class NodeCollector(Collector):
         yield CounterMetricFamily(
             "presence_bus_gaps", "Times that messages of other nodes were missed.", value=self._bus.gaps
         )
+        yield from self._collect_queues()
+        if self.webhooks is not None:
+            yield from _collect_webhooks(self.webhooks, self._tracker.now())
+        if self.channel_auth is not None:
+            asked, failed = self.channel_auth.asked, self.channel_auth.failed
+            yield CounterMetricFamily(
+                "presence_channel_auth_requests", "Times that CHANNEL_AUTH_URL was asked.", value=asked
+            )
+            yield CounterMetricFamily(
+                "presence_channel_auth_failures",
+                "Times that it could not be reached, did not answer in time, or said nothing that lets in or refuses.",
+                value=failed,
+            )
+        if self._exporter is not None:
+            yield from self._collect_export(self._exporter)
+
+    def _collect_export(self, exporter: Exporter) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "presence_export_running", "1 on the node that exports presence to the database.", value=exporter.running
+        )
+        yield GaugeMetricFamily(
+            "presence_export_lag_seconds", "How far the database is behind; 0 on other nodes.", value=exporter.lag
+        )
+        for name, documentation, value in (
+            ("changes", "Changes that this node has written to the database.", exporter.exported),
+            ("errors", "Times that the database could not be read or written.", exporter.errors),
+            ("gaps", "Times that changes were lost to the export; presence_gaps says which.", exporter.gaps),
+        ):
+            yield CounterMetricFamily(f"presence_export_{name}", documentation, value=value)
+
+    def _collect_limits(self) -> Iterator[Metric]:
+        refusals = CounterMetricFamily(
+            "presence_limit_refusals",
+            "Connections, requests and watch lists that were refused, by the limit that they were over.",
+            labels=["limit"],
+        )
+        for limit, count in self._connections.quotas.refused.items():
+            refusals.add_metric([limit], count)
+        yield refusals
+        hooks = CounterMetricFamily(
+            "presence_hook_calls",
+            "Transitions that hooks were to be called with, by outcome.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._counts.hooks.items():
+            hooks.add_metric([outcome], count)
+        yield hooks
+        users, connections, names = self._connections.watch_sizes()
+        yield GaugeMetricFamily("presence_watched_users", "Users whom somebody on this node watches.", value=users)
+        yield GaugeMetricFamily(
+            "presence_watching_connections", "Connections to this node that watch somebody.", value=connections
+        )
+        yield GaugeMetricFamily("presence_watch_list_names", "Names on their watch lists, together.", value=names)
+
+    def _collect_queues(self) -> Iterator[Metric]:
+        inbox = self._inbox
+        yield GaugeMetricFamily(
+            "presence_notifications_waiting",
+            "Notifications in all queues, on whatever node; looked at twice a minute.",
+            value=inbox.depth,
+        )
+        for name, documentation, value in (
+            ("queued", "Notifications that this node has queued.", inbox.queued),
+            ("dropped", "Notifications that had to go, because their user's queue was full.", inbox.dropped),
+            ("expired", "Notifications that waited for longer than NOTIFICATION_TTL.", inbox.expired),
+            ("acknowledged", "Notifications that clients of this node have acknowledged.", inbox.acknowledged),
+        ):
+            yield CounterMetricFamily(f"presence_notifications_{name}", documentation, value=value)
 
     def _collect_connecting(self) -> Iterator[Metric]:
         too_slow = CounterMetricFamily(
@@ -111,6 +194,49 @@ class NodeCollector(Collector):
         yield CounterMetricFamily(
             "presence_admission_departures", "Clients that left while they waited for their turn.", value=admission.left
         )
+
+
+def _collect_webhooks(webhooks: Webhooks, now: int) -> Iterator[Metric]:
+    for name, documentation in (
+        ("sent", "Webhooks that their endpoint has taken, sent by this node."),
+        ("failed", "Attempts that an endpoint did not answer with 2xx."),
+        ("retried", "Attempts that were not their event's first."),
+        ("dead", "Webhooks that became dead letters."),
+        ("dropped", "Dead letters that had to go for newer ones."),
+    ):
+        counter = CounterMetricFamily(f"presence_webhooks_{name}", documentation, labels=["endpoint"])
+        for endpoint, counts in webhooks.counts.items():
+            counter.add_metric([endpoint], getattr(counts, name))
+        yield counter
+    yield CounterMetricFamily(
+        "presence_webhooks_let_go",
+        "Webhooks that no node had taken from the outbox when it was full.",
+        value=webhooks.let_go,
+    )
+    yield CounterMetricFamily(
+        "presence_webhooks_unreadable",
+        "Webhooks in a queue that this node could not read; they became dead letters.",
+        value=webhooks.unreadable,
+    )
+    waiting = GaugeMetricFamily(
+        "presence_webhooks_waiting", "Webhooks in a queue; on the node that sends.", labels=["endpoint"]
+    )
+    lag = GaugeMetricFamily(
+        "presence_webhooks_lag_seconds",
+        "How long ago the oldest that waits was committed; on the node that sends.",
+        labels=["endpoint"],
+    )
+    stopped = GaugeMetricFamily(
+        "presence_webhooks_stopped",
+        "1 where an endpoint answered 410 and was not resumed; on the node that sends.",
+        labels=["endpoint"],
+    )
+    for courier in webhooks.couriers:
+        oldest_at = courier.oldest_at
+        waiting.add_metric([courier.name], courier.waiting)
+        lag.add_metric([courier.name], 0 if oldest_at is None else max(0, now - oldest_at) / 1000)
+        stopped.add_metric([courier.name], int(courier.stopped is not None))
+    yield from (waiting, lag, stopped)
 
 
 def metrics_handler(collector: NodeCollector) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway import wire
+from gateway.channels.names import MAX_NAME
 from gateway.doors.http import Caller, Operation
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ _TENANT = {
     "description": "With a service key: whose users. A user's token names its own.",
     "schema": {"type": "string", "default": "default"},
 }
-_USER_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+_IN_PATH = {
+    name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": length}}
+    for name, length in (("id", 128), ("channel", MAX_NAME))
+}
 
 
 def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
@@ -52,7 +56,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             "summary": row.summary,
             "security": _SECURITY[row.caller],
             "parameters": [
-                *([_USER_ID] if "{id}" in row.path else []),
+                *(parameter for name, parameter in _IN_PATH.items() if f"{{{name}}}" in row.path),
                 *_query_parameters(query),
                 *([_TENANT] if row.caller in {Caller.SERVICE, Caller.USER_OR_SERVICE} else []),
             ],
@@ -62,7 +66,8 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             },
         }
         if row.body is not None:
-            described["requestBody"] = {"content": {"application/json": {"schema": schema_of[repr(row.body)]}}}
+            kinds = ["application/json", *(["application/x-www-form-urlencoded"] if row.form else [])]
+            described["requestBody"] = {"content": {kind: {"schema": schema_of[repr(row.body)]} for kind in kinds}}
         paths.setdefault(row.path, {})[row.method.lower()] = described
     queries = {row.query.__name__ for row in operations}
     return {
@@ -97,5 +102,5 @@ def _response(description: str, content_type: str, schema: dict[str, Any]) -> di
 
 
 def _operation_id(row: Operation) -> str:
-    words = [word for word in re.split(r"[^a-z]+", row.path) if word and word != "id"]
+    words = [word for word in re.split(r"[^a-z]+", row.path) if word and word not in _IN_PATH]
     return row.method.lower() + "".join(word.capitalize() for word in words)

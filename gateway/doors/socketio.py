@@ -12,18 +12,21 @@ from socketio.exceptions import ConnectionRefusedError as Refusal
 from gateway import wire
 from gateway.auth import Authenticator, find_token
 from gateway.engine.namespace import Namespace
-from gateway.errors import RefusedError
+from gateway.errors import InvalidPayloadError, MetaRefusedError, RefusedError
 from gateway.presence.model import Ending
+from gateway.requests import encode_meta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from aiohttp import web
 
-    from gateway.connections import Connections, LiveConnection
+    from gateway.connections import Connections
     from gateway.counts import Counts
     from gateway.engine.stream import Asked
+    from gateway.live import LiveConnection
     from gateway.origins import Origins
+    from gateway.recovery.recovery import Return
     from gateway.requests import Reply, Requests
 
 _log = structlog.get_logger(__name__)
@@ -59,20 +62,30 @@ class SocketIODoor(Namespace):
         self._requests = requests
         self._authenticator = authenticator
         self._live: dict[str, LiveConnection] = {}
+        self.refused: Callable[[LiveConnection, Sequence[str]], Awaitable[Collection[str]]] | None = None
+        """Called with a connection that goes on, before it is told what it missed, and the rooms it was in; returns
+        those that it may not be in any more. None where nobody asks."""
+        self.rejoin: Callable[[LiveConnection, Sequence[str]], Awaitable[None]] | None = None
+        """Called with a connection that goes on, and the rooms it was in; None where nobody puts it back."""
+        connections.on_watch = self.watched_changed
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
         """Open a connection for a token; see the port."""
         token = find_token(request.headers, request.query, self._origins.cookies(request), auth)
         try:
             identity = await self._authenticator.identify(token)
-            self._live[sid] = await self._connections.open(
+            self._live[sid] = live = await self._connections.open(
                 identity,
                 connection_id=sid,
                 door="socketio",
                 peer=self.peer(sid),
                 user_agent=request.headers.get("User-Agent"),
+                address=self._connections.quotas.address_of(request),
+                meta_json=None if not isinstance(auth, dict) or "meta" not in auth else _read_meta(auth["meta"]),
                 replaces=self._live.get(self.former(auth, (identity.tenant, identity.user_id))),
             )
+            if self._connections.keeps_tokens:
+                live.token = token
         except RefusedError as error:
             _log.info("refused", door="socketio", code=error.code, reason=str(error))
             self._counts.refuse("socketio", error.code)
@@ -88,17 +101,45 @@ class SocketIODoor(Namespace):
 
     async def on_connected(self, sid: str) -> None:
         """Greet; see the port."""
-        self._connections.greet(self._live[sid], self.resume(sid))
+        live = self._live[sid]
+        resumption = self.resume(sid)
+        self._connections.greet(live, resumption)
+        if resumption is not None and self.rejoin is not None and (rooms := self.rooms(sid)):
+            await self.rejoin(live, [room for room in rooms if isinstance(room, str)])
+
+    async def rooms_lost(self, sid: str, found: Return) -> Collection[object]:
+        """Ask for its rights before it is told what it missed; see the port."""
+        if self.refused is None:
+            return ()
+        return await self.refused(self._live[sid], [room for room in found.session.rooms if isinstance(room, str)])
+
+    def put(self, sid: str, room: str, inside: bool) -> None:  # noqa: FBT001 - the channels'
+        """Take note of the rooms that a client is to be in again, when it goes on where it lost its connection."""
+        if sid not in self._live:
+            return
+        change = self.server.manager.basic_enter_room if inside else self.server.manager.basic_leave_room
+        change(sid, NAMESPACE, room)
+
+    def on_acknowledged(self, sid: str, item_id: str) -> None:
+        """Tell the queue; see the port."""
+        live = self._live.get(sid)
+        if live is not None:
+            self._connections.acknowledge(live, item_id)
 
     def owner(self, sid: str) -> tuple[str, str] | None:
         """Whose a client is; see the port."""
         live = self._live.get(sid)
         return None if live is None else (live.identity.tenant, live.identity.user_id)
 
+    def token(self, sid: str) -> tuple[str | None, int | None]:
+        """What a client's token says of itself; see the port."""
+        live = self._live.get(sid)
+        return (None, None) if live is None else (live.identity.jti, live.identity.issued_at)
+
     def told(self, sid: str) -> int:
         """Up to where a client has been told; see the port."""
         live = self._live.get(sid)
-        return 0 if live is None or live.audience is None else live.audience.told(live.peer)
+        return 0 if live is None else live.told
 
     async def on_disconnect(self, sid: str, reason: str) -> None:
         """End the connection; see the port."""
@@ -138,3 +179,17 @@ class SocketIODoor(Namespace):
                 "exception",
                 wire.ExceptionEvent(event=event, code=error.code, message=error.message, retry_after=error.retry_after),
             )
+
+
+def _read_meta(meta: object) -> bytes | None:
+    """What a client says of itself in its handshake, as JSON; None for nothing.
+
+    Raises:
+        MetaRefusedError: it is not acceptable; the message says why.
+    """
+    if meta is not None and not isinstance(meta, dict):
+        raise MetaRefusedError('auth.meta takes an object, such as {"page": "dashboard"}')
+    try:
+        return encode_meta(meta)
+    except InvalidPayloadError as error:
+        raise MetaRefusedError(f"auth.{error}") from None

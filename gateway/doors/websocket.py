@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.admission import Admission
-    from gateway.connections import Connections, LiveConnection
+    from gateway.connections import Connections
     from gateway.counts import Counts
+    from gateway.delivery.queue import Queued
+    from gateway.live import LiveConnection
     from gateway.origins import Origins
     from gateway.requests import Requests
     from gateway.settings import Settings
@@ -54,6 +56,10 @@ class _TextCodec:
     def encode(self, events: Sequence[tuple[str, object]]) -> Sequence[str]:
         return [wire.encode({"event": event, "data": data}).decode() for event, data in events]
 
+    def write_all(self, batch: Sequence[str], sinks: Sequence[_WebSocketPeer]) -> None:
+        for peer in sinks:
+            peer.write(batch)
+
 
 _CODEC = _TextCodec()
 
@@ -71,10 +77,18 @@ class _WebSocketPeer:
         self._closing: asyncio.Task[None] | None = None
         self._writer = asyncio.create_task(self._write_out())
 
+    @property
+    def sink(self) -> _WebSocketPeer:
+        return self
+
     def write(self, batch: Sequence[str]) -> None:
         if self._closing is None:
             for frame in batch:
                 self._queue.put_nowait(frame)
+
+    def hand(self, queued: Queued) -> None:
+        body = {"event": queued.event, "data": queued.data, "id": queued.id}
+        self.write([wire.encode(body).decode()])
 
     def close(self, code: CloseCode) -> None:
         if self._closing is None:
@@ -163,7 +177,10 @@ class WebSocketDoor:
             raise web.HTTPServiceUnavailable(
                 text=str(error), headers={"Retry-After": str(math.ceil(error.retry_after or 0))}
             ) from None
-        await ws.prepare(request)
+        try:
+            await ws.prepare(request)
+        except ConnectionResetError:  # the client has left, and hears no answer either
+            return web.Response()
         peer = _WebSocketPeer(request, ws, self._settings.max_send_buffer, self._counts)
         try:
             live = await self._open(request, peer)
@@ -196,13 +213,17 @@ class WebSocketDoor:
     async def _open(self, request: web.Request, peer: _WebSocketPeer) -> LiveConnection:
         token = find_token(request.headers, request.query, self._origins.cookies(request))
         identity = await self._authenticator.identify(token)
-        return await self._connections.open(
+        live = await self._connections.open(
             identity,
             connection_id=secrets.token_urlsafe(15),
             door="websocket",
             peer=peer,
             user_agent=request.headers.get("User-Agent"),
+            address=self._connections.quotas.address_of(request),
         )
+        if self._connections.keeps_tokens:
+            live.token = token
+        return live
 
     async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> bool:
         """Answer until the end; whether that was the client's goodbye.

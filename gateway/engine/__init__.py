@@ -13,6 +13,8 @@ python-socketio
     attachments: those awaited are in ``_binary_packet``, by connection, with ``attachment_count``.
     client manager: ``connect`` registers who has joined, ``basic_enter_room``, ``basic_leave_room`` and
     ``basic_disconnect`` keep the rooms, ``pending_connect``, ``pending_disconnect`` and ``callbacks`` the rest.
+    acknowledgements: ``_generate_ack_id`` keeps a callback in ``callbacks``, by client and a number that counts from 1,
+    and one that comes calls it with what it brings.
     other nodes: `AsyncPubSubManager` publishes by ``_publish``, hears by ``_listen`` and works in ``_thread``.
 
 python-engineio
@@ -35,11 +37,16 @@ aiohttp
     request: it keeps ``_protocol`` and ``_payload_writer``, and needs neither once it is answered.
     listening: a site keeps what it listens with in ``_server``.
 
+uvloop
+    transport: ``set_protocol`` keeps, beside a protocol that takes buffers, the last before it that does not.
+
 picows
     protocol: `WSProtocol` is made with these arguments, told of a connection, and fed by ``get_buffer`` and
     ``buffer_updated`` like any buffered protocol.
     listener: it calls ``on_ws_connected``, ``on_ws_frame``, ``on_ws_disconnected`` and ``pause_writing``; the second is
     looked for on the object before its class.
+    answer: what the listener's factory gives along with it is asked for ``status``, given the key's answer among its
+    ``headers`` and written by ``to_bytes``, all at once.
     wire: ``send_close`` and ``disconnect`` go to the transport that the protocol was given, which need not be the
     loop's own; of its socket only the number is used, and options that change nothing of what is written.
 """

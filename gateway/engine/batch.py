@@ -16,11 +16,13 @@ class Batch:
     """Events of one namespace, encoded once for all who are sent them, whatever their transport.
 
     Args:
-        texts: Socket.IO packets.
+        texts: Socket.IO packets, or what another protocol has in their place.
+        prefix: what a WebSocket frame begins with before each; Engine.IO's mark of a message.
     """
 
-    def __init__(self, texts: Sequence[bytes]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Sequence[bytes], prefix: bytes = b"4") -> None:
+        self.texts = texts
+        self._prefix = prefix
         self._frames: bytes | None = None
         self._packets: list[packet.Packet] | None = None
 
@@ -28,12 +30,12 @@ class Batch:
     def frames(self) -> bytes:
         """WebSocket frames, one after the other, as they are written."""
         if self._frames is None:
-            self._frames = b"".join([text_frame(b"4" + text) for text in self._texts])
+            self._frames = b"".join([text_frame(self._prefix + text) for text in self.texts])
         return self._frames
 
     @property
     def packets(self) -> Sequence[packet.Packet]:
         """Engine.IO packets."""
         if self._packets is None:
-            self._packets = [packet.Packet(packet.MESSAGE, text.decode()) for text in self._texts]
+            self._packets = [packet.Packet(packet.MESSAGE, text.decode()) for text in self.texts]
         return self._packets

@@ -8,9 +8,7 @@ what comes behind it waits for it, so that each connection's packets stay in ord
 from __future__ import annotations
 
 import asyncio
-import os
-from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
@@ -18,12 +16,11 @@ from engineio import packet
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import SocketIsClosedError, UnknownPacketError
 
+from gateway.engine.fastwebsocket import INVALID_TEXT, OK, FastWebSocket, Listener
 from gateway.engine.frames import binary_frame, text_frame
-from gateway.engine.outbound import CLOSE_TIMEOUT, ITEM_OVERHEAD
+from gateway.engine.outbound import CLOSE_TIMEOUT
 from gateway.engine.socket import PACKET_TYPES, MalformedError, Socket, describe
-from gateway.engine.stream import Outbox, Stream
-from gateway.engine.takeover import TakenOver, WSListener, WSMsgType, is_upgrade, take_over
-from gateway.errors import CloseCode
+from gateway.engine.takeover import TakenOver, WSMsgType, is_upgrade, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,85 +28,18 @@ if TYPE_CHECKING:
     from picows import WSFrame, WSTransport
 
     from gateway.engine.batch import Batch
+    from gateway.engine.stream import Receiver, Sink
 
 _log = structlog.get_logger(__name__)
 
-_CONTINUATION, _TEXT, _BINARY = WSMsgType.CONTINUATION, WSMsgType.TEXT, WSMsgType.BINARY
-_CLOSE, _PING, _PONG = WSMsgType.CLOSE, WSMsgType.PING, WSMsgType.PONG
+_TEXT, _PING = WSMsgType.TEXT, WSMsgType.PING
 _PONG_PACKET, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
-_NO_CODE, _OK, _PROTOCOL_ERROR, _INVALID_TEXT, _TOO_BIG = 0, 1000, 1002, 1007, 1009
-"""WebSocket's close codes: RFC 6455, section 7.4."""
-
-
-class Listener(WSListener):
-    """What picows calls back: puts messages together from frames, and answers WebSocket's own.
-
-    What it is part of takes the frames first (`Stream.on_frame`), and leaves it what is no event.
-    """
-
-    wire: WSTransport
-
-    def __init__(self, socket: FastSocket, max_message: int) -> None:
-        self.socket = socket
-        self._max_message = max_message
-        self._begun: bytearray | None = None
-        """What has come of a message in more than one frame; None where there is none."""
-        self._begun_text = False
-
-    def on_ws_connected(self, transport: WSTransport) -> None:
-        """The client has been told that it is a WebSocket now, before its first frame is taken."""
-        self.wire = transport
-
-    def on_message(self, data: bytes, *, text: bool) -> None:
-        """Take one message."""
-        self.socket.take(data, text=text)
-
-    def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 - picows's name
-        """The connection is gone."""
-        self.socket.on_gone()
-
-    def pause_writing(self) -> None:
-        """More waits for the client than may."""
-        self.socket.on_overflow()
-
-    def resume_writing(self) -> None:
-        """The client reads after all; it is being closed all the same."""
-
-    def on_other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
-        """Take a frame that is no event."""
-        kind = frame.msg_type
-        if self.socket.stream.mute and kind != _CLOSE:
-            self.socket.disregard()
-        elif reserved:
-            self.socket.hang_up(_PROTOCOL_ERROR)  # they belong to extensions, and none was agreed on
-        elif kind == _CLOSE:
-            self.socket.on_close_frame(cast("int", frame.get_close_code()))
-        elif frame.fin and self._begun is None and kind in (_TEXT, _BINARY):
-            self.on_message(data, text=kind == _TEXT)
-        elif self.socket.allows_frame():
-            if kind == _PING:
-                transport.send_pong(data)
-            elif kind != _PONG:
-                self._put_together(data, kind, last=frame.fin)
-
-    def _put_together(self, data: bytes, kind: WSMsgType, *, last: bool) -> None:
-        if (kind == _CONTINUATION) == (self._begun is None):
-            self.socket.hang_up(_PROTOCOL_ERROR)  # a fragment of nothing, or a message within another
-            return
-        if self._begun is None:
-            self._begun, self._begun_text = bytearray(), kind == _TEXT
-            self.socket.stream.in_parts = True
-        self._begun += data
-        if len(self._begun) > self._max_message:
-            self.socket.hang_up(_TOO_BIG)
-        elif last:
-            whole, self._begun = bytes(self._begun), None
-            self.socket.stream.in_parts = False
-            self.on_message(whole, text=self._begun_text)
 
 
 class ProbeListener(Listener):
     """A WebSocket beside a polling connection, until the client moves over to it."""
+
+    socket: Any
 
     def __init__(self, socket: Any, max_message: int, transport: asyncio.Transport) -> None:
         super().__init__(socket, max_message)
@@ -192,17 +122,10 @@ def _take_over(socket: Any, request: web.Request, listener: Listener) -> TakenOv
     )
 
 
-class FastSocket(Socket):
+class FastSocket(FastWebSocket, Socket):
     """An Engine.IO connection over a WebSocket of picows, from its first frame or since an upgrade."""
 
-    outbox: Outbox
-    stream: Stream
-    _listener: Listener
-    _transport: asyncio.Transport
-    _held: deque[tuple[bytes, bool]] | None = None
-    """What came while something before it was awaited; None where nothing is."""
-    _held_bytes = 0
-    _hung_up = False
+    _ending = False
 
     def __init__(self, server: Any, sid: str) -> None:
         # Not python-engineio's: its queue is for polling.
@@ -225,21 +148,16 @@ class FastSocket(Socket):
         self.schedule_ping()
         return taken
 
-    def attach(self, listener: Listener, transport: asyncio.Transport) -> None:
+    @property
+    def max_message(self) -> int:  # type: ignore[override]  # the server's
+        """Bytes that one message may have."""
+        size: int = self.server.max_http_buffer_size
+        return size
+
+    def attach(self, listener: Listener, transport: asyncio.Transport, receivers: list[Receiver] | None = None) -> None:
         """Speak over a WebSocket from now on."""
-        self._listener, self._transport = listener, transport
-        is_file = os.name == "posix" and transport.get_extra_info("sslcontext") is None
-        self.stream = Stream(
-            self,
-            self.outbox,
-            transport,
-            file=transport.get_extra_info("socket").fileno() if is_file else -1,
-            receivers=self.receivers,
-            max_buffer=self.max_send_buffer,
-        )
+        super().attach(listener, transport, self.receivers if receivers is None else receivers)
         self.stream.awaits_bytes = self.awaits_bytes
-        # Of the listener itself, so that picows calls it without a step between.
-        listener.on_ws_frame = self.stream.on_frame  # type: ignore[method-assign]
 
     # What is sent
 
@@ -258,9 +176,10 @@ class FastSocket(Socket):
         encoded = pkt.encode()
         self.stream.send(text_frame(encoded.encode()) if isinstance(encoded, str) else binary_frame(encoded))
 
-    def writer(self) -> Callable[[Batch], None]:
+    @property
+    def sink(self) -> Sink:
         """What sends events: this transport is the last that the connection has."""
-        return self.stream.write
+        return self.stream
 
     def write(self, batch: Batch) -> None:
         """Send events that were encoded once for all who hear of them."""
@@ -272,68 +191,7 @@ class FastSocket(Socket):
         """Take no events while attachments of one are still to come."""
         self.awaits_bytes = self.stream.awaits_bytes = awaited
 
-    def is_over_rate(self, events: int) -> bool:
-        """Count events; see `Stream`."""
-        return bool(self.packets.take(asyncio.get_running_loop().time(), events))
-
-    def on_other(self, transport: WSTransport, data: bytes, frame: WSFrame, *, reserved: bool) -> None:
-        """Take a frame that is no event; see `Stream`."""
-        self._listener.on_other(transport, data, frame, reserved=reserved)
-
-    def allows_frame(self) -> bool:
-        """Count what is no packet as one: a control frame, or a part of a message. One too many ends the connection.
-
-        Returns:
-            Whether it may be taken.
-        """
-        if not self.packets.take(asyncio.get_running_loop().time()):
-            return True
-        _log.info("too many frames on one connection; closing")
-        self.hang_up(CloseCode.RATE_LIMITED)
-        self._end(self.server.reason.SERVER_DISCONNECT)
-        return False
-
-    def disregard(self) -> None:
-        """Take no notice of what comes behind this side's close frame. Who sends too much of it is read no more."""
-        if self.packets.take(asyncio.get_running_loop().time()):
-            self._transport.pause_reading()
-
-    def take(self, data: bytes, *, text: bool) -> None:
-        """Take one message, now or after those that are still being served."""
-        if self.closing or self.stream.mute:
-            return
-        if self._held is None:
-            waiting = self._serve(data, text=text)
-            if waiting is not None:
-                self.serve_later(waiting)
-        else:
-            self._held.append((data, text))
-            self._held_bytes += ITEM_OVERHEAD + len(data)
-            if self._held_bytes > self.server.max_http_buffer_size:
-                self._transport.pause_reading()
-
-    def serve_later(self, waiting: Coroutine[Any, Any, object]) -> None:
-        """Serve something that takes its time; what comes meanwhile is held."""
-        self._held = deque()
-        self.stream.busy = True
-        self.server.start_background_task(self._serve_in_turn, waiting)
-
-    async def _serve_in_turn(self, waiting: Coroutine[Any, Any, object] | None) -> None:
-        held = self._held
-        assert held is not None  # noqa: S101 - by the one caller
-        while waiting is not None:
-            await waiting
-            waiting = None
-            while held and waiting is None and not self.closing:
-                data, text = held.popleft()
-                self._held_bytes -= ITEM_OVERHEAD + len(data)
-                waiting = self._serve(data, text=text)
-        self._held, self._held_bytes = None, 0
-        self.stream.busy = False
-        if not self.closing and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _serve(self, data: bytes, *, text: bool) -> Coroutine[Any, Any, None] | None:
+    def serve(self, data: bytes, *, text: bool) -> Coroutine[Any, Any, None] | None:
         """Serve one message; what it returns, where it does, is to be awaited before the next."""
         if text and data == _PONG_PACKET and not self.packets.take(asyncio.get_running_loop().time()):
             self.schedule_ping()
@@ -350,7 +208,7 @@ class FastSocket(Socket):
                 raise MalformedError("not an Engine.IO packet")
             await self.receive(packet.Packet(encoded_packet=data.decode() if text else data))
         except UnicodeDecodeError:
-            self.hang_up(_INVALID_TEXT)
+            self.hang_up(INVALID_TEXT)
         except UnknownPacketError:
             pass  # of no meaning here; the connection stays, as python-engineio lets it
         except SocketIsClosedError:
@@ -372,39 +230,24 @@ class FastSocket(Socket):
         """Close at once: for a client that does not read."""
         await self.close(abort=True, reason=reason)
 
-    def hang_up(self, code: int) -> None:
-        """Send WebSocket's close frame; the client has a time to answer it.
+    def start(self, target: Callable[..., Coroutine[Any, Any, object]], *arguments: Any) -> None:
+        """Run something until it is done; see the base."""
+        self.server.start_background_task(target, *arguments)
 
-        A connection that is closing already, such as one that the client has closed, has the same time to be gone: it
-        waits for what was sent before to be read.
-        """
-        if not self._hung_up:
-            self.stream.flush()
-            self._hung_up = self.stream.mute = True
-            if not self._transport.is_closing():
-                self._listener.wire.send_close(code)  # type: ignore[arg-type]  # takes any number
-            self.timers.call_later(CLOSE_TIMEOUT, self._listener.wire.disconnect, False)
+    def on_flood(self) -> None:
+        """Too much came; see the base."""
+        self._end(self.server.reason.SERVER_DISCONNECT)
 
-    def on_close_frame(self, code: int) -> None:
-        """The client has closed, or has answered that this side did."""
-        self.hang_up(_OK if code == _NO_CODE else code)
-        self._listener.wire.disconnect()
+    def on_too_slow(self) -> None:
+        """More waits than may; see the base."""
+        self.too_slow(self.sid)
+
+    def on_closed(self, code: int | None) -> None:
+        """The client has gone; see the base."""
         # Python's client closes with 1000, often before its own packets for it left.
-        self._end(self.server.reason.CLIENT_DISCONNECT if code == _OK else self.server.reason.TRANSPORT_CLOSE)
-
-    def on_gone(self) -> None:
-        """The connection is gone."""
-        self._hung_up = True
-        self.stream.end()
-        del self._listener
-        self._end(self.server.reason.TRANSPORT_CLOSE)
-
-    def on_overflow(self) -> None:
-        """More waits for the client than may: it is too slow."""
-        if not self.stream.mute:
-            self.stream.mute = True
-            self.too_slow(self.sid)
+        self._end(self.server.reason.CLIENT_DISCONNECT if code == OK else self.server.reason.TRANSPORT_CLOSE)
 
     def _end(self, reason: str) -> None:
-        if not self.closing:
+        if not self.closing and not self._ending:
+            self._ending = True
             self.server.start_background_task(self.close, False, True, reason)

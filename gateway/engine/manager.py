@@ -28,6 +28,23 @@ BACKLOG = 1000
 """Messages of other nodes that wait for python-socketio; past it the bus waits, which keeps the next ones in Redis."""
 
 
+class _OwnRoom(dict[str, str]):
+    """The room that each client has for itself, with the part of a ``bidict`` that python-socketio asks for.
+
+    A real one, of which each client would be the only member, takes half a kilobyte, and as long to make as to parse
+    the packet that it is made for.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, sid: str, eio_sid: str) -> None:
+        super().__init__({sid: eio_sid})
+
+    @property
+    def _fwdm(self) -> dict[str, str]:
+        return self
+
+
 class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
     """What both managers do otherwise than python-socketio's."""
 
@@ -53,8 +70,11 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Put a client into a room."""
+        if room == sid and eio_sid is not None:
+            self.rooms[namespace][room] = _OwnRoom(sid, eio_sid)
+            return
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        if room not in {None, sid}:
+        if room is not None:
             self._entered.setdefault((sid, namespace), set()).add(room)
             self._rooms_changed(sid, namespace)
 

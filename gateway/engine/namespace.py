@@ -7,24 +7,27 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import socketio
 
 from gateway import wire
 from gateway.engine import json
 from gateway.engine.batch import Batch
 from gateway.engine.environ import REQUEST
-from gateway.engine.stream import Receiver
+from gateway.engine.stream import Receiver, write_all
 from gateway.errors import CloseCode
 from gateway.recovery.offsets import Mark, Offset
-from gateway.recovery.sessions import rooms_of
+from gateway.recovery.sessions import MAX_WATCHED_BYTES, rooms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
+    from gateway.delivery.queue import Queued
     from gateway.engine.server import Server
-    from gateway.engine.stream import Asked, Told
+    from gateway.engine.stream import Asked, Sink, Told
+    from gateway.presence.watching import WatchList
     from gateway.recovery.recovery import Recovered, Recovery, Return
     from gateway.recovery.sessions import Session
 
@@ -33,6 +36,9 @@ _AGENTS = ("Mozilla/", "node")
 
 _NO_CODE = 1000
 """What a connection is closed with that nothing else was decided for."""
+
+EXPECTED = 10_000
+"""Acknowledgements that one client may owe. An earlier one is forgotten: what it was for comes again."""
 
 _LOSSES = frozenset({"ping timeout", "transport close", "transport error"})
 """python-engineio's words for a connection that was lost; `Server.reason` has them."""
@@ -84,6 +90,14 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """Whose a client is that was let in, as tenant and user id; None for one that cannot recover."""
         return None
 
+    def token(self, sid: str) -> tuple[str | None, int | None]:  # noqa: ARG002 - for those that override it
+        """The id of a client's token, and when it was issued, in Unix milliseconds; None where it does not say."""
+        return None, None
+
+    async def rooms_lost(self, sid: str, found: Return) -> Collection[object]:  # noqa: ARG002 - likewise
+        """Of the rooms that a client comes back to, those it may not be in any more: it hears nothing of them."""
+        return ()
+
     def told(self, sid: str) -> int:  # noqa: ARG002 - for those that override it
         """Up to where on the presence log a client has been told; 0 for one that does not hear of it."""
         return 0
@@ -93,6 +107,9 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         self, sid: str, event: str, args: list[Any], *, acknowledged: bool
     ) -> object | Coroutine[Any, Any, object]:
         """Answer an event, at once or by a coroutine. The answer is the acknowledgement, where one is awaited."""
+
+    def on_acknowledged(self, sid: str, item_id: str) -> None:
+        """A client has acknowledged what waited for it, and was handed to it."""
 
     def receiver(self, sid: str) -> Receiver:
         """Where a client's events go that come over the fast path."""
@@ -137,7 +154,15 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
             raise socketio.exceptions.ConnectionRefusedError("the client has left")
         recovers = self._marking_codec is not None and (sid in self._returns or sid in self._sessions)
         codec = self._marking_codec if self._marking_codec is not None and recovers else self.codec
-        return SocketPeer(self.server, codec, eio_sid)
+        return SocketPeer(self.server, codec, eio_sid, partial(self._ask_for_word, sid))
+
+    def _ask_for_word(self, sid: str, item_id: str) -> int:
+        """Expect that a client acknowledges something, and return the number that its acknowledgement has."""
+        manager = self.server.manager
+        number: int = manager._generate_ack_id(sid, lambda *_said: self.on_acknowledged(sid, item_id))  # noqa: SLF001 - listed
+        if number > EXPECTED:  # of a client that does not acknowledge; at 0 is what counts them
+            manager.callbacks[sid].pop(number - EXPECTED, None)
+        return number
 
     # Recovery
 
@@ -151,9 +176,11 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
                 if owner is None:
                     del self._returns[sid]
                 else:
-                    self._returns[sid] = await self.recovery.find(
-                        self.namespace, owner, auth, presence=self.hears_presence
-                    )
+                    found = await self.recovery.find(self.namespace, owner, auth, presence=self.hears_presence)
+                    if found is not None and found.session.rooms and (lost := await self.rooms_lost(sid, found)):
+                        rooms = [room for room in found.session.rooms if room not in lost]
+                        found.session = msgspec.structs.replace(found.session, rooms=rooms)
+                    self._returns[sid] = found
         except BaseException:
             self._returns.pop(sid, None)
             raise
@@ -174,7 +201,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         if self.recovery is None or sid not in self._returns or owner is None:
             return None
         session, recovered = self.recovery.begin(
-            self.namespace, owner, sid, self._returns.pop(sid), presence=self.hears_presence
+            self.namespace, owner, sid, self._returns.pop(sid), presence=self.hears_presence, token=self.token(sid)
         )
         self._sessions[sid] = session
         if recovered is not None:
@@ -212,6 +239,17 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         session = self._sessions.get(sid)
         if session is not None and self.recovery is not None:
             session.rooms = rooms_of(rooms)
+            self.recovery.sessions.change(session)
+
+    def watched_changed(self, sid: str, watched: WatchList) -> None:
+        """Keep whom a client watches for when it is lost, but for a list that is too long: that one begins anew."""
+        session = self._sessions.get(sid)
+        if session is None or self.recovery is None:
+            return
+        session.watched = watched
+        if watched.size > MAX_WATCHED_BYTES:
+            self.recovery.sessions.end(session)
+        else:
             self.recovery.sessions.change(session)
 
     def _end_session(self, sid: str, reason: str) -> None:
@@ -263,14 +301,30 @@ class EventCodec:
 
     def __init__(self, namespace: str) -> None:
         self.event = f"42{namespace},".encode()
-        """How a client's event begins, as Engine.IO carries it."""
+        """How a client's event begins, as Engine.IO carries it. Of ``/`` none does: python-socketio takes those."""
         self.acknowledgement = f"43{namespace},".encode()
-        self.disconnect = Batch([f"1{namespace},".encode()])
-        self._prefix = f"2{namespace},".encode()
+        place = "" if namespace == "/" else f"{namespace},"
+        self.disconnect = Batch([f"1{place}".encode()])
+        self._prefix = f"2{place}".encode()
 
     def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
         """Encode events, each a name and its data, to be sent in their order."""
+        return self.batch(events)
+
+    def batch(self, events: Iterable[tuple[object, ...]]) -> Batch:
+        """Encode events, each a name and its arguments."""
         return Batch([self._prefix + wire.encode(event) for event in events])
+
+    def write_all(self, batch: Batch, sinks: Sequence[Sink]) -> None:
+        """Send a batch to many clients."""
+        write_all(batch, sinks)
+
+    def encode_queued(self, queued: Queued, number: int) -> Batch:
+        """Encode what waited for a client, with its id behind its data, to be acknowledged by a number.
+
+        No offset is told with it: it is not among what a client that lost its connection has missed.
+        """
+        return Batch([b"%b%d%b" % (self._prefix, number, wire.encode((queued.event, queued.data, queued.id)))])
 
 
 class MarkingCodec(EventCodec):
@@ -283,6 +337,8 @@ class MarkingCodec(EventCodec):
 
     def __init__(self, namespace: str, recovery: Recovery) -> None:
         super().__init__(namespace)
+        self.plain = EventCodec(namespace)
+        """Encodes the same without an offset: what a client is not told again when it goes on."""
         self._recovery = recovery
 
     @property
@@ -322,6 +378,8 @@ class Resumption:
         self._offset = recovered.offset
         self.missed = codec.join(recovered.missed) if recovered.missed else None
         """What it missed; None where that is nothing."""
+        self.watched = recovered.watched
+        """Whom it watches; None for one that never watched anybody."""
 
     def opening(self, event: str, data: object) -> Batch:
         """Its first event, which says of what it missed that it has not been told yet."""
@@ -329,14 +387,30 @@ class Resumption:
 
 
 class SocketPeer:
-    """One client, as its Engine.IO connection reaches it."""
+    """One client, as its Engine.IO connection reaches it.
 
-    def __init__(self, server: Server, codec: EventCodec, eio_sid: str) -> None:
+    Args:
+        server: whose client.
+        codec: how events are encoded for it.
+        eio_sid: its Engine.IO connection.
+        expect: called with the id of what it is to acknowledge; returns the number of the acknowledgement.
+    """
+
+    def __init__(self, server: Server, codec: EventCodec, eio_sid: str, expect: Callable[[str], int]) -> None:
         self.codec = codec
+        self._expect = expect
         self._server = server
         self._eio_sid = eio_sid
-        self.write: Callable[[Batch], None] = server.eio.sockets[eio_sid].writer()
-        """Sends events; a connection for which more waits than may is closed with 4008."""
+        self.sink: Sink = server.eio.sockets[eio_sid].sink
+        """What sends events; a connection for which more waits than may is closed with 4008."""
+
+    def write(self, batch: Batch) -> None:
+        """Send events."""
+        self.sink.write(batch)
+
+    def hand(self, queued: Queued) -> None:
+        """Send what waited for the client, which is to acknowledge it."""
+        self.write(self.codec.encode_queued(queued, self._expect(queued.id)))
 
     def close(self, code: CloseCode) -> None:
         """Close the connection with `code`.

@@ -17,6 +17,7 @@ from aiohttp import web
 from engineio import packet as eio_packet
 from engineio.payload import Payload
 from socketio import packet
+from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
 from gateway.buckets import TokenBucket
@@ -26,7 +27,7 @@ from gateway.engine.namespace import Namespace
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, text_size
 from gateway.engine.socket import Driver, MalformedError, Socket, describe, is_gone
 from gateway.engine.stream import Outbox
-from gateway.engine.websocket import PACKETS
+from gateway.engine.websocket import packet_rate
 from gateway.errors import CloseCode, ConfigurationError, RefusedError
 from gateway.limits import Rate
 from gateway.origins import is_ascii
@@ -104,7 +105,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         self, target: Callable[..., Coroutine[Any, Any, Any]], *arguments: Any, **options: Any
     ) -> asyncio.Task[Any]:
         """Start a task, and keep it until it has ended: neither the loop nor python-engineio does."""
-        task = asyncio.create_task(target(*arguments, **options))
+        task = asyncio.get_running_loop().create_task(target(*arguments, **options))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -266,9 +267,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         if settings.gateway_engine == "fast" and FAST:
             self.eio.begin_upgrade = begin_upgrade
             self._outbox = Outbox()
-        requests = settings.rate_limit_events
-        enough = 11 * requests.count * PACKETS.seconds / requests.seconds  # for a flood to be found by its requests
-        self._packets = Rate(max(PACKETS.count, math.ceil(enough)), PACKETS.seconds)
+        self._packets = packet_rate(settings)
 
     # For this package
 
@@ -335,13 +334,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             eio_pkt = eio_packet.Packet(eio_pkt.packet_type, eio_pkt.data)
         await super()._send_eio_packet(eio_sid, eio_pkt)
 
-    async def _send_packet(self, eio_sid: str, pkt: packet.Packet) -> None:
-        if pkt.packet_type == packet.CONNECT:
-            handler = self.namespace_handlers.get(pkt.namespace or "/")
-            if isinstance(handler, Namespace) and (pid := handler.begin_session(pkt.data["sid"])) is not None:
-                pkt.data["pid"] = pid
-        await super()._send_packet(eio_sid, pkt)
-
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         socket = self.eio.sockets[eio_sid]
         if socket.connects.take(asyncio.get_running_loop().time()):
@@ -352,7 +344,11 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
                 socket.joins += 1
                 if socket.joins > len(self.namespace_handlers):  # beyond what its handshake has waited for
                     self._admission.enter_now()
-                await super()._handle_connect(eio_sid, namespace, data)
+                handler = self.namespace_handlers[namespace or "/"]
+                if isinstance(handler, Namespace):
+                    await self._let_in(handler, eio_sid, data)
+                else:
+                    await super()._handle_connect(eio_sid, namespace, data)
             except RefusedError as error:
                 self._counts.refuse("socketio", error.code)
                 told = {"message": str(error), "data": error.told()}
@@ -384,7 +380,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
                 await self.eio.sockets[eio_sid].close(reason=self.reason.TRANSPORT_ERROR)
 
     async def _handle_event(self, eio_sid: str, namespace: str | None, id: int | None, data: Any) -> None:  # noqa: A002 - python-socketio's name
-        handler = self.namespace_handlers.get(namespace or "/")
+        namespace = namespace or "/"
+        handler = self.namespace_handlers.get(namespace)
         if not isinstance(handler, Namespace):
             await super()._handle_event(eio_sid, namespace, id, data)
             return
@@ -406,6 +403,25 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             self._expect_namespace(eio_sid)
 
     # One step each
+
+    async def _let_in(self, handler: Namespace, eio_sid: str, auth: object) -> None:
+        """Do what python-socketio does, which finds out each time how its handlers want to be called."""
+        namespace = handler.namespace
+        sid = await self.manager.pre_connect(eio_sid, namespace)
+        if sid is None:
+            already = packet.Packet(packet.CONNECT_ERROR, "Unable to connect", namespace)
+            await self._send_packet(eio_sid, already)
+            return
+        try:
+            await handler.trigger_event("connect", sid, self.environ[eio_sid], auth or None)
+        except Refusal as refusal:
+            await self._send_packet(eio_sid, packet.Packet(packet.CONNECT_ERROR, refusal.error_args, namespace))
+            await self.manager.disconnect(sid, namespace, ignore_queue=True)
+        else:
+            pid = handler.begin_session(sid)
+            told = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
+            await self._send_packet(eio_sid, packet.Packet(packet.CONNECT, told, namespace))
+            await self.manager.connect(sid, namespace)
 
     def _outbound_queue(self, eio_sid: str, opening: asyncio.Queue[Any]) -> OutboundQueue:
         queue = OutboundQueue(_packet_size, self._settings.max_send_buffer, lambda: self.too_slow(eio_sid))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.buckets import TokenBucket
     from gateway.engine.batch import Batch
     from gateway.engine.outbound import OutboundQueue
-    from gateway.engine.stream import Receiver
+    from gateway.engine.stream import Receiver, Sink
     from gateway.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
@@ -130,13 +130,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         """Send a packet."""
         self.queue.put_nowait(pkt)
 
-    def writer(self) -> Callable[[Batch], None]:
+    @property
+    def sink(self) -> Sink:
         """What sends events, by the transport that the connection has then."""
-
-        def write(batch: Batch) -> None:
-            self.write(batch)  # which is another method once it has been upgraded
-
-        return write
+        return self
 
     def write(self, batch: Batch) -> None:
         """Send events that were encoded once for all who hear of them."""

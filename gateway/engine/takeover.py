@@ -9,17 +9,23 @@ What is relied on in both, beyond what they document, is listed in this package'
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64decode
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
-from picows import WSAutoPingStrategy, WSListener, WSMsgType
+from picows import (
+    WSAutoPingStrategy,
+    WSListener,
+    WSMsgType,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+)
 from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its stubs
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.web_request import BaseRequest
     from multidict import CIMultiDict
@@ -31,6 +37,10 @@ _log = structlog.get_logger(__name__)
 _HEAD = (
     b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: %b\r\n\r\n"
+)
+
+_ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 )
 
 
@@ -86,12 +96,33 @@ class _Transport:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    # Methods that picows calls, as it finds them; one that asks for another is to fail in the contract test.
+    abort = property(lambda self: self._transport.abort)
+    close = property(lambda self: self._transport.close)
+    get_write_buffer_size = property(lambda self: self._transport.get_write_buffer_size)
+    write = property(lambda self: self._transport.write)
+    writelines = property(lambda self: self._transport.writelines)
 
     def get_extra_info(self, name: str, default: object = None) -> Any:
         known = self._transport.get_extra_info(name, default)
         return known if name != "socket" or known is None else _Socket(known.fileno())
+
+
+class _Accepted(WSUpgradeResponse):
+    """The answer to every upgrade, as picows writes it at once: its own it puts together piece by piece, and keeps."""
+
+    def __init__(self) -> None:
+        self.status = HTTPStatus.SWITCHING_PROTOCOLS
+        self.headers: Any = {}  # picows adds the key's answer
+
+    def to_bytes(self) -> bytearray:
+        return bytearray(_ACCEPTED % self.headers["Sec-WebSocket-Accept"].encode())
+
+
+_ANSWER = _Accepted()
+
+_RELEASING = asyncio.Protocol()
+"""A transport's protocol in between: uvloop keeps the last that takes no buffers, and with aiohttp's a tenth more."""
 
 
 class TakenOver(web.StreamResponse):
@@ -143,7 +174,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         host_port=None,
         ws_path=None,
         is_client_side=False,
-        ws_listener_factory=lambda _request: listener,
+        ws_listener_factory=lambda _request: WSUpgradeResponseWithListener(_ANSWER, listener),
         logger=_LOGGER,
         disconnect_on_exception=True,
         websocket_handshake_timeout=None,
@@ -156,6 +187,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         extra_headers=None,
         read_buffer_init_size=0,
     )
+    transport.set_protocol(_RELEASING)
     transport.set_protocol(protocol)
     transport.set_write_buffer_limits(high=max_buffer, low=0)
     came_along, paused = handler._message_tail, handler._buffer_paused  # noqa: SLF001

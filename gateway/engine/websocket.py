@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import WSMessage, WSMsgType, web
@@ -12,11 +14,22 @@ from gateway.engine.outbound import CLOSE_TIMEOUT
 from gateway.errors import CloseCode
 from gateway.limits import Rate
 
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
 _log = structlog.get_logger(__name__)
 
 PACKETS = Rate(1024, 5.0)
 """How many packets of any kind one connection may send, where its rate of requests asks for no more. A control frame is
 as good as one: each ping is answered."""
+
+
+def packet_rate(settings: Settings) -> Rate:
+    """How many packets one connection may send, for a flood of requests to be found by these."""
+    requests = settings.rate_limit_events
+    enough = 11 * requests.count * PACKETS.seconds / requests.seconds
+    return Rate(max(PACKETS.count, math.ceil(enough)), PACKETS.seconds)
+
 
 _CLOSED = WSMessage(WSMsgType.CLOSED, None, None)
 
@@ -29,12 +42,16 @@ class CountedWebSocket(web.WebSocketResponse):
     Args:
         max_message: bytes that one message may have.
         heartbeat: seconds between pings; None where what runs over it has its own.
+        flood_code: what it is closed with where too many control frames come.
     """
 
-    def __init__(self, max_message: int, *, heartbeat: float | None = None) -> None:
+    def __init__(
+        self, max_message: int, *, heartbeat: float | None = None, flood_code: int = CloseCode.RATE_LIMITED
+    ) -> None:
         super().__init__(
             max_msg_size=max_message, heartbeat=heartbeat, timeout=CLOSE_TIMEOUT, compress=False, autoping=False
         )
+        self._flood_code = flood_code
         self._control = TokenBucket(PACKETS, asyncio.get_running_loop().time())
 
     async def receive(self, timeout: float | None = None) -> WSMessage:  # noqa: ASYNC109 - aiohttp's signature
@@ -42,7 +59,7 @@ class CountedWebSocket(web.WebSocketResponse):
         while (message := await super().receive(timeout)).type in {WSMsgType.PING, WSMsgType.PONG}:
             if self._control.take(asyncio.get_running_loop().time()):
                 _log.info("too many frames on one connection; closing")
-                await self.close(code=CloseCode.RATE_LIMITED, drain=False)
+                await self.close(code=self._flood_code, drain=False)
                 return _CLOSED
             if message.type is WSMsgType.PING:
                 await self.pong(message.data)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway import wire
-from gateway.presence.model import Transition, event_between
+from gateway.presence.model import Transition, net_event
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +32,9 @@ class Codec(Protocol):
     def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
         """Encode events, each a name and its data, to be written in their order."""
 
+    def write_all(self, batch: Batch, sinks: Sequence[Any]) -> None:
+        """Send a batch to many members, by their sinks, as each one's `write` does."""
+
 
 class MarkingCodec(Codec, Protocol):
     """A codec whose events say up to where a client has been told, so that it may go on from there."""
@@ -51,6 +54,10 @@ class Member(Protocol):
     def codec(self) -> Codec:
         """How to encode for it."""
 
+    @property
+    def sink(self) -> Any:
+        """What its codec writes to; only the codec looks inside."""
+
     def write(self, batch: Batch) -> None:
         """Send a batch. Never blocks: a member that cannot keep up is closed, by itself."""
 
@@ -69,7 +76,7 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
     return [
         wire.event_body(event, final)
         for user_id, final in last.items()
-        if (event := event_between(first[user_id].was, final.now.status)) is not None
+        if (event := net_event(first[user_id], final)) is not None
     ]
 
 
@@ -79,10 +86,17 @@ class Audience:
     Args:
         position: of the log, up to where whoever joins first is told by what they read.
         pass_over: called with two positions where nothing is told of what came between them.
+        reduce: what is told of transitions; as `net_changes`.
     """
 
-    def __init__(self, position: int = 0, pass_over: Callable[[int, int], None] = lambda _after, _to: None) -> None:
+    def __init__(
+        self,
+        position: int = 0,
+        pass_over: Callable[[int, int], None] = lambda _after, _to: None,
+        reduce: Callable[[Iterable[Transition]], list[wire.EventBody]] = net_changes,
+    ) -> None:
         self._pass_over = pass_over
+        self._reduce = reduce
         self.position = position
         """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
@@ -90,10 +104,8 @@ class Audience:
         self.rest = 0.0
         """Seconds from then on in which changes are gathered."""
         self.timer: asyncio.TimerHandle | None = None
-        self._members: dict[Codec, dict[Member, Callable[[Batch], None]]] = {}
-        """How each is written to, by how it is encoded for."""
-        self._left = False
-        """Whether any has left during this flush."""
+        self._members: dict[Codec, dict[Member, Any]] = {}
+        """The sink of each, by how it is encoded for."""
         self._heard: dict[Member, int] = {}
         """How many of those that are pending a member has heard of, or knew when it joined; for all others none."""
         self._encoded: dict[tuple[Codec, Any, int, int], Batch | None] = {}
@@ -103,18 +115,23 @@ class Audience:
 
     def join(self, member: Member) -> None:
         """Let a member hear of what is published from now on."""
-        self._members.setdefault(member.codec, {})[member] = member.write
+        self._members.setdefault(member.codec, {})[member] = member.sink
         if self.pending:
             self._heard[member] = len(self.pending)
 
     def leave(self, member: Member) -> None:
         """Let a member hear no more; one that never joined is ignored."""
         members = self._members.get(member.codec)
-        if members is not None and members.pop(member, None) is not None:
-            self._left = True
+        if members is not None:
+            members.pop(member, None)
             if not members:
                 del self._members[member.codec]
         self._heard.pop(member, None)
+
+    def pass_over(self, member: Member) -> None:
+        """Take what is pending as told to a member."""
+        if self.pending and member in self._members.get(member.codec, ()):
+            self._heard[member] = len(self.pending)
 
     def told(self, member: Member) -> int:
         """Up to where on the log a member has been told, by events or by what it could read when it joined."""
@@ -123,7 +140,6 @@ class Audience:
 
     def flush(self) -> None:
         """Write what is pending to every member, each from where it is on."""
-        self._left = False
         try:
             for codec, members in list(self._members.items()):
                 self._flush(codec, members)
@@ -134,19 +150,12 @@ class Audience:
             self._heard.clear()
             self._encoded.clear()
 
-    def _flush(self, codec: Codec, members: dict[Member, Callable[[Batch], None]]) -> None:
-        batch: Batch | None = None
-        made = False
-        for member, write in list(members.items()):
-            if self._left and member not in members:  # while another was written to
-                continue
-            if self._heard and member in self._heard:
-                self.catch_up(member)
-                continue
-            if not made:
-                batch, made = self._batch(codec, 0), True
-            if batch is not None:
-                write(batch)
+    def _flush(self, codec: Codec, members: dict[Member, Any]) -> None:
+        for member in [each for each in members if each in self._heard] if self._heard else ():
+            self.catch_up(member)
+        sinks = [members[each] for each in members if each not in self._heard] if self._heard else [*members.values()]
+        if sinks and (batch := self._batch(codec, 0)) is not None:
+            codec.write_all(batch, sinks)
 
     def catch_up(self, member: Member) -> None:
         """Write what is pending to one member; one that never joined hears nothing."""
@@ -166,7 +175,7 @@ class Audience:
         return self._encoded[key]
 
     def _encode(self, codec: Codec, start: int, *, told: bool) -> Batch | None:
-        changes = net_changes(self.pending[start:])
+        changes = self._reduce(self.pending[start:])
         if not told:
             return codec.encode(changes) if changes else None
         after = self.pending[start - 1].position if start else self.position
@@ -188,6 +197,7 @@ class FanOut:
         pass_over: called with a tenant and two positions where those who can recover are told nothing of what came
             between them.
         stopwatch: seconds on a clock that goes on within one turn of the loop, as the loop's own may not.
+        reduce: what is told of one audience's transitions; as `net_changes`.
     """
 
     def __init__(
@@ -198,8 +208,10 @@ class FanOut:
         pass_over: Callable[[str, int, int], None] = lambda _tenant, _after, _to: None,
         *,
         stopwatch: Callable[[], float] = time.perf_counter,
+        reduce: Callable[[Iterable[Transition]], list[wire.EventBody]] = net_changes,
     ) -> None:
         self._scheduler = scheduler
+        self._reduce = reduce
         self._interval = interval
         self._position = position
         self._pass_over = pass_over
@@ -210,7 +222,9 @@ class FanOut:
         """Let a member hear of the tenant's changes that are published from now on."""
         audience = self._audiences.get(tenant)
         if audience is None:
-            audience = self._audiences[tenant] = Audience(self._position(), partial(self._pass_over, tenant))
+            audience = self._audiences[tenant] = Audience(
+                self._position(), partial(self._pass_over, tenant), self._reduce
+            )
         audience.join(member)
         return audience
 

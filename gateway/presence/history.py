@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import TYPE_CHECKING
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway import wire
 from gateway.errors import LogTrimmedError, StoreUnavailableError
@@ -11,16 +11,21 @@ from gateway.presence.model import Transition
 from gateway.presence.view import RESYNCHRONISED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.presence.store import Store
     from gateway.presence.view import View
+
+_KeyT = TypeVar("_KeyT", str, tuple[str, str])
 
 Span = tuple[int, int]
 """A part of the log: what comes after a position, up to another."""
 
 SIZE = 1024
 """Bytes that one change takes, about, besides what the last heartbeat said."""
+
+REMEMBERED = 20_000
+"""Users of whom it is known when their last change was that is kept no more."""
 
 READS = 20
 """How often the store's log is read for one who comes from before what is kept here: some 20,000 entries."""
@@ -63,7 +68,6 @@ class History:
         self.size = 0
         """Bytes kept, about."""
         self._clock = clock
-        self._since = clock()
         self._horizon = horizon
         self._limit = limit
         self._by_tenant: dict[str, deque[Change]] = {}
@@ -76,8 +80,14 @@ class History:
         """The position of each tenant's last change that is kept no more."""
         self._silent: dict[str, deque[Span]] = {}
         """What nobody was told, by tenant: changes that were over before they were told."""
-        self._left: dict[tuple[str, str], int] = {}
-        """When users went offline, in that order."""
+        self._of: dict[tuple[str, str], list[Change]] = {}
+        """What is kept, by tenant and user id."""
+        self._forgotten_of: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """The position of each user's last change that is kept no more."""
+        self._unremembered: dict[str, int] = {}
+        """Of those who are not remembered there, the latest, by tenant."""
+        self._silent_of: dict[tuple[str, str], deque[Span]] = {}
+        """What nobody was told who watches a user."""
 
     def publish(self, transitions: Sequence[Transition]) -> None:
         """Keep news of the log."""
@@ -89,14 +99,11 @@ class History:
             elif self._begin is None:
                 self._begin = transition.position - 1
             self._end = transition.position
-            user = (transition.tenant, transition.user_id)
-            self._left.pop(user, None)
-            if not transition.now.online:
-                self._left[user] = now
             if transition.reason == RESYNCHRONISED:
                 continue
             change = Change(transition, now)
             self._by_tenant.setdefault(transition.tenant, deque()).append(change)
+            self._of.setdefault((transition.tenant, transition.user_id), []).append(change)
             self._order.append(transition.tenant)
             self.size += change.size
         self.forget(now)
@@ -107,6 +114,12 @@ class History:
         It was done and undone within a flush; an answer may have shown what it came to.
         """
         self._silent.setdefault(tenant, deque()).append((after, to))
+
+    def pass_over_of(self, tenant: str, user_id: str, after: int, to: int) -> None:
+        """The same of one user, and of those who watch them. What is noted already is not noted again."""
+        spans = self._silent_of.setdefault((tenant, user_id), deque())
+        if (after, to) not in spans:
+            spans.append((after, to))
 
     def silent_until(self, tenant: str, position: int) -> Span | None:
         """The span of the log that ends at `position` and that its members were told nothing of; None for none."""
@@ -125,22 +138,19 @@ class History:
             changes: those after it.
             silent: what nobody was told elsewhere.
         """
-        # Who was told of the first of them may know no more: then the rest is none to be passed over. Nor is one that
-        # begins within another, for whoever joined there: it undoes what only they knew.
-        spans = sorted(
-            (span for span in (*self._silent.get(tenant, ()), *silent) if span[0] >= position),
-            key=lambda span: (span[0], -span[1]),
-        )
+        return _told(position, changes, (*self._silent.get(tenant, ()), *silent))
+
+    def told_of(self, tenant: str, position: int, changes: Iterable[Change], users: Mapping[str, int]) -> list[Change]:
+        """The same of users who are watched, each with a position, as `since_of` has it."""
         found: list[Change] = []
-        begun, end = 0, 0
+        by_user: dict[str, list[Change]] = {}
         for change in changes:
-            while begun < len(spans) and spans[begun][0] < change.position:
-                if spans[begun][0] >= end:
-                    end = spans[begun][1]
-                begun += 1
-            if change.position > end:
-                found.append(change)
-        return found
+            by_user.setdefault(change.transition.user_id, []).append(change)
+        for user_id, theirs in by_user.items():
+            # Who began to watch in the middle of what was passed over knows its beginning, and no end.
+            after = max(position, users.get(user_id, 0))
+            found += _told(after, theirs, self._silent_of.get((tenant, user_id), ()))
+        return sorted(found, key=_position)
 
     def forget(self, now: int) -> None:
         """Let go of what is too old at `now`, or too much."""
@@ -151,11 +161,10 @@ class History:
             tenant, oldest = self._order.popleft(), changes.popleft()
             self.size -= oldest.size
             self._forgotten[tenant] = oldest.position
-            self._forget_silent(tenant, oldest.position)
+            _forget_silent(self._silent, tenant, oldest.position)
+            self._forget_of((tenant, oldest.transition.user_id), oldest.position)
             if not changes:
                 del self._by_tenant[tenant]
-        while self._left and now - next(iter(self._left.values())) > self._horizon:
-            del self._left[next(iter(self._left))]
 
     def since(self, tenant: str, position: int, *, known: bool = False) -> list[Change] | None:
         """The tenant's changes after a position.
@@ -179,24 +188,78 @@ class History:
             found.append(change)
         return found[::-1]
 
-    def left_lately(self, tenant: str, user_id: str) -> bool:
-        """Whether a user who is offline went so within the time that is kept, or may have, before this began."""
-        return (tenant, user_id) in self._left or self._clock() - self._since <= self._horizon
+    def since_of(self, tenant: str, position: int, users: Mapping[str, int]) -> list[Change] | None:
+        """The changes of some users after a position, in the order of the log. It looks at no others.
 
-    def _forget_silent(self, tenant: str, position: int) -> None:
-        spans = self._silent.get(tenant)
-        while spans and spans[0][1] <= position:
-            spans.popleft()
-        if spans is not None and not spans:
-            del self._silent[tenant]
+        Args:
+            tenant: whose.
+            position: up to where they are known already.
+            users: their ids, each with a position before which nothing of them is asked for either.
+
+        Returns:
+            None where they are not all here.
+        """
+        found: list[Change] = []
+        for user_id, since in users.items():
+            after = max(position, since)
+            gone = self._forgotten_of.get((tenant, user_id), self._unremembered.get(tenant, 0))
+            if self._begin is None or after < self._begin or after < gone:
+                return None
+            for change in reversed(self._of.get((tenant, user_id), ())):
+                if change.position <= after:
+                    break
+                found.append(change)
+        return sorted(found, key=_position)
+
+    def _forget_of(self, user: tuple[str, str], position: int) -> None:
+        """Let go of a user's oldest change."""
+        theirs = self._of[user]
+        del theirs[0]
+        if not theirs:
+            del self._of[user]
+        _forget_silent(self._silent_of, user, position)
+        self._forgotten_of[user] = position
+        self._forgotten_of.move_to_end(user)
+        if len(self._forgotten_of) > REMEMBERED:
+            (tenant, _user_id), last = self._forgotten_of.popitem(last=False)
+            self._unremembered[tenant] = max(last, self._unremembered.get(tenant, 0))
 
     def _begin_anew(self, position: int) -> None:
         self._by_tenant.clear()
-        self._silent.clear()
+        for kept in (self._silent, self._silent_of, self._of, self._forgotten, self._forgotten_of, self._unremembered):
+            kept.clear()
         self._order.clear()
-        self._forgotten.clear()
         self.size = 0
         self._begin = position
+
+
+def _position(change: Change) -> int:
+    return change.position
+
+
+def _told(position: int, changes: Iterable[Change], silent: Iterable[Span]) -> list[Change]:
+    """Of changes after a position, those that lie in no part that nobody was told of."""
+    # Who was told of the first of them may know no more: then the rest is none to be passed over. Nor is one that
+    # begins within another, for whoever joined there: it undoes what only they knew.
+    spans = sorted((span for span in silent if span[0] >= position), key=lambda span: (span[0], -span[1]))
+    found: list[Change] = []
+    begun, end = 0, 0
+    for change in changes:
+        while begun < len(spans) and spans[begun][0] < change.position:
+            if spans[begun][0] >= end:
+                end = spans[begun][1]
+            begun += 1
+        if change.position > end:
+            found.append(change)
+    return found
+
+
+def _forget_silent(silent: dict[_KeyT, deque[Span]], key: _KeyT, position: int) -> None:
+    spans = silent.get(key)
+    while spans and spans[0][1] <= position:
+        spans.popleft()
+    if spans is not None and not spans:
+        del silent[key]
 
 
 async def read_back(store: Store, view: View, tenant: str, position: int) -> tuple[int, list[Change]] | None:

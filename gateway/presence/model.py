@@ -14,6 +14,9 @@ import msgspec
 DEFAULT_TENANT = "default"
 """The tenant of a token that names none, and of a call in process that passes none."""
 
+PART = "\x1e"
+"""Between a tenant and the name of a part of it, which has users of its own, as a channel has its members."""
+
 ID_PATTERN = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}"
 """What the id of a user or a tenant is made of: no control characters, and no half of a surrogate pair, which no
 encoder could send on to anyone."""
@@ -36,12 +39,34 @@ class Status(StrEnum):
     OFFLINE = "offline"
 
 
+# Until Python 3.12, to ask an enumeration for its member takes as long as ten other attributes.
+ONLINE, AWAY, OFFLINE = Status.ONLINE, Status.AWAY, Status.OFFLINE
+
+
+class Chosen(StrEnum):
+    """What a user may set by hand."""
+
+    ONLINE = "online"
+    """Back to what activity says."""
+    AWAY = "away"
+    BUSY = "busy"
+    DND = "dnd"
+    INVISIBLE = "invisible"
+    """Offline to everyone else."""
+
+
+_INVISIBLE = Chosen.INVISIBLE
+_SET_BY_HAND = {Chosen.AWAY: AWAY, Chosen.BUSY: Status.BUSY, Chosen.DND: Status.DND}
+"""What beats inactivity; of the other two, activity decides."""
+
+
 class Ending(StrEnum):
     """Why a connection ended."""
 
     GOODBYE = "goodbye"
     KICKED = "kicked"
     TOKEN_EXPIRED = "token expired"  # noqa: S105 - a reason, not a password
+    REVOKED = "token revoked"
     LOST = "connection lost"
     TOO_SLOW = "too slow"
     FLOODED = "flooded"
@@ -49,12 +74,29 @@ class Ending(StrEnum):
     NODE_DIED = "node died"
 
 
+_MEANT = frozenset({Ending.GOODBYE, Ending.KICKED, Ending.TOKEN_EXPIRED, Ending.REVOKED})
+_DRAINED = Ending.DRAINED
+
 CONNECTED = "connected"
+CHOSEN = "set by hand"
+RAN_OUT = "set by hand until now"
 ACTIVE = "active"
 INACTIVE = "inactive"
 HEARTBEATS_STOPPED = "heartbeats stopped"
 RELEASED = "released"
 RESTORED = "restored"
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the past is kept."""
+
+    sessions: int = 20
+    """How many of each user's sessions; 0 keeps none."""
+    sessions_ttl: int = 2_592_000_000
+    """Milliseconds that a session is kept after its end."""
+    last_seen_ttl: int | None = None
+    """Milliseconds after which it is forgotten when a user who is offline was last active, and the user with it; None
+    for never."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,16 +112,13 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """The same after a node was drained, where it is longer than `grace`: clients move to another node."""
     lease: int
     """How long a node's connections count after the node was last heard of."""
+    retention: Retention = Retention()
 
     def hold_after(self, ending: Ending) -> int:
         """How long a user stays online after the last connection ended so: section 3's table of endings."""
-        match ending:
-            case Ending.GOODBYE | Ending.KICKED | Ending.TOKEN_EXPIRED:
-                return 0
-            case Ending.LOST | Ending.TOO_SLOW | Ending.FLOODED | Ending.NODE_DIED:
-                return self.grace
-            case Ending.DRAINED:
-                return max(self.grace, self.drain_grace)
+        if ending in _MEANT:
+            return 0
+        return max(self.grace, self.drain_grace) if ending is _DRAINED else self.grace
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -88,24 +127,75 @@ class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     avatar: str | None = None
     role: str | None = None
+    info_json: str | None = None
+    """What is said of a channel's member in place of the rest, as JSON; None elsewhere."""
 
 
 NOBODY = Profile()
 
 
-class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """One live connection of a user, as the store keeps it."""
+class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a connection's client is, by its own account."""
+
+    door: str
+    """Which door it came in by: ``socketio`` or ``websocket``."""
+    user_agent: str | None = None
+    """The ``User-Agent`` of its handshake, cut to 256 characters, without control characters."""
+    meta_json: bytes | None = None
+    """What it said of itself in its handshake, or with its last heartbeat that said anything, as JSON."""
+
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """`meta_json`, decoded."""
+        return None if self.meta_json is None else msgspec.json.decode(self.meta_json)
+
+    @property
+    def page(self) -> str | None:
+        """Which page it shows: ``page`` of its meta; None where it does not say."""
+        page = (self.meta or {}).get("page")
+        return page if isinstance(page, str) else None
+
+
+class Connection(Device, frozen=True, kw_only=True, omit_defaults=True):
+    """One live connection of a user, as the store keeps it.
+
+    What is the device's comes first in its JSON, and `tenant` next: a script parts them there.
+    """
 
     tenant: str
     user_id: str
     id: str
     """Unique over all nodes and doors."""
     node: str
-    door: str
-    """Which door it came in by: ``socketio`` or ``websocket``."""
     connected_at: int
     profile: Profile = NOBODY
-    user_agent: str | None = None
+    active_at: int | None = None
+    """When its client last asked for something, as the node knows that holds it; None in the store."""
+
+    @property
+    def device(self) -> Device:
+        """What of it a session keeps."""
+        return Device(door=self.door, user_agent=self.user_agent, meta_json=self.meta_json)
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One time that a user was online, from coming to going. It is the truth, also of one who was invisible."""
+
+    begun_at: int
+    ended_at: int | None = None
+    """None while it lasts, as for `reason`."""
+    connections: int = 0
+    """How many connections were opened in it. Those of a node that was cut off, and registered them again, count
+    again."""
+    reason: str | None = None
+    """What took the user offline, for people to read: an `Ending`, or one of the words beside it."""
+    device: Device | None = None
+    """Of the connection that opened it; None where none did: by heartbeats without one, by a backend, or as a node
+    knew it of whom the store had lost."""
+
+    def is_kept_at(self, now: int, retention: Retention) -> bool:
+        """Whether it has not ended for too long."""
+        return self.ended_at is None or now < self.ended_at + retention.sessions_ttl
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +222,36 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """What a user set by hand. It is the user's and no connection's: it outlasts going offline and coming back."""
+
+    status: Chosen = Chosen.ONLINE
+    text: str | None = None
+    """What others read beside the status while the user is not offline to them."""
+    until: int | None = None
+    """It holds until then; None until it is changed."""
+
+    def holds_at(self, now: int) -> bool:
+        """Whether it has not run out."""
+        return self.until is None or now < self.until
+
+
+NO_CHOICE = Choice()
+
+
+class Own(msgspec.Struct, frozen=True, kw_only=True):
+    """What nobody but a user is told of their presence. A view keeps it apart from what others read."""
+
+    choice: Choice = NO_CHOICE
+    revision: int = 1
+    """Grows with each committed change of a user who has ever set a status, also with those that others do not see."""
+    hidden: UserStatus | None = None
+    """While the user is invisible, what would be so if they were not, as the user is told it."""
+
+
+NOTHING_SET = Own(revision=0)
+
+
 class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A user's presence, as one version of it was committed.
 
@@ -140,7 +260,7 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     tenant: str
     user_id: str
-    status: Status = Status.OFFLINE
+    status: Status = OFFLINE
     status_text: str | None = None
     active_at: int | None = None
     """When the user was last active, which survives going offline; None for a user never seen."""
@@ -154,11 +274,18 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     twenty times the memory, in each user and each entry of the log."""
     ttl_until: int | None = None
     """The last heartbeat without a connection keeps the user online until then; None where none does."""
+    own: Own | None = None
+    """None in all that others are told, and for a user who has never set a status."""
+
+    @property
+    def invisible(self) -> bool:
+        """Whether this is what only its user is told, while others are told that the user is offline."""
+        return self.own is not None and self.own.choice.status is _INVISIBLE
 
     @property
     def online(self) -> bool:
         """True for every status but offline."""
-        return self.status is not Status.OFFLINE
+        return self.status is not OFFLINE
 
     @property
     def meta(self) -> dict[str, Any] | None:
@@ -184,13 +311,36 @@ class Event(StrEnum):
     CHANGED = "user-status-changed"
 
 
-def event_between(was: Status, now: Status) -> Event | None:
-    """The one event that tells of a change from one status to another; None where nothing changed."""
+def published(true: UserStatus, shown: UserStatus | None) -> UserStatus:
+    """A user's presence as the log and snapshots have it: what others are told, and beside it what they are not.
+
+    Args:
+        true: what the user is told.
+        shown: what others are told instead, of the same version; None where that is the same.
+    """
+    if shown is None or true.own is None:
+        return true
+    own = msgspec.structs.replace(true.own, hidden=msgspec.structs.replace(true, own=None))
+    return msgspec.structs.replace(shown, own=own)
+
+
+def parted(status: UserStatus) -> tuple[UserStatus, UserStatus | None]:
+    """The two that `published` made one of."""
+    own = status.own
+    if own is None or own.hidden is None:
+        return status, None
+    bare = msgspec.structs.replace(own, hidden=None)
+    true = msgspec.structs.replace(own.hidden, own=bare, version=status.version)
+    return true, msgspec.structs.replace(status, own=None)
+
+
+def event_between(was: Status, now: Status, was_text: str | None = None, now_text: str | None = None) -> Event | None:
+    """The one event that tells of a change from one status and its text to another; None where nothing changed."""
     if was == now:
-        return None
-    if was is Status.OFFLINE:
+        return None if was_text == now_text else Event.CHANGED
+    if was is OFFLINE:
         return Event.ONLINE
-    if now is Status.OFFLINE:
+    if now is OFFLINE:
         return Event.OFFLINE
     return Event.CHANGED
 
@@ -206,7 +356,9 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     now: UserStatus
     """The user's whole presence after."""
     reason: str
-    """What made the change, for people to read: an `Ending`, or one of the words below."""
+    """What made the change, for people to read: an `Ending`, or one of the words beside it."""
+    was_text: str | None = None
+    """The status text before."""
 
     @property
     def tenant(self) -> str:
@@ -221,7 +373,12 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def event(self) -> Event | None:
         """The event that tells of it."""
-        return event_between(self.was, self.now.status)
+        return net_event(self, self)
+
+
+def net_event(first: Transition, last: Transition) -> Event | None:
+    """The one event that tells of all changes of a user from the first to the last; None where they come to nothing."""
+    return event_between(first.was, last.now.status, first.was_text, last.now.status_text)
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,7 +407,45 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-Entry = Transition | Activity
+class PrivateChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of what only its user is told, which makes no version; an entry of the log."""
+
+    position: int
+    now: UserStatus
+    """The user's whole presence after; what others are told of it is as it was."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the user who changed."""
+        return self.now.tenant
+
+    @property
+    def user_id(self) -> str:
+        """The user who changed."""
+        return self.now.user_id
+
+
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """A user is to be as one never seen, which makes no version and no event; an entry of the log."""
+
+    position: int
+    now: UserStatus
+    """What is left of the user, of version 0: nothing, or what is `UserStatus.own`."""
+    version: int
+    """The version that is forgotten: it says nothing of another."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of the user."""
+        return self.now.tenant
+
+    @property
+    def user_id(self) -> str:
+        """The user."""
+        return self.now.user_id
+
+
+Entry = Transition | Activity | PrivateChange | Forgotten
 """What the log is made of."""
 
 
@@ -259,10 +454,18 @@ class Outage(msgspec.Struct, frozen=True):
 
     begin: int = 0
     end: int = 0
+    loss_end: int = 0
+    """Until when connections may be missing in the store, which it lost, or which nodes could not tell it of."""
 
     def delay(self, until: int) -> int:
         """When what would run out at `until` does run out: had it not before the outage, then not before its end."""
         return max(until, self.end) if until >= self.begin else until
+
+    def delay_grace(self, until: int, ending: Ending | None) -> int:
+        """When a grace runs out. Where nobody is to come back, it is for what may be missing, and as long as that."""
+        if ending in _MEANT:
+            return max(until, self.loss_end) if until >= self.begin else until
+        return self.delay(until)
 
 
 NO_OUTAGE = Outage()
@@ -276,40 +479,77 @@ class Held(msgspec.Struct):
     """A grace runs until then. Set when the last connection ends, cleared when a connection comes back."""
     ending: Ending | None = None
     """How the last connection ended that began the grace."""
+    lost_at: int | None = None
+    """When a connection was lost last while others seemed to live; that these had died before, with their node, is
+    found later. None where none was since a connection came."""
 
 
 def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:
     """When a user without connections goes offline; None where nothing holds them."""
-    until = latest(held.grace_until, status.ttl_until)
-    return None if until is None else outage.delay(until)
+    grace_until, ttl_until = held.grace_until, status.ttl_until
+    if grace_until is not None:
+        grace_until = outage.delay_grace(grace_until, held.ending)
+    return latest(grace_until, None if ttl_until is None else outage.delay(ttl_until))
 
 
 def status_at(held: Held, status: UserStatus, now: int, timing: Timing, outage: Outage = NO_OUTAGE) -> Status:
-    """The status a user has at `now`: the rules of presence in one place."""
+    """The status a user has at `now`: the rules of presence in one place. The first that fits decides.
+
+    ========================================  =======================================================
+    no connection, no grace, no TTL           offline
+    set by hand: busy, dnd or away            that
+    no device active for `Timing.away_after`  away
+    otherwise                                 online
+    ========================================  =======================================================
+
+    It is what the user is told; to others, whoever has set `Chosen.INVISIBLE` is offline whatever it says.
+    """
     until = held_until(held, status, outage)
     if not held.connections and (until is None or now >= until):
-        return Status.OFFLINE
+        return OFFLINE
+    own = status.own
+    if own is not None and own.choice.holds_at(now) and own.choice.status in _SET_BY_HAND:
+        return _SET_BY_HAND[own.choice.status]
     if status.active_at is not None and now - status.active_at >= timing.away_after:
-        return Status.AWAY
-    return Status.ONLINE
+        return AWAY
+    return ONLINE
 
 
 def next_change(held: Held, status: UserStatus, timing: Timing, outage: Outage = NO_OUTAGE) -> int | None:
-    """When `status_at` will next differ from the user's status if nothing happens; None if never."""
+    """When the user's status or text will next change if nothing happens; None if never."""
     if not status.online:
         return None
+    choice = NO_CHOICE if status.own is None else status.own.choice
     gone = None if held.connections else held_until(held, status, outage)
     away = None
-    if status.active_at is not None and status.status is not Status.AWAY:
+    if status.active_at is not None and status.status is not AWAY and choice.status not in _SET_BY_HAND:
         away = status.active_at + timing.away_after
-    return earliest(gone, away)
+    return earliest(earliest(gone, away), choice.until)
 
 
-def latest(*times: int | None) -> int | None:
-    """The greatest of the times that are not None; None if all are."""
-    return max((time for time in times if time is not None), default=None)
+def forgotten_at(status: UserStatus, shown: UserStatus | None, retention: Retention) -> int | None:
+    """When it is forgotten that a user was last seen; None for never, or where there is nothing to forget.
+
+    While others are told that the user is offline, it is what they are told that counts: they are not to find out by
+    it that somebody is there.
+    """
+    if retention.last_seen_ttl is None:
+        return None
+    active_at = None if shown is None else shown.active_at
+    if active_at is None and not status.online:
+        active_at = status.active_at
+    return None if active_at is None else active_at + retention.last_seen_ttl
 
 
-def earliest(*times: int | None) -> int | None:
-    """The least of the times that are not None; None if all are."""
-    return min((time for time in times if time is not None), default=None)
+def latest(one: int | None, other: int | None) -> int | None:
+    """The later of two times; None where there is neither."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one if one > other else other  # noqa: FURB136 - max() looks for keywords, which takes as long as all the rest
+
+
+def earliest(one: int | None, other: int | None) -> int | None:
+    """The earlier of two times; None where there is neither."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one if one < other else other  # noqa: FURB136 - as above

@@ -13,33 +13,49 @@ import msgspec
 from gateway.errors import LeaseLostError, LogTrimmedError
 from gateway.presence.model import (
     ACTIVE,
+    AWAY,
+    CHOSEN,
     CONNECTED,
     HEARTBEATS_STOPPED,
     INACTIVE,
+    NO_CHOICE,
     NO_OUTAGE,
     NOBODY,
+    NOTHING_SET,
+    OFFLINE,
+    PART,
+    RAN_OUT,
     RELEASED,
     RESTORED,
     Activity,
     Beat,
+    Choice,
+    Chosen,
     Connection,
     Ending,
     Entry,
+    Forgotten,
     Held,
     Outage,
+    Own,
+    PrivateChange,
     Profile,
-    Status,
+    Session,
     Timing,
     Transition,
     UserStatus,
+    earliest,
+    forgotten_at,
     latest,
     next_change,
+    parted,
+    published,
     status_at,
 )
-from gateway.presence.store import OUTAGE, Commit, Explanation, Lease, Snapshot, Store
+from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 LOG_LENGTH = 10_000
 """Entries kept. The one reader is in the same process, and some few behind."""
@@ -51,13 +67,26 @@ TRANSITIONS_EXPLAINED = 10
 class _Record:
     """One user: who they are now, what keeps them so, and when that will next change by itself."""
 
-    __slots__ = ("due", "held", "recent", "status")
+    __slots__ = ("due", "held", "opened", "recent", "sessions", "shown", "status")
 
     def __init__(self, status: UserStatus) -> None:
         self.status = status
+        """What the user is told."""
+        self.shown: UserStatus | None = None
+        """What others are told while the user is invisible."""
         self.held = Held()
         self.due: int | None = None
-        self.recent: deque[Transition] = deque(maxlen=TRANSITIONS_EXPLAINED)
+        self.recent: tuple[Transition, ...] = ()
+        """The last few; not a deque, of which each takes more than they do."""
+        self.sessions: tuple[Session, ...] = ()
+        """The last few, oldest first."""
+        self.opened: int | None = None
+        """How many connections were opened in the session that lasts; None where none does."""
+
+    @property
+    def published(self) -> UserStatus:
+        """Both as one."""
+        return published(self.status, self.shown)
 
 
 class MemoryStore(Store):
@@ -66,25 +95,37 @@ class MemoryStore(Store):
     Args:
         timing: the durations that presence follows.
         log_length: how many entries the log keeps.
+        begin: the position before its first entry. One that grows with each start lets who remembers a position know
+            that the log is another.
+        keep: takes each transition into an outbox as it is committed; None where there is none.
     """
 
     near = True
 
-    def __init__(self, timing: Timing, *, log_length: int = LOG_LENGTH) -> None:
+    def __init__(
+        self,
+        timing: Timing,
+        *,
+        log_length: int = LOG_LENGTH,
+        begin: int = 0,
+        keep: Callable[[Transition], None] | None = None,
+    ) -> None:
         self._timing = timing
+        self._keep = keep
+        self._retention = timing.retention
+        self._floors: dict[str, int] = {}
+        """The highest version that was forgotten, by tenant: whoever comes back, or comes anew, has a higher one."""
         self._records: dict[tuple[str, str], _Record] = {}
         self._leases: dict[str, int] = {}
         self._attended: int | None = None
         """When a lease was last renewed."""
         self._outage = NO_OUTAGE
-        self._loss_end = 0
-        """Until when connections may be missing here that were lost."""
         self._by_node: dict[str, dict[str, Connection]] = {}
         # (when, user): at least one for each record whose status will change by itself. An entry that the
         # record's own `due` no longer names is stale, and is dropped when it comes up.
         self._due: list[tuple[int, tuple[str, str]]] = []
         self._log: deque[Entry] = deque(maxlen=log_length)
-        self._position = 0
+        self._position = begin
         # By the command that runs, which may commit more than the log keeps.
         self._committed: list[Transition] = []
         self._grown = asyncio.Event()
@@ -100,7 +141,7 @@ class MemoryStore(Store):
         if returning and self._attended is not None and now - self._attended >= OUTAGE:
             # One outage soon after another is one with it: what the first prolonged had not run out.
             begin = min(self._outage.begin, self._attended) if self._attended < self._outage.end else self._attended
-            self._outage = Outage(begin, now + self._timing.lease)
+            self._outage = Outage(begin, now + self._timing.lease, max(self._outage.loss_end, now + RETURNING))
         self._attended = latest(self._attended, now)
         held = node in self._leases
         self._leases[node] = max(self._leases.get(node, now), now + self._timing.lease)
@@ -111,15 +152,25 @@ class MemoryStore(Store):
         self._require_lease(connection.node)
         record = self._record_at(connection.tenant, connection.user_id, now)
         grace_until = record.held.grace_until
-        resumed = grace_until is not None and now < self._outage.delay(grace_until)
+        resumed = grace_until is not None and now < self._outage.delay_grace(grace_until, record.held.ending)
         if connection.id not in record.held.connections:
             record.held.connections[connection.id] = connection
             self._by_node.setdefault(connection.node, {})[connection.id] = connection
-            record.held.grace_until = record.held.ending = None
+            record.held.grace_until = record.held.ending = record.held.lost_at = None
+            if record.opened is not None:
+                record.opened += 1
             active_at = record.status.active_at if record.status.online else now
             self._note(record, active_at=active_at, profile=connection.profile)
-            self._settle(record, now, CONNECTED)
+            self._settle(record, now, CONNECTED, opener=connection)
         return self._commit(resumed=resumed)
+
+    async def describe(self, connection: Connection) -> Commit:
+        """Replace what is known of a connection; see the port."""
+        record = self._records.get((connection.tenant, connection.user_id))
+        if record is not None and connection.id in record.held.connections:
+            record.held.connections[connection.id] = connection
+            self._by_node[connection.node][connection.id] = connection
+        return self._commit()
 
     async def disconnect(
         self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
@@ -161,6 +212,15 @@ class MemoryStore(Store):
             self._settle(record, now, RELEASED)
         return self._commit()
 
+    async def set_status(self, tenant: str, user_id: str, choice: Choice, now: int) -> Commit:
+        """Set a status by hand; see the port."""
+        record = self._record_at(tenant, user_id, now)
+        own = record.status.own or NOTHING_SET
+        if choice != own.choice:
+            record.status = msgspec.structs.replace(record.status, own=msgspec.structs.replace(own, choice=choice))
+            self._settle(record, now, CHOSEN, chose=True)
+        return self._commit()
+
     async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
         """Give back what was lost; see the port. This store loses nothing; its log is read by the same rules."""
         self._require_lease(node)
@@ -169,21 +229,23 @@ class MemoryStore(Store):
             record = self._records.get((status.tenant, status.user_id))
             if record is None:
                 record = _Record(UserStatus(tenant=status.tenant, user_id=status.user_id))
-            here = record.status
+            here = record.published
             if status.version > here.version:
-                active_at = latest(here.active_at, status.active_at)
-                self._change(record, msgspec.structs.replace(status, active_at=active_at), now, RESTORED)
-                record.held.grace_until = record.held.ending = None
-                if status.online and not record.held.connections:
-                    record.held.grace_until = now + hold
-                    record.held.ending = Ending.NODE_DIED
-                if record.held.connections:  # that a user is gone was so before their node came back
-                    self._settle(record, now, CONNECTED)
-                else:
-                    self._expect(record)
-                self._loss_end = now + hold
+                self._take(record, status, now, hold)
+                self._change(record, here, self._version_after(status.tenant, status.version - 1), now, RESTORED)
             elif status.version == here.version and status.status is not here.status:
-                self._change(record, msgspec.structs.replace(here, version=here.version + 1), now, RESTORED)
+                self._change(record, here, self._version_after(here.tenant, here.version), now, RESTORED)
+                continue
+            elif status.version == here.version and _revision(status) > _revision(here):
+                self._take(record, status, now, hold)
+                self._keep_private(record)
+            else:
+                continue
+            if record.held.connections:  # that a user is gone was so before their node came back
+                self._settle(record, now, CONNECTED)
+            else:
+                self._expect(record)
+            self._outage = msgspec.structs.replace(self._outage, loss_end=max(self._outage.loss_end, now + hold))
         return self._commit()
 
     async def sweep(self, now: int) -> Commit:
@@ -200,10 +262,11 @@ class MemoryStore(Store):
                 self._settle(record, now, Ending.NODE_DIED)
         while self._due and self._due[0][0] <= now:
             when, key = heapq.heappop(self._due)
-            record = self._records[key]
-            if record.due == when:
-                record.due = None
-                self._settle_by_time(record, now)
+            known = self._records.get(key)
+            if known is not None and known.due == when:
+                known.due = None
+                self._settle_by_time(known, now)
+                self._let_go(known, now)
         return self._commit()
 
     # Reads
@@ -214,7 +277,7 @@ class MemoryStore(Store):
 
     async def snapshot(self) -> Snapshot:
         """Read the whole state; see the port."""
-        return Snapshot(self._position, tuple(record.status for record in self._records.values()))
+        return Snapshot(self._position, tuple(record.published for record in self._records.values()))
 
     async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
         """Read the log; see the port."""
@@ -226,6 +289,10 @@ class MemoryStore(Store):
             raise LogTrimmedError(f"the log begins at {self._position - len(self._log) + 1}, not at {after + 1}")
         return list(islice(reversed(self._log), max(behind, 0)))[::-1]
 
+    async def position(self) -> int:
+        """Read where the log ends; see the port."""
+        return self._position
+
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that is known of one user; see the port."""
         record = self._records.get((tenant, user_id)) or _Record(UserStatus(tenant=tenant, user_id=user_id))
@@ -235,8 +302,18 @@ class MemoryStore(Store):
             connections=connections,
             leases={connection.node: self._leases[connection.node] for connection in connections},
             grace_until=record.held.grace_until,
-            transitions=tuple(record.recent),
+            transitions=record.recent,
         )
+
+    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[Session]:
+        """Read a user's sessions; see the port."""
+        record = self._records.get((tenant, user_id))
+        if record is None or not self._retention.sessions:
+            return ()
+        kept = [session for session in record.sessions if session.is_kept_at(now, self._retention)]
+        if record.opened is not None:
+            kept[-1] = msgspec.structs.replace(kept[-1], connections=record.opened)
+        return kept[::-1][:limit]
 
     async def close(self) -> None:
         """Nothing to let go of."""
@@ -252,16 +329,24 @@ class MemoryStore(Store):
         record = self._records.get((tenant, user_id))
         if record is None:
             return _Record(UserStatus(tenant=tenant, user_id=user_id))  # kept once there is something to keep
+        own = record.status.own
         if record.due is not None and record.due <= now:
             self._settle_by_time(record, now)
+            own = record.status.own
+        if own is not None and not own.choice.holds_at(now):  # of one who is offline
+            self._settle(record, now, RAN_OUT)
         return record
 
     def _forget(self, record: _Record, connection: Connection, ending: Ending, at: int) -> None:
         """Take a connection away, and start the grace its ending gives where it was the last that is known here."""
         del record.held.connections[connection.id]
         del self._by_node[connection.node][connection.id]
-        hold = max(self._timing.hold_after(ending), self._loss_end - at)
-        if hold > 0 and not record.held.connections:
+        hold = max(self._timing.hold_after(ending), self._outage.loss_end - at)
+        if hold > 0 and record.held.connections:
+            record.held.lost_at = latest(record.held.lost_at, at)
+        elif hold > 0:
+            if ending is Ending.NODE_DIED:  # which is found late
+                at = max(at, record.held.lost_at or 0)
             record.held.grace_until = at + hold
             record.held.ending = ending
 
@@ -293,7 +378,10 @@ class MemoryStore(Store):
             online = record.status.online
             record.status = status
             if online:
-                self._append(news)
+                if record.shown is None:
+                    self._append(news)
+                else:
+                    self._keep_private(record)
 
     def _settle_by_time(self, record: _Record, now: int) -> None:
         """Commit what time alone has done to a user: out of a grace or a TTL, or away. It brings nobody online."""
@@ -303,34 +391,147 @@ class MemoryStore(Store):
         by_grace = held.grace_until is not None and held.grace_until >= (ttl_until or 0)
         self._settle(record, now, (held.ending if by_grace else None) or HEARTBEATS_STOPPED)
 
-    def _settle(self, record: _Record, now: int, reason: str) -> None:
-        """Commit the status that the rules give, if it is not the one the user has."""
+    def _settle(
+        self, record: _Record, now: int, reason: str, *, chose: bool = False, opener: Connection | None = None
+    ) -> None:
+        """Commit the status that the rules give, if it is not the one the user has, or if they have set another.
+
+        Args:
+            record: whose.
+            now: the time.
+            reason: what brought it about.
+            chose: whether they have set another.
+            opener: the connection that did, where one did.
+        """
         was = record.status
+        ran_out = was.own is not None and not was.own.choice.holds_at(now)
         status = status_at(record.held, was, now, self._timing, self._outage)
-        if status is not was.status:
-            online = status is not Status.OFFLINE
-            if not online:
-                record.held = Held()
-            changed = msgspec.structs.replace(
-                was,
-                status=status,
-                version=was.version + 1,
-                online_since=(was.online_since if was.online else now) if online else None,
-                ttl_until=was.ttl_until if online else None,
-            )
-            self._change(record, changed, now, INACTIVE if status is Status.AWAY else reason)
+        if status is not was.status or ran_out or chose:
+            self._settle_anew(record, now, reason, chose=chose, opener=opener)
         self._expect(record)
 
-    def _change(self, record: _Record, status: UserStatus, now: int, reason: str) -> None:
-        """Commit a new version of a user."""
-        transition = Transition(
-            position=self._position + 1, at=now, was=record.status.status, now=status, reason=reason
+    def _settle_anew(self, record: _Record, now: int, reason: str, *, chose: bool, opener: Connection | None) -> None:
+        """Commit what has changed of a user, as a new version where others see it."""
+        before, hid = record.published, record.shown
+        was, own = record.status, record.status.own
+        ran_out = own is not None and not own.choice.holds_at(now)
+        if own is not None:
+            own = Own(choice=NO_CHOICE if ran_out else own.choice, revision=own.revision + 1)
+            was = msgspec.structs.replace(was, own=own)
+        choice = NO_CHOICE if own is None else own.choice
+        status = status_at(record.held, was, now, self._timing, self._outage)
+        if status is not OFFLINE and (hid is None) is (choice.status is Chosen.INVISIBLE):
+            # To others the user goes as by a goodbye, which is activity, or comes now: what they did before, unseen, is
+            # not told afterwards either.
+            since = was.online_since if hid is None else now
+            was = msgspec.structs.replace(was, active_at=latest(was.active_at, now), online_since=since)
+            status = status_at(record.held, was, now, self._timing, self._outage)
+        online = status is not OFFLINE
+        if not online:
+            record.held = Held()
+        record.status = msgspec.structs.replace(
+            was,
+            status=status,
+            status_text=choice.text if online else None,
+            online_since=(was.online_since if was.online else now) if online else None,
+            ttl_until=was.ttl_until if online else None,
         )
-        record.status = status
-        self._records[status.tenant, status.user_id] = record
-        record.recent.append(transition)
+        if online and not was.online:
+            self._begin_session(record, now, opener)
+        elif was.online and not online:
+            _end_session(record, now, reason)
+        _show_or_hide(record, choice)
+        after = record.shown or record.status
+        if after.status is before.status and after.status_text == before.status_text:
+            self._keep_private(record)
+            return
+        if before.online and after.online:
+            if ran_out or (status is AWAY and not chose):
+                reason = RAN_OUT if ran_out else INACTIVE
+        elif record.shown is not hid:  # the reasons of one who really comes and goes
+            reason = CONNECTED if after.online else Ending.GOODBYE
+        self._change(record, before, self._version_after(before.tenant, before.version), now, reason)
+
+    def _take(self, record: _Record, known: UserStatus, now: int, hold: int) -> None:
+        """Take for a user's own what is known of them elsewhere, and hold them as `restore` says."""
+        true, record.shown = parted(known)
+        record.status = msgspec.structs.replace(true, active_at=latest(record.status.active_at, true.active_at))
+        record.held.grace_until = record.held.ending = None
+        if true.online and not record.held.connections:
+            record.held.grace_until = now + hold
+            record.held.ending = Ending.NODE_DIED
+        if true.online and record.opened is None:
+            self._begin_session(record, true.online_since or now, None)
+        elif not true.online:
+            _end_session(record, now, RESTORED)
+
+    def _version_after(self, tenant: str, version: int) -> int:
+        """The next version of a user; one of whom others have been told nothing goes on from all that was forgotten."""
+        return (version or self._floors.get(tenant.partition(PART)[0], 0)) + 1
+
+    def _begin_session(self, record: _Record, now: int, opener: Connection | None) -> None:
+        if self._retention.sessions:
+            session = Session(begun_at=now, device=None if opener is None else opener.device)
+            kept = (each for each in record.sessions if each.is_kept_at(now, self._retention))
+            record.sessions = (*kept, session)[-self._retention.sessions :]
+            record.opened = len(record.held.connections)
+
+    def _let_go(self, record: _Record, now: int) -> None:
+        """Let go of what has been kept of a user for long enough."""
+        sessions = record.sessions
+        if not record.status.online and sessions and not sessions[-1].is_kept_at(now, self._retention):
+            record.sessions = ()
+        due = forgotten_at(record.status, record.shown, self._retention)
+        if due is not None and now >= due:
+            self._forget_user(record, now)
+        if (record.status.tenant, record.status.user_id) in self._records:
+            self._expect(record)
+
+    def _forget_user(self, record: _Record, now: int) -> None:
+        """Commit that a user is as one never seen, but for what they have set by hand."""
+        status, shown, own = record.status, record.shown, record.status.own
+        whole = status.tenant.partition(PART)[0]
+        self._floors[whole] = max(self._floors.get(whole, 0), status.version)
+        unseen = UserStatus(tenant=status.tenant, user_id=status.user_id)
+        left = msgspec.structs.replace(
+            status, version=0, own=None if own is None else msgspec.structs.replace(own, revision=own.revision + 1)
+        )
+        over = forgotten_at(status, None, self._retention)
+        gone = over is not None and now >= over
+        if gone:
+            left = msgspec.structs.replace(unseen, own=left.own)
+            record.recent, record.sessions = (), ()
+        record.status = left
+        record.shown = None if shown is None else unseen
+        if gone and (own is None or own.choice == NO_CHOICE or not own.choice.holds_at(now)):
+            del self._records[status.tenant, status.user_id]
+            record.status, record.shown = unseen, None
+        self._append(Forgotten(position=self._position + 1, now=record.published, version=status.version))
+
+    def _change(self, record: _Record, before: UserStatus, version: int, now: int, reason: str) -> None:
+        """Commit a new version of a user, of whom others were told something else before."""
+        record.status = msgspec.structs.replace(record.status, version=version)
+        if record.shown is not None:
+            record.shown = msgspec.structs.replace(record.shown, version=version)
+        transition = Transition(
+            position=self._position + 1,
+            at=now,
+            was=before.status,
+            was_text=before.status_text,
+            now=record.published,
+            reason=reason,
+        )
+        self._records[record.status.tenant, record.status.user_id] = record
+        record.recent = (*record.recent[1 - TRANSITIONS_EXPLAINED :], transition)
         self._committed.append(transition)
         self._append(transition)
+        if self._keep is not None:
+            self._keep(transition)
+
+    def _keep_private(self, record: _Record) -> None:
+        """Commit what others do not see of a user."""
+        self._records[record.status.tenant, record.status.user_id] = record
+        self._append(PrivateChange(position=self._position + 1, now=record.published))
 
     def _expect(self, record: _Record) -> None:
         """Queue the time at which a user will next change by themselves.
@@ -339,6 +540,9 @@ class MemoryStore(Store):
         only ever moves the time back, costs no queue operation.
         """
         due = next_change(record.held, record.status, self._timing, self._outage)
+        due = earliest(due, forgotten_at(record.status, record.shown, self._retention))
+        if record.sessions and not record.status.online:
+            due = earliest(due, (record.sessions[-1].ended_at or 0) + self._retention.sessions_ttl)
         if due is not None and (record.due is None or due < record.due):
             record.due = due
             heapq.heappush(self._due, (due, (record.status.tenant, record.status.user_id)))
@@ -351,3 +555,31 @@ class MemoryStore(Store):
     def _commit(self, *, resumed: bool = False) -> Commit:
         transitions, self._committed = tuple(self._committed), []
         return Commit(self._position, transitions, resumed)
+
+
+def _end_session(record: _Record, now: int, reason: str) -> None:
+    if record.opened is not None:
+        *earlier, session = record.sessions
+        ended = msgspec.structs.replace(session, ended_at=now, connections=record.opened, reason=str(reason))
+        record.sessions = (*earlier, ended)
+        record.opened = None
+
+
+def _revision(status: UserStatus) -> int:
+    return 0 if status.own is None else status.own.revision
+
+
+def _show_or_hide(record: _Record, choice: Choice) -> None:
+    """Begin or end to tell others that a user is offline, by what the user has set."""
+    hid, status = record.shown, record.status
+    if choice.status is Chosen.INVISIBLE:
+        if hid is None:
+            record.shown = msgspec.structs.replace(
+                status, status=OFFLINE, status_text=None, online_since=None, ttl_until=None, own=None
+            )
+    elif hid is not None:
+        record.shown = None
+        if not status.online:
+            record.status = msgspec.structs.replace(
+                status, active_at=hid.active_at, profile=hid.profile, meta_json=hid.meta_json
+            )

@@ -17,16 +17,27 @@ from gateway.errors import LeaseLostError, LogTrimmedError
 from gateway.presence.model import (
     NOBODY,
     Activity,
+    Choice,
+    Chosen,
     Connection,
+    Device,
     Ending,
     Entry,
+    Forgotten,
+    Own,
+    PrivateChange,
     Profile,
+    Retention,
+    Session,
     Status,
     Transition,
     UserStatus,
+    parted,
+    published,
 )
-from gateway.presence.store import OUTAGE, Commit, Explanation, Lease, Snapshot, Store
+from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
 from gateway.redis.commands import Call, Commands, Script
+from gateway.redis.keys import SEPARATOR, base_of, outbox_key, queue_key, user_key, user_of
 from gateway.redis.stream import Stream, to_id, to_position
 
 if TYPE_CHECKING:
@@ -46,14 +57,22 @@ CHUNK = 200
 SWEEPS = 20
 """Such scripts in one sweep: what is due besides waits for the next, and no node for its lease."""
 
+UNWRITTEN_AFTER = 3_600_000
+"""Milliseconds for which the outbox is written after the last node was heard of that sends webhooks: it may be back."""
+
+RECENT = 10
+"""Transitions that are kept of a user, as in ``rules.lua``."""
+
 SCAN = 1000
 """Users in one step of a snapshot."""
 
 BEATS = 500
 """Beats that go out as one script."""
 
-_SEPARATOR = "\x1f"
-_STATUS_FIELDS = ("status", "version", "active_at", "online_since", "ttl_until", "profile", "meta")
+_STATUS_FIELDS = (
+    *("status", "version", "active_at", "online_since", "ttl_until", "profile", "meta"),
+    *("status_text", "chosen", "text", "chosen_until", "revision", "shown"),
+)
 
 
 def _script(name: str) -> Script:
@@ -61,26 +80,59 @@ def _script(name: str) -> Script:
     return Script((folder / "rules.lua").read_text() + (folder / f"{name}.lua").read_text())
 
 
-class _Body(msgspec.Struct, frozen=True):
-    """An entry of the log, as the scripts write it: a transition where it has a status, otherwise an activity."""
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody's presence, as the scripts write it."""
 
-    user: str
-    version: int
-    at: int = 0
-    was: Status = Status.OFFLINE
     status: Status | None = None
-    reason: str = ""
+    status_text: str | None = None
     active_at: int | None = None
     online_since: int | None = None
     ttl_until: int | None = None
     profile: str | None = None
     meta: str | None = None
 
+    def presence_of(self, tenant: str, user_id: str, version: int, own: Own | None) -> UserStatus:
+        return UserStatus(
+            tenant=tenant,
+            user_id=user_id,
+            status=self.status or Status.OFFLINE,
+            status_text=self.status_text,
+            active_at=self.active_at,
+            online_since=self.online_since,
+            version=version,
+            profile=NOBODY if self.profile is None else _decode_profile(self.profile),
+            meta_json=None if self.meta is None else self.meta.encode(),
+            ttl_until=self.ttl_until,
+            own=own,
+        )
+
+
+class _Own(msgspec.Struct, frozen=True, kw_only=True):
+    """What only a user is told, as the scripts write it."""
+
+    chosen: Chosen = Chosen.ONLINE
+    text: str | None = None
+    til: int | None = None
+    revision: int
+    hidden: _State | None = None
+
+
+class _Body(_State, frozen=True, kw_only=True):
+    """An entry of the log, as the scripts write it: news of others' where it has a status, otherwise an activity."""
+
+    user: str
+    version: int
+    at: int = 0
+    was: Status = Status.OFFLINE
+    was_text: str | None = None
+    reason: str = ""
+    own: _Own | None = None
+    private: bool = False
+    forgotten: int | None = None
+
     def entry(self, position: int) -> Entry:
         """The entry, as it stands at `position`."""
-        tenant, user_id = self.user.split(_SEPARATOR)
-        profile = None if self.profile is None else _decode_profile(self.profile)
-        meta_json = None if self.meta is None else self.meta.encode()
+        tenant, user_id = self.user.split(SEPARATOR)
         if self.status is None:
             return Activity(
                 position=position,
@@ -88,25 +140,31 @@ class _Body(msgspec.Struct, frozen=True):
                 user_id=user_id,
                 version=self.version,
                 active_at=self.active_at,
-                meta_json=meta_json,
-                profile=profile,
+                meta_json=None if self.meta is None else self.meta.encode(),
+                profile=None if self.profile is None else _decode_profile(self.profile),
                 ttl_until=self.ttl_until,
             )
-        status = UserStatus(
-            tenant=tenant,
-            user_id=user_id,
-            status=self.status,
-            active_at=self.active_at,
-            online_since=self.online_since,
-            version=self.version,
-            profile=profile or NOBODY,
-            meta_json=meta_json,
-            ttl_until=self.ttl_until,
+        own: Own | None = None
+        if (said := self.own) is not None:
+            hidden = None if said.hidden is None else said.hidden.presence_of(tenant, user_id, self.version, None)
+            choice = Choice(said.chosen, said.text, said.til)
+            own = Own(choice=choice, revision=said.revision, hidden=hidden)
+        status = self.presence_of(tenant, user_id, self.version, own)
+        if self.private:
+            return PrivateChange(position=position, now=status)
+        if self.forgotten is not None:
+            return Forgotten(position=position, now=status, version=self.forgotten)
+        return Transition(
+            position=position, at=self.at, was=self.was, was_text=self.was_text, now=status, reason=self.reason
         )
-        return Transition(position=position, at=self.at, was=self.was, now=status, reason=self.reason)
 
 
+_SESSION = tuple[int, int | None, int | None, str | None, Device | None]
+"""From, to, connections, reason and device, as the scripts write it."""
+
+_decode_session = msgspec.json.Decoder(_SESSION).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_state = msgspec.json.Decoder(_State).decode
 _decode_profile = msgspec.json.Decoder(Profile).decode
 _decode_connection = msgspec.json.Decoder(Connection).decode
 _encode = msgspec.json.encode
@@ -120,24 +178,44 @@ class RedisStore(Store):
         prefix: what its keys begin with; gateways of one prefix are one gateway.
         timing: the durations that presence follows, the same on every node.
         log_length: how many entries the log keeps, at least.
+        outbox_length: how many transitions wait for a sender of webhooks at the most, on the word of this node; 0 from
+            one that sends none.
+        part: what its keys begin with, behind the prefix: of several stores with one prefix, which have one outbox.
     """
 
     near = False
 
-    def __init__(self, client: Client, prefix: str, timing: Timing, *, log_length: int = LOG_LENGTH) -> None:
+    def __init__(
+        self,
+        client: Client,
+        prefix: str,
+        timing: Timing,
+        *,
+        log_length: int = LOG_LENGTH,
+        outbox_length: int = 0,
+        part: str = "",
+    ) -> None:
         self._client = client
         self._commands = Commands(client)
-        self._base = f"{{{prefix}}}:"
+        self._base = base_of(prefix) + part
         self._timing = timing
         self._log_length = log_length
+        self._outbox_length = outbox_length
         self._common = [self._key(name) for name in ("log", "state", "leases", "due", "users")]
+        self._common.append(outbox_key(base_of(prefix)))
         self._log = Stream(client, self._key("log"))
         self._scripts = {
             name: _script(name)
-            for name in ("time", "renew", "connect", "disconnect", "beat", "release", "restore", "bury", "sweep")
+            for name in (
+                *("time", "renew", "connect", "describe", "disconnect", "beat", "release", "set_status"),
+                *("restore", "bury", "sweep"),
+            )
         }
         self._beats: Call | None = None
         """The last script of beats, which takes more until it is sent, or until another command follows it."""
+        self._reviewed: bytes | None = None
+        """Up to where all users have been queued to be looked at, since nodes keep the past for another time than
+        before; None where they do not, empty where all have. Once is enough: nodes that disagree are being replaced."""
 
     # Commands
 
@@ -148,27 +226,37 @@ class RedisStore(Store):
 
     async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
         """Give or prolong a lease; see the port."""
-        held, continues = await self._run(
+        held, continues, retains_anew = await self._run(
             "renew",
             now,
             [self._key("dying")],
-            [node, self._timing.lease, to_id(position), int(returning), OUTAGE],
+            [
+                *(node, self._timing.lease, to_id(position), int(returning), OUTAGE),
+                *(_written(self._timing.retention), self._outbox_length, UNWRITTEN_AFTER, RETURNING),
+            ],
         )
+        if retains_anew and self._reviewed is None:
+            self._reviewed = b"0"
         return Lease(held=bool(held), log_continues=bool(continues))
 
     async def connect(self, connection: Connection, now: int) -> Commit:
         """Count a connection; see the port."""
-        user = _user(connection.tenant, connection.user_id)
+        user = user_of(connection.tenant, connection.user_id)
         profile = b"" if connection.profile == NOBODY else _encode(connection.profile)
         arguments = [connection.node, user, connection.id, _encode(connection), profile]
-        keys = [self._key("node", connection.node), *self._user_keys(user)]
+        keys = [self._key("node", connection.node), *self._user_keys(user), queue_key(self._base, user)]
         return _commit(await self._run("connect", now, keys, arguments))
+
+    async def describe(self, connection: Connection) -> Commit:
+        """Replace what is known of a connection; see the port."""
+        keys = [self._key("node", connection.node)]
+        return _commit(await self._run("describe", 0, keys, [connection.id, _encode(connection)]))
 
     async def disconnect(
         self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
     ) -> Commit:
         """End a connection; see the port."""
-        user = _user(connection.tenant, connection.user_id)
+        user = user_of(connection.tenant, connection.user_id)
         hold, active = self._timing.hold_after(ending), now if ending is Ending.GOODBYE else active_at
         arguments = [connection.node, user, connection.id, ending.value, hold, active or ""]
         keys = [self._key("node", connection.node), *self._user_keys(user)]
@@ -180,7 +268,7 @@ class RedisStore(Store):
         if call is None or call.sent or call.arguments[3] != node or len(call.keys) > 2 * BEATS:
             call = self._start("beat", 0, [], [node, self._timing.ttl])
         for beat in beats:
-            user = _user(beat.tenant, beat.user_id)
+            user = user_of(beat.tenant, beat.user_id)
             profile = b"" if beat.profile is None or beat.profile == NOBODY else _encode(beat.profile)
             call.keys += self._user_keys(user)
             call.arguments += [user, beat.at, int(beat.holds), beat.meta_json or b"", profile]
@@ -192,8 +280,15 @@ class RedisStore(Store):
 
     async def release(self, tenant: str, user_id: str, now: int) -> Commit:
         """End a TTL and a grace; see the port."""
-        user = _user(tenant, user_id)
+        user = user_of(tenant, user_id)
         return _commit(await self._run("release", now, self._user_keys(user), [user]))
+
+    async def set_status(self, tenant: str, user_id: str, choice: Choice, now: int) -> Commit:
+        """Set a status by hand; see the port."""
+        user = user_of(tenant, user_id)
+        chosen = "" if choice.status is Chosen.ONLINE else choice.status.value
+        arguments = [user, chosen, choice.text or "", "" if choice.until is None else choice.until]
+        return _commit(await self._run("set_status", now, self._user_keys(user), arguments))
 
     async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
         """Give back what was lost; see the port."""
@@ -202,12 +297,9 @@ class RedisStore(Store):
             keys: list[str] = []
             arguments: list[Any] = [node, self._timing.lease + self._timing.grace]
             for status in chunk:
-                user = _user(status.tenant, status.user_id)
+                user = user_of(status.tenant, status.user_id)
                 keys += self._user_keys(user)
-                profile = b"" if status.profile == NOBODY else _encode(status.profile)
-                times = (status.active_at, status.online_since, status.ttl_until)
-                arguments += [user, status.status.value, status.version, *("" if at is None else at for at in times)]
-                arguments += [profile, status.meta_json or b""]
+                arguments += [user, status.version, _encode(_fields(status))]
             commits.append(_commit(await self._run("restore", now, keys, arguments)))
         return _joined(commits)
 
@@ -219,6 +311,8 @@ class RedisStore(Store):
             self._due(now),
             ("HGET", self._key("state"), "position"),
         )
+        if self._reviewed:
+            await self._review(self._reviewed, now)
         commits = [Commit(to_position(position or b"0-0"))]
         # By when their lease ran out: the last decides how long a user with connections on several stays.
         for node, _ in sorted((_pairs(out) | _pairs(dying)).items(), key=lambda item: float(item[1])):
@@ -243,12 +337,12 @@ class RedisStore(Store):
 
         Not in one step: what changes meanwhile comes after the position, and applying it again changes nothing.
         """
-        position = to_position(await self._commands.send("HGET", self._key("state"), "position") or b"0-0")
+        position = await self.position()
         statuses: dict[bytes, UserStatus] = {}
         cursor: bytes | int = b"0"
         while True:
             cursor, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
-            found = await self._together(*(("HMGET", self._key("user", u.decode()), *_STATUS_FIELDS) for u in users))
+            found = await self._together(*(("HMGET", user_key(self._base, u.decode()), *_STATUS_FIELDS) for u in users))
             statuses.update((user, _status(user.decode(), fields)) for user, fields in zip(users, found, strict=True))
             if int(cursor) == 0:
                 return Snapshot(position, tuple(statuses.values()))
@@ -263,12 +357,16 @@ class RedisStore(Store):
         except (msgspec.MsgspecError, ValueError) as error:  # of a newer version, say; a snapshot leads past it
             raise LogTrimmedError(f"an entry of the log cannot be read: {error}") from error
 
+    async def position(self) -> int:
+        """Read where the log ends; see the port."""
+        return to_position(await self._commands.send("HGET", self._key("state"), "position") or b"0-0")
+
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that is known of one user; see the port."""
-        user = _user(tenant, user_id)
+        user = user_of(tenant, user_id)
         key, recent = self._user_keys(user)
         found, transitions, leases = await self._together(
-            ("HGETALL", key), ("LRANGE", recent, 0, -1), ("ZRANGE", self._key("leases"), 0, -1, "WITHSCORES")
+            ("HGETALL", key), ("LRANGE", recent, 0, RECENT - 1), ("ZRANGE", self._key("leases"), 0, -1, "WITHSCORES")
         )
         fields = _pairs(found)
         at = {name.removeprefix(b"c:"): node.decode() for name, node in fields.items() if name.startswith(b"c:")}
@@ -276,13 +374,25 @@ class RedisStore(Store):
         until = {node.decode(): int(float(score)) for node, score in _pairs(leases).items()}
         grace_until = fields.get(b"grace_until")
         return Explanation(
-            status=_status(user, [fields.get(name.encode()) for name in _STATUS_FIELDS]),
+            status=_both(user, [fields.get(name.encode()) for name in _STATUS_FIELDS])[0],
             # One may have ended meanwhile.
             connections=tuple(_decode_connection(text) for text in texts if text is not None),
             leases={node: until[node] for node in at.values() if node in until},
             grace_until=None if grace_until is None else int(grace_until),
-            transitions=tuple(_transition(*text.split(b" ", 1)) for text in reversed(transitions)),
+            transitions=tuple(
+                _transition(*text.split(b" ", 1)) for text in reversed(transitions) if not text.startswith(b"[")
+            ),
         )
+
+    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[Session]:
+        """Read a user's sessions; see the port."""
+        key, recent = self._user_keys(user_of(tenant, user_id))
+        written, opened, texts = await self._together(
+            ("HGET", self._key("state"), "retention"), ("HGET", key, "opened"), ("LRANGE", recent, -limit, -1)
+        )
+        retention = _read_retention(written)
+        kept = [_session(text, opened) for text in reversed(texts) if text.startswith(b"[")][: retention.sessions]
+        return [session for session in kept if session.is_kept_at(now, retention)]
 
     async def close(self) -> None:
         """Close the connections to Redis."""
@@ -300,6 +410,13 @@ class RedisStore(Store):
     def _due(self, now: int) -> Sequence[Any]:
         return ("ZRANGEBYSCORE", self._key("due"), 0, now, "LIMIT", 0, CHUNK)
 
+    async def _review(self, cursor: bytes, now: int) -> None:
+        """Queue some more users to be looked at by the next sweeps."""
+        after, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
+        if users:
+            await self._commands.send("ZADD", self._key("due"), "LT", *(word for user in users for word in (now, user)))
+        self._reviewed = after if int(after) else b""
+
     async def _bury(self, node: str, now: int) -> list[Commit]:
         """End the connections of a node whose lease ran out, in pieces."""
         key, commits = self._key("node", node), []
@@ -310,7 +427,7 @@ class RedisStore(Store):
             arguments: list[Any] = [node, self._timing.hold_after(Ending.NODE_DIED)]
             for connection, text in found.items():
                 known = _decode_connection(text)
-                user = _user(known.tenant, known.user_id)
+                user = user_of(known.tenant, known.user_id)
                 keys += self._user_keys(user)
                 arguments += [user, connection]
             reply = await self._run("bury", now, keys, arguments)
@@ -324,7 +441,7 @@ class RedisStore(Store):
         return self._base + ":".join(names)
 
     def _user_keys(self, user: str) -> list[str]:
-        return [self._key("user", user), self._key("recent", user)]
+        return [user_key(self._base, user), self._key("recent", user)]
 
     def _start(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Call:
         self._beats = None  # order is kept: what comes later is no part of an earlier script
@@ -343,10 +460,6 @@ class RedisStore(Store):
             raise
 
 
-def _user(tenant: str, user_id: str) -> str:
-    return f"{tenant}{_SEPARATOR}{user_id}"
-
-
 def _chunks(items: Sequence[UserStatus]) -> Iterable[Sequence[UserStatus]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
@@ -361,19 +474,90 @@ def _pairs(reply: Any) -> dict[bytes, bytes]:
 
 
 def _status(user: str, fields: Sequence[bytes | None]) -> UserStatus:
-    status, version, active_at, online_since, ttl_until, profile, meta = fields
-    tenant, user_id = user.split(_SEPARATOR)
-    return UserStatus(
+    """What a user's hash says of them, as `published` makes it."""
+    return published(*_both(user, fields))
+
+
+def _both(user: str, fields: Sequence[bytes | None]) -> tuple[UserStatus, UserStatus | None]:
+    """What a user's hash says of them: what the user is told, and what others are told instead."""
+    status, version, active_at, online_since, ttl_until, profile, meta, *private = fields
+    status_text, chosen, text, chosen_until, revision, shown = private
+    tenant, user_id = user.split(SEPARATOR)
+    own = None
+    if revision is not None:
+        choice = Choice(
+            Chosen(chosen.decode()) if chosen else Chosen.ONLINE,
+            None if text is None else text.decode(),
+            None if chosen_until is None else int(chosen_until),
+        )
+        own = Own(choice=choice, revision=int(revision))
+    true = UserStatus(
         tenant=tenant,
         user_id=user_id,
         status=Status(status.decode()) if status else Status.OFFLINE,
+        status_text=None if status_text is None else status_text.decode(),
         active_at=None if active_at is None else int(active_at),
         online_since=None if online_since is None else int(online_since),
         version=int(version or 0),
         profile=NOBODY if profile is None else _decode_profile(profile),
         meta_json=meta,
         ttl_until=None if ttl_until is None else int(ttl_until),
+        own=own,
     )
+    return true, None if shown is None else _decode_state(shown).presence_of(tenant, user_id, true.version, None)
+
+
+def _fields(status: UserStatus) -> dict[str, str]:
+    """What a user's hash is to say of them, but for the version."""
+    true, shown = parted(status)
+    fields: dict[str, object] = {"status": true.status.value, "status_text": true.status_text, **_kept(true)}
+    fields |= {"online_since": true.online_since, "ttl_until": true.ttl_until}
+    if (own := true.own) is not None:
+        chosen = None if own.choice.status is Chosen.ONLINE else own.choice.status.value
+        fields |= {"chosen": chosen, "text": own.choice.text, "chosen_until": own.choice.until}
+        fields["revision"] = own.revision
+    if shown is not None:
+        kept = {name: value for name, value in _kept(shown).items() if value is not None}
+        fields["shown"] = _encode(kept).decode()
+    return {name: str(value) for name, value in fields.items() if value is not None}
+
+
+def _kept(status: UserStatus) -> dict[str, object]:
+    """What survives going offline."""
+    return {
+        "active_at": status.active_at,
+        "profile": None if status.profile == NOBODY else _encode(status.profile).decode(),
+        "meta": None if status.meta_json is None else status.meta_json.decode(),
+    }
+
+
+def transition_of(body: bytes) -> Transition:
+    """A transition as the outbox has it, which is as the log has it, but for its position there.
+
+    Raises:
+        ValueError: it is none that this version can read.
+    """
+    entry = _decode_body(body).entry(0)
+    if not isinstance(entry, Transition):
+        raise ValueError("it is no transition")  # noqa: TRY004 - of what it says, not of what it is
+    return entry
+
+
+def _written(retention: Retention) -> str:
+    return f"{retention.sessions} {retention.sessions_ttl} {retention.last_seen_ttl or 0}"
+
+
+def _read_retention(text: bytes | None) -> Retention:
+    """What nodes have written; none of them has of a store that is new."""
+    sessions, ttl, last_seen_ttl = map(int, (text or b"0 0 0").split())
+    return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None)
+
+
+def _session(text: bytes, opened: bytes | None) -> Session:
+    begun_at, ended_at, connections, reason, device = _decode_session(text)
+    if connections is None:
+        connections = int(opened or 0)
+    return Session(begun_at=begun_at, ended_at=ended_at, connections=connections, reason=reason, device=device)
 
 
 def _transition(position: bytes, body: bytes) -> Transition:
@@ -383,9 +567,9 @@ def _transition(position: bytes, body: bytes) -> Transition:
 
 
 def _commit(reply: Any) -> Commit:
-    position, resumed, committed = reply
+    position, resumed, committed, *queued = reply
     transitions = tuple(_transition(*pair) for pair in zip(committed[::2], committed[1::2], strict=True))
-    return Commit(to_position(position), transitions, bool(resumed))
+    return Commit(to_position(position), transitions, bool(resumed), bool(queued[0]) if queued else None)
 
 
 def _joined(commits: Sequence[Commit]) -> Commit:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.presence.clock import Clock
     from gateway.presence.follower import Follower
-    from gateway.presence.model import Connection
+    from gateway.presence.model import Choice, Connection
     from gateway.presence.store import Lease, Store
 
 _log = structlog.get_logger(__name__)
@@ -81,9 +81,10 @@ class Tracker:
         """Those that live, which are those that the store is to know."""
         self._late: dict[tuple[str, str], _Late] = {}
         # Long before a user would turn away by what the store knows.
-        self._touches = Touches(follower.view, away_after // 2)
-        self.touch = self._touches.touch
-        """Record activity that changes nothing but when it was; see `Touches`. Other activity is a `beat`."""
+        self.touches = Touches(follower.view, away_after // 2)
+        """Where activity is recorded that changes nothing but when it was. Other activity is a `beat`."""
+        self.found_queued: Callable[[Connection], object] | None = None
+        """Called with a connection of which the store said only later that notifications wait for its user."""
         self._settled = False
         """Whether it knows."""
         self._settled_at = 0
@@ -118,12 +119,19 @@ class Tracker:
 
         return await self._commit(register) or Commit(0)
 
+    async def describe(self, connection: Connection) -> None:
+        """Replace what the store knows of a connection of this node; while it is away, it is told later."""
+        if connection.id in self._connections:
+            self._connections[connection.id] = connection
+            if await self._commit(lambda: self._store.describe(connection)) is None:
+                self._settled, self._disturbed = False, True  # a round that is under way may have looked before
+
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""
         self._connections.pop(connection.id, None)
         user = connection.tenant, connection.user_id
         # Told with it, not before: of two connections that end in one moment, the store hears in their order.
-        active_at = self._touches.gathered.pop(user, None)
+        active_at = self.touches.gathered.pop(user, None)
         commit = await self._commit(lambda: self._store.disconnect(connection, ending, self.now(), active_at=active_at))
         if commit is None and active_at is not None:
             self._remember(Beat(tenant=user[0], user_id=user[1], at=active_at))
@@ -131,17 +139,30 @@ class Tracker:
 
     async def beat(self, beat: Beat) -> Commit:
         """Record activity."""
-        self._touches.gathered.pop((beat.tenant, beat.user_id), None)
+        self.touches.gathered.pop((beat.tenant, beat.user_id), None)
         return await self._beat([beat])
 
     async def release(self, tenant: str, user_id: str) -> Commit:
         """End what keeps a user online but live connections."""
-        if (tenant, user_id) in self._touches.gathered:
+        if (tenant, user_id) in self.touches.gathered:
             await self._tell_touched()
         commit = await self._commit(lambda: self._store.release(tenant, user_id, self.now()))
         if commit is None:
             self._late[tenant, user_id] = _Late(released=True)
         return commit or Commit(0)
+
+    async def set_status(self, tenant: str, user_id: str, choice: Choice) -> Commit:
+        """Set a user's status by hand. It is not remembered while the store is away: it would be answered too early.
+
+        Raises:
+            StoreUnavailableError: the store is away.
+        """
+        if (tenant, user_id) in self.touches.gathered:
+            await self._tell_touched()
+        commit = await self._commit(lambda: self._store.set_status(tenant, user_id, choice, self.now()))
+        if commit is None:
+            raise StoreUnavailableError(self.away or "not in touch with the store")
+        return commit
 
     # Timers
 
@@ -188,7 +209,7 @@ class Tracker:
             StoreUnavailableError: the store is away.
         """
         with self._losing_touch():
-            if self._touches.gathered and self.now() - self._touches.since >= TOUCH_INTERVAL:
+            if self.touches.gathered and self.now() - self.touches.since >= TOUCH_INTERVAL:
                 await self._tell_touched()
             if self.now() >= self._sweeps_from:
                 await self._store.sweep(self.now())
@@ -214,7 +235,7 @@ class Tracker:
             raise
 
     async def _tell_touched(self) -> None:
-        touched = self._touches.take()
+        touched = self.touches.take()
         await self._beat([Beat(tenant=tenant, user_id=user, at=at) for (tenant, user), at in touched.items()])
 
     async def _beat(self, beats: Sequence[Beat]) -> Commit:
@@ -294,16 +315,23 @@ class Tracker:
         """Make the store know which connections this node has, and what its users did while it was away."""
         self._disturbed = False
         registered = {connection.id: connection for connection in await self._store.connections(self.node)}
+        mine = self._connections
+        changed = [mine[name] for name, known in registered.items() if name in mine and mine[name] != known]
         while True:
             missing = [known for name, known in self._connections.items() if name not in registered][:CHUNK]
             ended = [known for name, known in registered.items() if name not in self._connections][:CHUNK]
             late = dict(islice(self._late.items(), CHUNK))
-            if not missing and not ended and not late:
+            if not missing and not ended and not late and not changed:
                 break
             _log.info("bringing the store up to date", connected=len(missing), ended=len(ended), active=len(late))
             # Who came back is told first, so that who left meanwhile is found to have come back.
-            await asyncio.gather(*(self._store.connect(known, self.now()) for known in missing))
+            commits = await asyncio.gather(*(self._store.connect(known, self.now()) for known in missing))
+            for known, commit in zip(missing, commits, strict=True):
+                if commit.queued and self.found_queued is not None:
+                    self.found_queued(known)
             registered.update((known.id, known) for known in missing)
+            await asyncio.gather(*(self._store.describe(known) for known in changed[:CHUNK]))
+            del changed[:CHUNK]
             await self._tell(late)
             # With a grace, however they ended: their users may be back on a node that has yet to say so.
             await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))

@@ -175,5 +175,7 @@ class Direct:
         self._forgotten.move_to_end(target)
         if len(self._forgotten) > REMEMBERED:
             for sender, each in self._forgotten.popitem(last=False)[1].items():
-                if sender not in self._lost or self._lost[sender].number < each.number:
+                known = self._lost.get(sender)
+                # What channels say has no number of its own, and always a position.
+                if known is None or (known.number, known.position or 0) < (each.number, each.position or 0):
                     self._lost[sender] = each

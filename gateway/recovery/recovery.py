@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
+from gateway import encoded
 from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
 from gateway.presence.history import Change, History, read_back
+from gateway.presence.model import Event as PresenceEvent
+from gateway.presence.watching import WatchList
 from gateway.recovery.direct import Direct, Event
 from gateway.recovery.offsets import Mark, Offset, short
 from gateway.recovery.sessions import FORMER, RoomName, Session, Sessions
@@ -23,8 +26,9 @@ if TYPE_CHECKING:
     from gateway.bus import Bus
     from gateway.presence.store import Store
     from gateway.presence.view import View
+    from gateway.presence.visibility import Visibility
     from gateway.recovery.direct import Target
-    from gateway.recovery.sessions import Register
+    from gateway.recovery.sessions import Directory
 
 _log = structlog.get_logger(__name__)
 
@@ -40,6 +44,9 @@ stayed was told by flushes. Past it, thousands who come back at once would each 
 
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
+
+CHANGED = PresenceEvent.CHANGED
+"""What a user is told of themselves."""
 
 Reading = tuple[tuple["Target", ...], bytes | None, frozenset[str]]
 """Of a message on the bus: whom it is for, its text as `Event` has it, and who is skipped."""
@@ -67,6 +74,8 @@ class Recovered(msgspec.Struct):
     """Up to where it has been told, with this node as the place of its session."""
     rooms: list[RoomName]
     """What it was in."""
+    watched: WatchList | None
+    """Whom it watches; None for one that never watched anybody."""
     missed: list[tuple[str, bytes]]
     """The offset and the text of each event it missed, in order; a text is a JSON array of name and arguments."""
     replaced: str | None
@@ -87,7 +96,9 @@ class Recovery:
         bus: what nodes hear of each other by.
         store: whose log is read where `history` does not go back far enough.
         view: up to where this node has followed it.
-        register: where other nodes find sessions.
+        directory: where other nodes find sessions.
+        visibility: who may see whom; None where everyone sees everyone.
+        hears_everyone: whether those hear of everyone who never watched anybody; else they hear of nobody.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway, or a bound
@@ -102,20 +113,26 @@ class Recovery:
         bus: Bus,
         store: Store,
         view: View,
-        register: Register,
+        directory: Directory,
+        visibility: Visibility | None = None,
+        hears_everyone: bool = True,
     ) -> None:
         self.node = short(node)
         self.history = History(clock, horizon, memory // 2)
         self.direct = Direct(clock, horizon, memory // 4, buffer)
-        self.sessions = Sessions(clock, window, memory // 4, register)
-        self.register = register
+        self.sessions = Sessions(clock, window, memory // 4, directory)
+        self.directory = directory
         self.readers: dict[str, Callable[[msgspec.Raw], Reading | None]] = {}
         """By topic of the bus: how a message is read that this node did not hear; None for one that nobody recovers."""
+        self.is_revoked: Callable[[Session], bool] = lambda _session: False
+        """Whether the token that a session began with has been revoked: nobody goes on with it."""
+        self._nobody = None if hears_everyone else WatchList()
         self._buffer = buffer
         self._clock = clock
         self._bus = bus
         self._store = store
         self._view = view
+        self._visibility = visibility
         self._began = bus.began
         bus.returned = self.direct.place
 
@@ -171,7 +188,7 @@ class Recovery:
             return None
         try:
             session = await self._session(pid, owner, namespace, offset.node)
-            if session is None or session.namespace != namespace:
+            if session is None or session.namespace != namespace or self.is_revoked(session):
                 return None
             return await self._look_back(Return(session, offset, self._bus.began), presence=presence)
         except StoreUnavailableError:
@@ -181,19 +198,40 @@ class Recovery:
             return None
 
     def begin(
-        self, namespace: str, owner: tuple[str, str], sid: str, found: Return | None, *, presence: bool
+        self,
+        namespace: str,
+        owner: tuple[str, str],
+        sid: str,
+        found: Return | None,
+        *,
+        presence: bool,
+        token: tuple[str | None, int | None] = (None, None),
     ) -> tuple[Session, Recovered | None]:
-        """Begin a connection's session: the one that was found, with what its client missed, or a new one."""
+        """Begin a connection's session: the one that was found, with what its client missed, or a new one.
+
+        Args:
+            namespace: of the connection.
+            owner: whom its token proves it to be.
+            sid: its name in the namespace.
+            found: the session that it goes on with; None for a new one.
+            presence: whether it hears of presence.
+            token: the id of its token, and when that was issued, as `Session` has them.
+        """
+        jti, issued_at = token
         missed = None if found is None else self._missed(found, presence=presence)
         if found is None or missed is None:
-            session = Session(secrets.token_urlsafe(18), namespace, owner, sid)
+            pid = secrets.token_urlsafe(18)
+            session = Session(pid, namespace, owner, sid, jti=jti, issued_at=issued_at)
             self.sessions.begin(session)
             return session, None
         was = found.session
         here = self.sessions.find(was.pid, owner, namespace)
         replaced = here.sid if here is not None and self.sessions.is_live(here) else None
         former, rooms = was.names[:FORMER], list(was.rooms)
-        session = Session(was.pid, namespace, owner, sid, former, rooms, origin=found.offset.node)
+        # The connection that it was of may live on, and goes on with a list of its own.
+        watched = None if was.watched is None else was.watched.copy()
+        session = Session(was.pid, namespace, owner, sid, former, rooms, watched=watched, origin=found.offset.node)
+        session.jti, session.issued_at = jti, issued_at
         self.sessions.begin(session)
         # With the last of it a client has been told all, also what it was not to be told.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
@@ -201,17 +239,18 @@ class Recovery:
             now = now._replace(log=max(found.offset.log, self._view.position))
         if missed:
             missed[-1] = (str(now), missed[-1][1])
-        return session, Recovered(offset if missed else now, session.rooms, missed, replaced)
+        return session, Recovered(offset if missed else now, session.rooms, watched, missed, replaced)
 
     def lose(self, session: Session, told: int) -> None:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
-        session.silent = self.history.silent_until(session.owner[0], told)
+        if self._watched(session) is None:
+            session.silent = self.history.silent_until(session.owner[0], told)
         self.sessions.lose(session)
 
     async def run(self) -> None:
         """Let go of what is too old, and let other nodes find sessions, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.register.run())
+            tasks.create_task(self.directory.run())
             tasks.create_task(self._forget())
 
     async def _forget(self) -> None:
@@ -225,7 +264,7 @@ class Recovery:
 
     async def _session(self, pid: str, owner: tuple[str, str], namespace: str, node: str) -> Session | None:
         """The session of a client that a node told last."""
-        if node != self.node and (session := await self.register.take(node, pid, owner)) is not None:
+        if node != self.node and (session := await self.directory.take(node, pid, owner)) is not None:
             return session
         here = self.sessions.find(pid, owner, namespace)
         # One from before it was on that node is out of date; one that went on from there, it has not heard of.
@@ -248,7 +287,7 @@ class Recovery:
             if events is None:
                 return None
             found.events = events
-        if presence and self.history.since(tenant, offset.log) is None:
+        if presence and self._since(found.session, offset.log) is None:
             read = await read_back(self._store, self._view, tenant, offset.log)
             if read is None:
                 return None
@@ -332,26 +371,79 @@ class Recovery:
         ]
         return None if any(event.text is None for event in early) else early + events
 
+    def _since(self, session: Session, position: int) -> list[Change] | None:
+        """The changes after a position that a session's client hears of; None where they are not all here."""
+        watched = self._watched(session)
+        tenant = session.owner[0]
+        if watched is None:
+            return self.history.since(tenant, position)
+        return self.history.since_of(tenant, position, watched.users)
+
+    def _watched(self, session: Session) -> WatchList | None:
+        """Whom a session's client hears of; None for everyone."""
+        return self._nobody if session.watched is None else session.watched
+
     def _changes(self, found: Return) -> list[_Told] | None:
         """The presence events that a client missed; None where they are kept no more."""
         tenant, offset = found.session.owner[0], found.offset
+        watched = self._watched(found.session)
+        if watched is not None and offset.to and offset.to <= watched.narrowed:
+            return None  # a batch that it heard the beginning of told of others, too, and is not to be made again
         if found.reached is None:
-            changes = self.history.since(tenant, offset.log)
+            changes = self._since(found.session, offset.log)
         else:
             since = self.history.since(tenant, found.reached, known=True)
             # What was read, and this node has not published yet, is told as it comes.
             known = [change for change in found.changes if change.position <= self._view.position]
             changes = None if since is None else known + since
+            if changes is not None and watched is not None:
+                changes = [change for change in changes if _is_watched(change, watched)]
         if changes is None:
             return None
         begun = [change for change in changes if change.position <= offset.to]
         later = changes[len(begun) :]
+        if self._visibility is not None:
+            seen = self._seen(found, self._visibility, later)
+            if seen is None:
+                return None
+            later = seen
+        owner = found.session.owner
+        if not self._view.has_set(*owner):
+            return self._told(found, begun, later)
+        if any(change.transition.user_id == owner[1] for change in begun):
+            return None  # it may have been told otherwise of itself, and the batch is not to be made again
+        own = [change for change in later if change.transition.user_id == owner[1]]
+        told = self._told(found, begun, [change for change in later if change.transition.user_id != owner[1]])
+        if own:
+            now = self._clock()
+            status = msgspec.Raw(encoded.status_at(self._view.own_status(*owner, now), now))
+            told.append(_Told(max(own[-1].position, later[-1].position), text=encode((CHANGED, status))))
+        return told
+
+    def _seen(self, found: Return, visibility: Visibility, changes: Sequence[Change]) -> list[Change] | None:
+        """Of changes, those of whom a client may see; None where that is not as it was when it was told last."""
+        (tenant, viewer), offset = found.session.owner, found.offset
+        if offset.to or offset.log <= visibility.changed_at.get(tenant, -1):
+            return None
+        users = dict.fromkeys(change.transition.user_id for change in changes)
+        seen = {each.user_id: each for each in visibility.compare(tenant, viewer, users, told=False)}
+        if any(each.before is not each.now for each in seen.values()):
+            return None
+        return [change for change in changes if seen[change.transition.user_id].now]
+
+    def _told(self, found: Return, begun: Sequence[Change], later: Sequence[Change]) -> list[_Told]:
+        """What tells of changes, in the order of the log."""
+        tenant, offset = found.session.owner[0], found.offset
+        watched = self._watched(found.session)
         missed = _batch(begun, offset.log, offset.to, offset.heard) if offset.to else []
         position = max(offset.log, offset.to)
         if len(later) > SINGLY:
             return missed + _batch(later, position, later[-1].position)
-        silent = [] if found.session.silent is None else [found.session.silent]
-        told = self.history.told(tenant, position, later, silent)
+        if watched is None and self._visibility is None:
+            silent = [] if found.session.silent is None else [found.session.silent]
+            told = self.history.told(tenant, position, later, silent)
+        else:
+            told = self.history.told_of(tenant, position, later, {} if watched is None else watched.users)
         return missed + [_Told(change.position, text=text) for change in told if (text := change.event) is not None]
 
 
@@ -368,6 +460,11 @@ class _Told(NamedTuple):
     def position(self) -> int:
         """Where it stands among other events."""
         return self.to or self.log
+
+
+def _is_watched(change: Change, watched: WatchList) -> bool:
+    since = watched.users.get(change.transition.user_id)
+    return since is not None and change.position > since
 
 
 def _batch(changes: Sequence[Change], after: int, to: int, heard: int = 0) -> list[_Told]:

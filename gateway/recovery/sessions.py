@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from gateway.presence.watching import WatchList
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 OVERHEAD = 1000
-"""Bytes that a session takes besides the names of its rooms."""
+"""Bytes that a session takes besides the names of its rooms, and whom it watches."""
 
 FORMER = 8
 """Names of former connections that a session keeps."""
+
+MAX_WATCHED_BYTES = 65_536
+"""How large the watch list of a session may be: a thousand ids of forty characters. A larger one ends the session, and
+its client begins anew."""
 
 RoomName = str | int
 """Of python-socketio's rooms, those that other nodes can be told of."""
@@ -35,8 +41,24 @@ class Session(msgspec.Struct):
     rooms: list[RoomName] = []
     silent: tuple[int, int] | None = None
     """Of a lost one: the part of the presence log that its node told nobody of, up to where it had told its client."""
+    watched: WatchList | None = None
+    """Whom it watches; None for one that never watched anybody."""
+    jti: str | None = None
+    """The id of the token that its connection came in with; None for one that has none."""
+    issued_at: int | None = None
+    """When that was issued, in Unix milliseconds; None where it does not say."""
     origin: str = ""
     """The node whose client it was before, as its offset said; empty for one that is new."""
+
+    @property
+    def tenant(self) -> str:
+        """Its owner's."""
+        return self.owner[0]
+
+    @property
+    def user_id(self) -> str:
+        """Its owner."""
+        return self.owner[1]
 
     @property
     def names(self) -> list[str]:
@@ -46,10 +68,11 @@ class Session(msgspec.Struct):
     @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        return OVERHEAD + sum(len(room) if isinstance(room, str) else 8 for room in self.rooms)
+        rooms = sum(len(room) if isinstance(room, str) else 8 for room in self.rooms)
+        return OVERHEAD + rooms + (0 if self.watched is None else self.watched.size)
 
 
-class Register(Protocol):
+class Directory(Protocol):
     """Where other nodes find a node's sessions. What is put or dropped is done soon."""
 
     def put(self, session: Session) -> None:
@@ -72,8 +95,8 @@ class Register(Protocol):
         """Do now what was put and dropped, and let go of whatever is held; `run` has ended, or is about to."""
 
 
-class NoRegister:
-    """The register of a node that is alone."""
+class NoDirectory:
+    """The directory of a node that is alone."""
 
     def put(self, session: Session) -> None:
         """Nobody looks."""
@@ -99,16 +122,16 @@ class Sessions:
         clock: the time, in Unix milliseconds.
         window: milliseconds that a lost one is kept.
         limit: bytes of all that are lost; past it the oldest go first.
-        register: where other nodes find them.
+        directory: where other nodes find them.
     """
 
-    def __init__(self, clock: Callable[[], int], window: int, limit: int, register: Register) -> None:
+    def __init__(self, clock: Callable[[], int], window: int, limit: int, directory: Directory) -> None:
         self.size = 0
         """Bytes of those that are lost, about."""
         self._clock = clock
         self._window = window
         self._limit = limit
-        self._register = register
+        self._directory = directory
         self._live: dict[str, Session] = {}
         self._lost: OrderedDict[str, tuple[int, int, Session]] = OrderedDict()
         """By private id, in the order in which they were lost: when, and their size."""
@@ -120,12 +143,12 @@ class Sessions:
         """Keep the session of a live connection, in place of one of the same id."""
         self._remove(session.pid)
         self._live[session.pid] = session
-        self._register.put(session)
+        self._directory.put(session)
 
     def change(self, session: Session) -> None:
         """Let other nodes know what has changed of a session."""
         if self._live.get(session.pid) is session:
-            self._register.put(session)
+            self._directory.put(session)
 
     def lose(self, session: Session) -> None:
         """Keep a session whose connection was lost, unless a newer connection has gone on with it."""
@@ -135,14 +158,14 @@ class Sessions:
         del self._live[session.pid]
         self._lost[session.pid] = now, session.size, session
         self.size += session.size
-        self._register.put(session)
+        self._directory.put(session)
         self.forget(now)
 
     def end(self, session: Session) -> None:
         """Forget a session for good, unless a newer connection has gone on with it."""
         if self._live.get(session.pid) is session:
             del self._live[session.pid]
-            self._register.drop(session.pid)
+            self._directory.drop(session.pid)
 
     def find(self, pid: object, owner: tuple[str, str], namespace: str) -> Session | None:
         """The session of an id, if it is this owner's; it stays where it is. None where there is none."""
@@ -165,7 +188,7 @@ class Sessions:
             if self.size <= self._limit and now - at <= self._window:
                 break
             self._remove(pid)
-            self._register.drop(pid)
+            self._directory.drop(pid)
 
     def _remove(self, pid: str) -> None:
         self._live.pop(pid, None)

@@ -14,6 +14,7 @@ import structlog
 from gateway.bus import Bus, Message
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
 from gateway.redis.commands import Commands, Script
+from gateway.redis.keys import base_of
 from gateway.redis.stream import Stream, to_position
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class RedisBus(Bus):
         super().__init__()
         self._sender = sender
         self._commands = Commands(client)
-        self._base = f"{{{prefix}}}:bus"
+        self._base = f"{base_of(prefix)}bus"
         self._position_key = f"{self._base}:position"
         self._stream = Stream(client, self._base)
         self._heard: int | None = None

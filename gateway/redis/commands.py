@@ -10,6 +10,7 @@ from redis.exceptions import NoScriptError
 
 from gateway.errors import StoreUnavailableError
 from gateway.redis.connection import connection_errors, pipeline
+from gateway.redis.scripts import stripped
 from gateway.tasks import end
 
 if TYPE_CHECKING:
@@ -25,11 +26,14 @@ BATCH = 500
 
 
 class Script:
-    """A Lua script, by its text."""
+    """A Lua script, by its text.
+
+    It is sent `stripped`: to a Redis that was restarted each goes whole, over a link that may be slow.
+    """
 
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.text = stripped(text)
+        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 class Call:

@@ -11,6 +11,7 @@ import structlog
 
 from gateway.errors import StoreUnavailableError
 from gateway.redis.commands import Commands
+from gateway.redis.keys import base_of
 
 if TYPE_CHECKING:
     from gateway.redis.connection import Client
@@ -29,8 +30,8 @@ CHUNK = 500
 _SessionT = TypeVar("_SessionT", bound=Any)
 
 
-class RedisRegister(Generic[_SessionT]):
-    """A register that any number of nodes share.
+class RedisDirectory(Generic[_SessionT]):
+    """A directory that any number of nodes share.
 
     A session is there as long as it can be recovered: written with its first connection, long before its node may
     die, and deleted when it ends. A node that dies leaves its hash, which Redis lets go of after the window.
@@ -45,7 +46,7 @@ class RedisRegister(Generic[_SessionT]):
 
     def __init__(self, client: Client, prefix: str, node: str, window: float, kind: type[_SessionT]) -> None:
         self._commands = Commands(client)
-        self._base = f"{{{prefix}}}:sessions:"
+        self._base = f"{base_of(prefix)}sessions:"
         self._key = self._base + node
         self._expires = round((window + 2 * KEEP) * 1000)
         self._decode = msgspec.json.Decoder(kind).decode

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 import pytest_asyncio
-from conftest import ROOT, SERVICE_KEY, STEP, Process, gateway_process, make_token, require_program
-from playwright.async_api import Browser, BrowserContext, Locator, Page, Request, Route, async_playwright, expect
+from chromium import CLIENT, PICTURES, browser  # noqa: F401 - a fixture
+from conftest import ROOT, SERVICE_KEY, STEP, Process, gateway_process, make_token
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Request, Route, expect
+from redis_servers import free_port
 
 # One worker, one event loop and so one browser for all of them.
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.asyncio(loop_scope="module")]
 
 GRACE = 3.0
-CLIENT = ROOT / "node_modules" / "socket.io-client" / "dist" / "socket.io.min.js"
 CDN = "https://cdn.socket.io/"
-PICTURES = ROOT / "docs" / "images" if os.environ.get("UPDATE_PICTURES") else ROOT / "tests" / "output"
-MAX_PICTURE = 250_000
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+MAX_PICTURE = 280_000
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
     '"><script>alert(1)</script>',
@@ -119,21 +109,6 @@ Open = Callable[..., Awaitable[Window]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    program = require_program("chromium")
-    if not CLIENT.is_file():
-        message = "socket.io-client is not installed: npm ci"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    async with (
-        async_playwright() as playwright,
-        await playwright.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS) as browser,
-    ):
-        yield browser
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared() -> AsyncIterator[Process]:
     async with gateway_process("--dev", PRESENCE_OFFLINE_GRACE=str(GRACE)) as process:
         yield process
@@ -152,7 +127,11 @@ async def backend(shared: Process) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def windows(browser: Browser, shared: Process, backend: aiohttp.ClientSession) -> AsyncIterator[Open]:
+async def windows(
+    browser: Browser,  # noqa: F811 - a fixture
+    shared: Process,
+    backend: aiohttp.ClientSession,
+) -> AsyncIterator[Open]:
     """Open windows; a call takes the address and a profile's options. A test whose window complained fails."""
     async with AsyncExitStack() as stack:
         quiet: list[Window] = []
@@ -325,7 +304,8 @@ async def test_a_token_that_runs_out_is_renewed_without_a_disconnection(windows:
 
 
 async def test_a_restarted_server_with_another_secret_has_its_users_back(windows: Open) -> None:
-    async with gateway_process("--dev", JWT_SECRET="", PRESENCE_OFFLINE_GRACE=str(GRACE)) as first:
+    port = str(free_port())  # which nobody takes meanwhile
+    async with gateway_process("--dev", "--port", port, JWT_SECRET="", PRESENCE_OFFLINE_GRACE=str(GRACE)) as first:
         alice = await windows(as_user("alice"), home=first.url, problems_expected=True)
         await alice.is_online("alice")
         assert await first.stop() == 0
@@ -333,7 +313,7 @@ async def test_a_restarted_server_with_another_secret_has_its_users_back(windows
         await expect(alice.state).to_contain_text("reconnecting")
         await expect(alice.at("people-note")).to_contain_text("Not live")
         await expect(alice.at("notice")).to_contain_text("Cannot reach the server")
-        async with gateway_process("--dev", "--port", str(urlsplit(first.url).port), JWT_SECRET=""):
+        async with gateway_process("--dev", "--port", port, JWT_SECRET=""):
             await alice.is_online("alice")
             await expect(alice.logged("connect_error", "TOKEN_INVALID")).to_have_count(1)
             await expect(alice.at("notice")).to_be_hidden()
@@ -386,6 +366,105 @@ async def test_every_request_shows_its_answer_and_how_long_it_took(windows: Open
     await alice.person("bob").get_by_role("button").click()
     await expect(alice.at("check-user-result")).to_contain_text("bob online")
     await bob.is_online("bob")
+
+
+async def set_status(window: Window, status: str, text: str = "", expires_in: str = "") -> None:
+    await window.at("status-choice").select_option(status)
+    await window.at("status-text").fill(text)
+    await window.at("status-expiry").select_option(expires_in)
+    await window.at("set-status").click()
+
+
+async def test_a_status_set_by_hand_is_seen_with_its_text_until_its_time_is_over(windows: Open) -> None:
+    alice, bob = await windows(as_user("alice")), await windows(as_user("bob"))
+    await alice.sees("bob", "online")
+    for status, word in (("busy", "busy"), ("dnd", "do not disturb"), ("away", "away")):
+        await set_status(bob, status, f"{word} <b>now</b>")
+        await expect(bob.at("status-result")).to_contain_text(f"bob {word} {word} <b>now</b>")
+        for window in (alice, bob):
+            await window.sees("bob", status)
+            await expect(window.person("bob")).to_contain_text(f"{word} <b>now</b>")
+    await alice.check("bob")
+    await expect(alice.at("check-user-result")).to_contain_text("bob away away <b>now</b>")
+    await set_status(bob, "busy", "for a moment", "10")
+    await alice.sees("bob", "busy")
+    began = time.monotonic()
+    await expect(alice.person("bob")).to_have_attribute("data-status", "online", timeout=(10 + STEP) * 1000)
+    assert 8 < time.monotonic() - began < 10 + STEP
+    await expect(alice.person("bob").locator(".person-text")).to_have_text("")
+    await expect(alice.logged("user-offline", "bob")).to_have_count(0)
+    await has_set(bob, "online", "")
+
+
+async def has_set(window: Window, status: str, text: str) -> None:
+    """The form shows what is set."""
+    await expect(window.at("status-choice")).to_have_value(status)
+    await expect(window.at("status-text")).to_have_value(text)
+    await expect(window.at("status-expiry")).to_have_value("")
+
+
+async def test_the_form_has_what_is_set_after_a_reload_a_reconnection_and_in_each_window(windows: Open) -> None:
+    one = await windows(as_user("nora"))
+    await one.is_online("nora")
+    await has_set(one, "online", "")
+    await expect(one.at("status-result")).to_have_text("")
+    await set_status(one, "busy", "in a meeting", "1800")
+    await expect(one.at("status-result")).to_contain_text("nora busy in a meeting")
+    await one.page.reload()
+    await has_set(one, "busy", "in a meeting")
+    await expect(one.at("status-result")).to_have_text(re.compile(r"nora busy in a meeting .* until \d\d:\d\d:\d\d"))
+
+    await set_status(one, "away", "")
+    await one.at("disconnect").click()
+    await one.at("status-choice").select_option("dnd")  # which is not set, and so is not what is shown
+    await one.at("connect").click()
+    await has_set(one, "away", "")
+    await expect(one.at("status-result")).to_contain_text("nora away")
+    await expect(one.at("status-result")).not_to_contain_text("until")
+
+    other = await windows(as_user("nora"))
+    await has_set(other, "away", "")
+    await other.at("status-text").fill("half a sen")  # which is not overwritten
+    await set_status(one, "invisible", "in hiding")
+    await expect(other.at("status-result")).to_contain_text("nora invisible in hiding")
+    await expect(other.at("status-text")).to_have_value("half a sen")
+    await other.page.reload()
+    await has_set(other, "invisible", "in hiding")
+    await set_status(other, "online", "")
+    await has_set(one, "online", "")
+    await expect(one.at("status-result")).to_contain_text("nora online")
+
+
+async def test_one_who_is_invisible_is_gone_for_others_and_sees_the_truth(windows: Open) -> None:
+    alice, bob = await windows(as_user("alice")), await windows(as_user("bob"))
+    tab = await windows(as_user("bob"))
+    await tab.is_online("bob")
+    await alice.sees("bob", "online")
+    await set_status(bob, "invisible", "nobody sees this")
+    await alice.sees("bob", "offline")
+    await expect(alice.person("bob")).not_to_contain_text("nobody sees this")
+    for window in (bob, tab):
+        await window.sees("bob", "invisible")
+        await expect(window.person("bob")).to_contain_text("nobody sees this")
+        await expect(window.logged("user-offline", "bob")).to_have_count(0)
+        await window.at("get-online").click()
+        await expect(window.at("get-online-result")).to_contain_text("1 online")
+        await window.sees("bob", "invisible")
+        await expect(window.at("online-count")).to_have_text("1")
+    await tab.page.reload()
+    await tab.is_online("bob")
+    await tab.sees("bob", "invisible")
+    await set_status(bob, "online")
+    for window in (alice, bob, tab):
+        await window.sees("bob", "online")
+
+
+async def test_a_status_that_cannot_be_says_why(windows: Open) -> None:
+    alice = await windows(as_user("alice"))
+    await alice.is_online("alice")
+    await alice.at("status-text").evaluate("node => { node.value = 'a\\u0007b' }")
+    await alice.at("set-status").click()
+    await expect(alice.at("status-result")).to_contain_text("INVALID_PAYLOAD: ")
 
 
 async def test_a_request_that_fails_shows_its_code(windows: Open) -> None:
@@ -530,14 +609,20 @@ async def test_nothing_is_wider_than_the_window_from_phone_to_desktop(
 
 
 async def test_the_pictures_of_the_readme(windows: Open) -> None:
-    alice = await windows(as_user("alice"), viewport={"width": 1280, "height": 1100})
+    alice = await windows(as_user("alice"), viewport={"width": 1280, "height": 1180})
     await alice.is_online("alice")
     bob = await windows(as_user("bob"))
     await alice.sees("bob", "online")
+    dan, erin = await windows(as_user("dan")), await windows(as_user("erin"))
+    await set_status(dan, "dnd", "Writing until noon")
+    await set_status(erin, "invisible")
+    await set_status(alice, "busy", "In a call", "1800")
+    await alice.sees("dan", "dnd")
+    await alice.sees("erin", "offline")
     await alice.check("bob")
     await expect(alice.at("check-user-result")).to_contain_text("bob online")
     await alice.at("get-online").click()
-    await expect(alice.at("get-online-result")).to_contain_text("2 online")
+    await expect(alice.at("get-online-result")).to_contain_text("3 online")
     await alice.at("heartbeat").click()
     await expect(alice.at("heartbeat-result")).to_contain_text("answered")
     await expect(alice.at("people").locator(".arrived")).to_have_count(0)
@@ -554,6 +639,9 @@ async def test_the_pictures_of_the_readme(windows: Open) -> None:
     await bob.is_online("bob")
     await carol.page.evaluate("document.querySelector('.area-people').scrollIntoView()")
     await take_picture(carol, "test-presence-phone.png")
+    for window in (alice, dan, erin):
+        await set_status(window, "online")
+        await expect(window.at("status-result")).to_contain_text("online")
 
 
 async def take_picture(window: Window, name: str) -> None:

@@ -14,6 +14,8 @@ from conftest import make_token, require_program
 from chaos.trace import AnyRecord, Left, Lost, Record, Up
 
 PROGRAM = Path(__file__).with_suffix(".mjs")
+PUSHER = {"PUSHER_APP_ID": "chaos", "PUSHER_APP_KEY": "chaos-key", "PUSHER_APP_SECRET": "chaos-secret"}
+"""The application whose backend signs what Pusher's clients enter."""
 MAX_LINE = 16 * 1024 * 1024
 
 _decode = msgspec.json.Decoder(AnyRecord).decode
@@ -30,6 +32,12 @@ class Client(msgspec.Struct, frozen=True):
     """True for one that tries no other."""
     polling: bool = False
     """True for one that begins with long-polling, as a browser does by default."""
+    watches: tuple[str, ...] = ()
+    """The users that it watches; none for one that hears of everyone."""
+    channels: tuple[str, ...] = ()
+    """The channels that it is in while it is connected."""
+    door: str = "native"
+    """Or ``echo``, or ``pusher``: these hear of channels alone."""
 
 
 class Clients:
@@ -59,7 +67,8 @@ class Clients:
         clients = cls(process)
         reader = asyncio.create_task(clients._read())
         try:
-            clients.tell("world", gateways=gateways, users=users)
+            application = {"key": PUSHER["PUSHER_APP_KEY"], "secret": PUSHER["PUSHER_APP_SECRET"]}
+            clients.tell("world", gateways=gateways, users=users, application=application)
             yield clients
         finally:
             if process.returncode is None:
@@ -76,6 +85,10 @@ class Clients:
             node=client.node,
             pinned=client.pinned,
             transports=["polling", "websocket"] if client.polling else ["websocket"],
+            watches=client.watches,
+            user=client.user,
+            channels=client.channels,
+            door=client.door,
         )
 
     def tell(self, command: str, **options: Any) -> None:

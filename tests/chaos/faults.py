@@ -12,8 +12,8 @@ from enum import StrEnum
 
 from redis_servers import ClusterServers, RedisServer, SentinelServers
 
-from chaos.truth import Harm
-from chaos.world import TIMING, Backend, World, until
+from chaos.truth import Harm, Impairment
+from chaos.world import TIMING, Backend, World, now, until
 
 OVER_LEASE = (TIMING.detection / 1000 + 0.5, TIMING.detection / 1000 + 2.0)
 """Seconds after which a node that is away is surely declared dead."""
@@ -122,12 +122,16 @@ async def redis_restart(world: World, _node: int) -> AsyncIterator[None]:
     "redis-wipe", "redis-server killed, started empty", Target.STORE, (2.0, 5.0), mixed=(0.2, 5.0), backends=_PROXIED
 )
 async def redis_wipe(world: World, _node: int) -> AsyncIterator[None]:
+    # What no node knows, none can give back: on a busy machine those that were killed before may take long to start.
+    await world.somebody_knows()
+    begin = now()
     with world.impaired(Harm.STORE_AWAY):
         await redis(world).kill()
         redis(world).wipe()
         yield
         await redis(world).start()
         await world.ready()
+        world.wipes.append(Impairment(Harm.STORE_AWAY, begin, now()))
 
 
 @fault("cut", "one node's connection to Redis cut", Target.NODE, OVER_LEASE, mixed=AROUND_LEASE, backends=_PROXIED)

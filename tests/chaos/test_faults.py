@@ -16,5 +16,8 @@ async def test_fault(name: str) -> None:
     plan = Plan.make(SCENARIOS[name], seed(), 0)
     outcome = await run(plan)
     assert not outcome.violations, f"again: {replay(plan)}\n{summary([outcome], plan.seed)}"
+    if SCENARIOS[name].webhooks:
+        events, times = outcome.webhooks
+        assert 0 < events < times, "nothing was repeated: the run proves nothing"
     if SCENARIOS[name].faults in {("kill",), ("stop",), ("cut",), ("swallow",)}:
         assert outcome.leaves, "nobody was watched leaving: the run proves nothing"

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import pytest
+from receivers import Call, Receiver
 
 from chaos.trace import (
     Abandoned,
@@ -188,8 +190,25 @@ def test_an_offline_after_a_goodbye_to_a_node_that_was_away() -> None:
     assert false_offlines(trace, 6200) == [Rule.FALSE_OFFLINE]
 
 
+def test_an_offline_after_a_goodbye_to_a_node_that_is_far_from_the_store() -> None:
+    far = Impairment(Harm.SLOWED, 4000, 6000, 0)
+    trace = [up(0, "a/0"), up(1, "a/1", 1), Left(5000, "a/0"), Lost(5500, "a/1", "")]
+    assert false_offlines(trace, 5700, far) == []
+    assert false_offlines(trace, 5300, far) == [Rule.FALSE_OFFLINE]  # while the other connection lived
+    trace = [up(0, "a/0"), up(1, "a/1", 1), Left(5000, "a/0"), Lost(6500, "a/1", "")]
+    assert false_offlines(trace, 6700, far) == [Rule.FALSE_OFFLINE]  # it was the last to go, by far
+
+
 def test_an_offline_after_a_goodbye_of_one_who_has_another_tab() -> None:
     assert false_offlines([up(0, "a/0"), up(1, "a/1"), Left(5000, "a/0")], 5005) == [Rule.FALSE_OFFLINE]
+
+
+def test_an_offline_of_one_whose_connections_end_at_once_one_by_a_goodbye() -> None:
+    for gone in (4999, 5001):
+        trace = [up(0, "a/0"), up(1, "a/1", 1), Left(5000, "a/0"), Lost(gone, "a/1", "")]
+        assert false_offlines(trace, 5200) == []
+    trace = [up(0, "a/0"), up(1, "a/1", 1), Left(5000, "a/0"), Lost(5500, "a/1", "")]
+    assert false_offlines(trace, 5700) == [Rule.FALSE_OFFLINE]
 
 
 def test_an_offline_of_one_who_came_back_within_the_grace() -> None:
@@ -222,6 +241,14 @@ def test_an_offline_of_one_whose_node_was_away(harm: Harm) -> None:
     assert false_offlines([up(0, "a/0")], 15_000, away) == [Rule.FALSE_OFFLINE]
 
 
+def test_an_offline_after_a_goodbye_of_one_whose_other_node_was_away() -> None:
+    away = Impairment(Harm.CUT_OFF, 5000, 15_000, 0)
+    trace = [up(0, "a/0"), up(1, "a/1", 1), Left(8000, "a/1")]  # the lease ran out then, or up to 1 s before
+    assert false_offlines(trace, 8005, away) == []
+    assert false_offlines([up(0, "a/0"), up(1, "a/1", 1), Lost(8000, "a/1", "")], 8500, away) == [Rule.FALSE_OFFLINE]
+    assert false_offlines([up(0, "a/0"), up(1, "a/1", 1), Left(6000, "a/1")], 6500, away) == [Rule.FALSE_OFFLINE]
+
+
 def test_an_offline_of_one_whose_node_was_away_shortly() -> None:
     assert false_offlines([up(0, "a/0")], 7000, Impairment(Harm.STOPPED, 5000, 7000, 0)) == [Rule.FALSE_OFFLINE]
 
@@ -244,6 +271,14 @@ def test_an_offline_of_one_who_came_to_a_node_far_from_a_store_that_was_coming_b
     assert false_offlines([up(0, "a/0")], 14_000, slow) == [Rule.FALSE_OFFLINE]
 
 
+def test_an_offline_of_one_who_came_while_the_store_was_away() -> None:
+    away = Impairment(Harm.STORE_AWAY, 4000, 12_000)
+    trace = [up(0, "a/0", 1), up(7000, "a/1"), Left(11_500, "a/0")]
+    for at in (11_600, 12_000, 13_000):  # also by a node that is back before the other one
+        assert false_offlines(trace, at, away) == [Rule.FALSE_OFFLINE]
+    assert false_offlines(trace[:1], 11_600, away) == [Rule.FALSE_OFFLINE]
+
+
 def test_an_offline_because_the_store_was_away() -> None:
     away = Impairment(Harm.STORE_AWAY, 5000, 15_000)
     for at in (6000, 12_000, 15_500, 20_000):
@@ -255,6 +290,17 @@ def test_where_clocks_are_wrong_it_counts_when_it_was_heard() -> None:
     assert rules(facts(trace, skewed=True).false_offlines(trace)) == []
     trace = [up(0, "a/0"), Left(5000, "a/0"), up(5600, "a/0"), heard(6700, 2, "offline")]
     assert rules(facts(trace, skewed=True).false_offlines(trace)) == [Rule.FALSE_OFFLINE]
+
+
+def test_what_a_client_of_a_node_that_was_stopped_is_told_late_was_committed_meanwhile() -> None:
+    trace = [up(0), up(0, "a/0", 1), Left(5000, "a/0"), up(5020, "a/0", 1)]
+    late = msgspec.structs.replace(heard(8400, 2, "offline"), stamp=WALL + 5005)
+    stopped = Impairment(Harm.STOPPED, 4900, 8300, 0)
+    assert rules(facts([*trace, late], stopped).false_offlines([*trace, late])) == []
+    moved = [*trace, Lost(7900, "w", "ping timeout"), up(8300, node=1), late]
+    assert rules(facts(moved, stopped).false_offlines(moved)) == []
+    assert rules(facts(moved).false_offlines(moved)) == [Rule.FALSE_OFFLINE]
+    assert rules(facts([*trace, late]).false_offlines([*trace, late])) == [Rule.FALSE_OFFLINE]
 
 
 def test_what_a_client_missed_while_it_was_away_was_committed_meanwhile() -> None:
@@ -301,6 +347,22 @@ def test_a_goodbye_that_a_killed_node_did_not_pass_on() -> None:
     trace = [up(0), told(1, ("a", 1, "online")), up(0, "a/0", 1), Left(4990, "a/0"), heard(9800, 2, "offline")]
     assert leaves(facts(trace, killed(5000, node=1)), trace, pictures(trace), LONG) == ([4800], [])
     assert false_offlines(trace[2:4], 4995, killed(5000, node=1)) == []
+
+
+@pytest.mark.parametrize(("begin", "end"), [(4500, 4995), (5300, 5600)])
+def test_a_goodbye_about_when_a_node_was_cut_off(begin: float, end: float) -> None:
+    trace = [up(0), told(1, ("a", 1, "online")), up(begin, "a/0", 1), Left(end, "a/0")]
+    away = facts(trace, Impairment(Harm.CUT_OFF, 5000, 13_000, 1))
+    for at, expected in ((11_400, []), (11_600, [Rule.LATE])):
+        told_late = [*trace, heard(at, 2, "offline")]
+        assert rules(leaves(away, told_late, pictures(told_late), LONG)[1]) == expected
+
+
+def test_a_leave_is_due_later_where_no_node_was_whole() -> None:
+    trace = [up(0), told(1, ("a", 1, "online")), up(0, "a/0", 1), Lost(5000, "a/0", ""), heard(13_000, 2, "offline")]
+    slowed = Impairment(Harm.SLOWED, 7000, 9000, 0)
+    assert leaves(facts(trace, killed(5000, node=1), slowed), trace, pictures(trace), LONG) == ([8000], [])
+    assert rules(leaves(facts(trace, killed(5000, node=1)), trace, pictures(trace), LONG)[1]) == [Rule.LATE]
 
 
 def test_no_leave_of_one_who_came_back() -> None:
@@ -442,3 +504,39 @@ def test_sessions_of_a_trace() -> None:
         Session("a/0", "a", 1, 7, 9, goodbye=True),
         Session("b/0", "b", 0, 8),
     ]
+
+
+# Webhooks
+
+
+def hooked(*calls: tuple[str, int, str, bool]) -> Receiver:
+    made = Receiver()
+    made.calls = [
+        Call(name, "user.online", user, version, {}, taken=taken)
+        for name, version, user, taken in ((each[2], each[1], each[0], each[3]) for each in calls)
+    ]
+    return made
+
+
+def test_webhooks_that_are_repeated_and_late_by_others_are_sound() -> None:
+    sound = hooked(("a", 1, "m1", False), ("b", 1, "n1", True), ("a", 1, "m1", True), ("a", 2, "m2", True))
+    again = hooked(("a", 1, "m1", True), ("a", 2, "m2", True), ("a", 1, "m1", True))
+    assert sound.violations() == again.violations() == []
+    assert (sound.missing("a", 2), again.missing("a", 3), sound.missing("c", 0)) == (set(), {3}, set())
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [("a", 1, "m1", True), ("a", 1, "m2", True)],
+        [("a", 1, "m1", True), ("a", 2, "m1", True)],
+        [("a", 2, "m2", True), ("a", 1, "m1", True)],
+        [("a", 1, "m1", False), ("a", 2, "m2", True), ("a", 1, "m1", True)],
+    ],
+)
+def test_webhooks_out_of_order_or_under_another_id_are_found(calls: list[tuple[str, int, str, bool]]) -> None:
+    assert hooked(*calls).violations()
+
+
+def test_a_webhook_that_was_never_taken_is_found() -> None:
+    assert hooked(("a", 1, "m1", True), ("a", 2, "m2", False)).missing("a", 2) == {2}

@@ -59,6 +59,10 @@ class Answer(Record, frozen=True, tag="answer"):
 
     users: list[Told]
     whole: bool = False
+    unknown: list[str] = []
+    """Of whom no more was said than of one never seen."""
+    count: int | None = None
+    """How many there are, as a list says."""
 
 
 class Refused(Record, frozen=True, tag="refused"):
@@ -82,7 +86,75 @@ class Failed(Record, frozen=True, tag="failed"):
     why: str
 
 
-AnyRecord = Up | Left | Lost | Heard | Answer | Refused | Abandoned | Failed
+class Watching(Record, frozen=True, tag="watching"):
+    """The client's watch list is in force: until its connection ends it hears of nobody else."""
+
+
+class Chose(Record, frozen=True, tag="chose"):
+    """The client had set its user's status by hand, and got an answer, or none."""
+
+    status: str
+    since: float
+    """When it asked."""
+    sure: bool
+    """False where nobody knows whether it was set, or will be."""
+
+
+class Notified(Record, frozen=True, tag="notified"):
+    """A notification came; it is acknowledged where that is asked for."""
+
+    number: int
+
+
+class Joined(Record, frozen=True, tag="joined"):
+    """The client is in a channel, and was told who is."""
+
+    channel: str
+    members: list[str] = []
+    again: bool = False
+    """True where the gateway put it back, which came back to what it had missed."""
+
+
+class Parted(Record, frozen=True, tag="parted"):
+    """The client was told that it is not in a channel any more."""
+
+    channel: str
+
+
+class Member(Record, frozen=True, tag="member"):
+    """The client heard of one who came into a channel, or went."""
+
+    channel: str
+    user: str
+    added: bool
+    stamp: float = 0.0
+    """As an event's; 0 where the client is not told."""
+
+
+class Message(Record, frozen=True, tag="message"):
+    """The client heard a message in a channel."""
+
+    channel: str
+    number: int
+
+
+AnyRecord = (
+    Up
+    | Left
+    | Lost
+    | Heard
+    | Answer
+    | Refused
+    | Abandoned
+    | Failed
+    | Watching
+    | Chose
+    | Notified
+    | Joined
+    | Parted
+    | Member
+    | Message
+)
 """What a line of the clients' process is."""
 
 
@@ -100,6 +172,23 @@ class Rule(StrEnum):
     DISAGREE = "views and store disagree"
     WRONG = "the store is wrong about who is there"
     STUCK = "the cluster does not recover"
+    WEBHOOK = "a webhook is lost, out of order, or repeated under another id"
+    UNWATCHED = "heard of one it does not watch"
+    FORGOTTEN = "a status set by hand is another"
+    SEEN = "told of one who is invisible"
+    HIDDEN = "told of one whom a rule hides"
+    HISTORY = "sessions are not when a user was there"
+    REVOKED = "let in, or left in, by a revoked token"
+    EXPORT = "an export lacks a change, or has one twice"
+    UNDELIVERED = "a notification did not come"
+    DISORDER = "notifications came out of order"
+    EARLY = "told of a channel that it is not in"
+    MEMBERS = "members are not who is there"
+    REMOVED = "a member who was there is told to have gone"
+    UNHEARD = "a message in a channel did not come"
+    REPEATED = "a message in a channel came twice"
+    SHUFFLED = "messages in a channel have two orders"
+    OCCUPIED = "a channel is occupied that nobody is in"
 
 
 class Violation(msgspec.Struct, frozen=True):

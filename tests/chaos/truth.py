@@ -31,6 +31,8 @@ RECOVERY = 2_000.0
 """How long a node that was cut off may take to be itself again."""
 PROMPT = 2_000.0
 """How long anything may take that nothing holds up: the contract's "+ 2 s"."""
+FAR = 1_000.0
+"""How much later the store may hear of something by a node that is far from it: what was said before is under way."""
 NETTING = 1_000.0
 """Changes of one user within this long may go out as their net effect: the flush interval, and a busy machine."""
 PRECISION = 120.0
@@ -142,6 +144,14 @@ class Facts(msgspec.Struct, frozen=True):
     """Unix milliseconds minus those of the monotonic clock."""
     skewed: bool = False
     """True where a node's clock is wrong: timestamps tell nothing then."""
+    moody: frozenset[str] = frozenset()
+    """Users who set their status by hand: what others see of them is not whether they are there."""
+    watches: Mapping[str, frozenset[str]] = {}
+    """Whom a client watches; one that is not here hears of everyone."""
+
+    def hears(self, client: str, user: str) -> bool:
+        """Whether a client is told of a user."""
+        return client not in self.watches or user in self.watches[client]
 
     def of_node(self, node: int, *harms: Harm) -> list[Impairment]:
         return [each for each in self.impairments if each.node == node and each.harm in harms]
@@ -187,14 +197,8 @@ class Facts(msgspec.Struct, frozen=True):
         }
         for session, end in alive.items():
             goodbye = session.goodbye and end == session.end
-            held = end if goodbye else end + self.timing.grace
-            # What ended the last connection decides: a later one's end ends this one's hold.
-            later = [
-                max(end, other)
-                for one, other in alive.items()
-                if one is not session and one.begin <= held and self._told_by(one, other) > end
-            ]
-            pieces += self._while_node_was_there(session, (session.begin, min([held, *later])))
+            until = end if goodbye else self._held_until(session, end, alive)
+            pieces += self._while_node_was_there(session, (session.begin, until), alive)
         return union(pieces)
 
     def _alive_until(self, session: Session) -> float:
@@ -204,17 +208,33 @@ class Facts(msgspec.Struct, frozen=True):
 
     def _told_by(self, session: Session, end: float) -> float:
         """By when the store knows of a session's end: a goodbye to a node that is away comes when it is back."""
-        return self.recovered(session.node, end) if session.goodbye else end
+        if not session.goodbye:
+            return end
+        far = any(each.begin <= end <= each.end for each in self.of_node(session.node, Harm.SLOWED))
+        return self.recovered(session.node, end) + (FAR if far else 0.0)
 
-    def _while_node_was_there(self, session: Session, interval: Interval) -> list[Interval]:
+    def _held_until(self, session: Session, lost: float, alive: Mapping[Session, float]) -> float:
+        """Until when a user is there whose session was lost: what ended the last one decides, and ends this one's."""
+        held = lost + self.timing.grace
+        later = [
+            max(lost, end)
+            for one, end in alive.items()
+            # Of two that end at once by different nodes, the store may hear in either order.
+            if one is not session and one.begin <= held and self._told_by(one, end) > lost - PRECISION
+        ]
+        return min([held, *later])
+
+    def _while_node_was_there(
+        self, session: Session, interval: Interval, alive: Mapping[Session, float]
+    ) -> list[Interval]:
         died = self.died_at(session)
         slowed = self.of_node(session.node, Harm.SLOWED)
         pieces = [interval]
         for each in self.of_node(session.node, Harm.STOPPED, Harm.CUT_OFF):
             if each.begin < session.end:
                 # Of a session that began while its node was away nobody knew; one that was killed then stays away.
-                least = self.timing.lease - RENEWAL + self.timing.grace
-                since = each.begin + least if session.begin < each.begin else session.begin
+                least = self._held_until(session, each.begin + self.timing.lease - RENEWAL, alive)
+                since = least if session.begin < each.begin else session.begin
                 hole = (
                     since,
                     INFINITY if died is not None and died >= each.begin else self.recovered(session.node, each.end),
@@ -222,7 +242,8 @@ class Facts(msgspec.Struct, frozen=True):
                 if hole[0] < hole[1]:
                     pieces = [left for piece in pieces for left in without(piece, hole)]
         for outage in self.outages:
-            # A node that is far from the store when it is back has yet to say who came to it.
+            # Who came meanwhile is known to their node alone, which says so when the store is back. Others wait for it
+            # with what may be a user's last goodbye, but not for one that is far from the store.
             far = any(each.begin <= outage.end and outage.begin <= each.end for each in slowed)
             if far and outage.begin <= session.begin < outage.end:
                 hole = (session.begin, outage.end if outage.end < session.end else INFINITY)
@@ -236,6 +257,8 @@ class Facts(msgspec.Struct, frozen=True):
             if isinstance(record, Heard) and record.status == OFFLINE:
                 first.setdefault((record.user, record.version), record)
         for heard in first.values():
+            if heard.user in self.moody:
+                continue
             begin, end = self._committed(heard)
             for there in self.present(heard.user):
                 if there[0] <= begin and end <= there[1]:
@@ -260,9 +283,16 @@ class Facts(msgspec.Struct, frozen=True):
             (one for one in self.sessions if one.client == heard.client and one.begin <= heard.at),
             key=lambda one: one.begin,
         )
+        heard_by = [(session, heard.at) for session in mine[-1:]]
         if len(mine) > 1 and heard.at - mine[-1].begin <= HEARING:
-            return mine[-2].end
-        return heard.at
+            heard_by.append((mine[-2], mine[-2].end))
+        since = min([heard.at, *(until for _session, until in heard_by)])
+        # One whose node was away is told late, and perhaps alone: for others a change and the next were netted out.
+        for session, until in heard_by:
+            for each in self.hampering(session.node):
+                if each.begin <= until <= each.end + RECOVERY:
+                    since = min(since, each.begin)
+        return since
 
     # Who was surely gone
 
@@ -294,7 +324,9 @@ class Facts(msgspec.Struct, frozen=True):
             self.of_node(session.node, Harm.STOPPED, Harm.CUT_OFF, Harm.KILLED), key=lambda one: one.begin
         ):
             gone = each.harm is Harm.KILLED
-            if (gone and each.begin == died) or (not gone and begin <= each.begin < session.end):
+            # Who came or went just as the node was cut off: nobody knows which the store heard of before.
+            there = begin <= each.begin + HEARING and each.begin < session.end + PRECISION
+            if (gone and each.begin == died) or (not gone and there):
                 yield self._departure(session, begin, each.begin, self.timing.lease + self.timing.grace, died=True)
                 if gone or each.end >= session.end:
                     # Ended while its node was away: what the node said of it came when it was back, if ever.
@@ -311,7 +343,15 @@ class Facts(msgspec.Struct, frozen=True):
             if outage.begin - RENEWAL <= due and outage.end >= at:
                 # Leases begin anew when the store is back.
                 due = max(due, outage.end + RECOVERY + self.timing.lease + hold + PROMPT)
+        if all(self._is_impaired(node, at, due) for node in {one.node for one in self.sessions}):
+            due += RECOVERY  # what time does is committed by any node, and nobody was whole
         return Departure(session.user, session.node, begin, at, due, died)
+
+    def _is_impaired(self, node: int, begin: float, end: float) -> bool:
+        """Whether anything at all was wrong with a node in a time."""
+        return any(
+            each.node == node and each.begin <= end and each.end + RECOVERY >= begin for each in self.impairments
+        )
 
     def deaf(self, node: int, begin: float, end: float) -> bool:
         """Whether a node's clients may have heard nothing at some moment of a time."""
@@ -347,12 +387,10 @@ def leaves(
         if isinstance(record, Heard) and record.status == OFFLINE:
             offlines.setdefault((record.client, record.user), []).append(record.at)
     for departure in facts.departures():
-        if departure.due > until:
+        if departure.due > until or departure.user in facts.moody:
             continue
         for watcher in facts.sessions:
-            if not (watcher.greeted and watcher.begin < departure.at and departure.due < watcher.end):
-                continue
-            if facts.deaf(watcher.node, departure.at, departure.due) and not _only_outages(facts, watcher, departure):
+            if not _must_hear(facts, watcher, departure):
                 continue
             heard = [at for at in offlines.get((watcher.client, departure.user), []) if at >= departure.at - PRECISION]
             known = drawn[watcher.client].known(departure.user, departure.due)
@@ -363,6 +401,14 @@ def leaves(
             if heard and departure.died:
                 took.append(heard[0] - departure.at)
     return took, late
+
+
+def _must_hear(facts: Facts, watcher: Session, departure: Departure) -> bool:
+    """Whether a client was there for all of a departure, at a node that could hear of it."""
+    there = watcher.greeted and watcher.begin < departure.at and departure.due < watcher.end
+    if not there or not facts.hears(watcher.client, departure.user):
+        return False
+    return not facts.deaf(watcher.node, departure.at, departure.due) or _only_outages(facts, watcher, departure)
 
 
 def _only_outages(facts: Facts, watcher: Session, departure: Departure) -> bool:
@@ -389,8 +435,10 @@ def missed(facts: Facts, records: Iterable[Record], drawn: Mapping[str, Picture]
         by_user.setdefault(heard.user, []).append(heard)
     for session in facts.sessions:
         for heard in first.values():
-            due = _hears_by(facts, session.node, heard.at)
+            due = hears_by(facts, session.node, heard.at)
             if not (session.greeted and session.begin + PROMPT < due < min(session.end, until)):
+                continue
+            if not facts.hears(session.client, heard.user):
                 continue
             known = drawn[session.client].known(heard.user, due)
             if known is not None and known.version >= heard.version:
@@ -406,7 +454,7 @@ def missed(facts: Facts, records: Iterable[Record], drawn: Mapping[str, Picture]
                 yield Violation(Rule.LOST, due, heard.user, session.client, detail)
 
 
-def _hears_by(facts: Facts, node: int, at: float) -> float:
+def hears_by(facts: Facts, node: int, at: float) -> float:
     """When a node's clients must have heard what others heard."""
     due = at + PROMPT
     for each in sorted(facts.hampering(node), key=lambda one: one.begin):
@@ -422,9 +470,14 @@ class Truth(msgspec.Struct, frozen=True):
     views: Mapping[int, Mapping[str, tuple[int, str]]]
     """Each node's view: version and status by user."""
     store: Mapping[str, tuple[int, str]]
+    """The same of the store, as others are told it."""
     ledger: Mapping[str, Sequence[tuple[int, str, str]]] = {}
     """Each user's last transitions, oldest first: version, status before, status after. Those of which the store was
     told, because it had lost them, are not among them."""
+    past: Mapping[str, Sequence[tuple[str, str | None]]] = {}
+    """Each user's sessions that are kept, newest first: from, and to, None for one that goes on."""
+    there: Mapping[str, bool] = {}
+    """Whether each user is there, as they are told themselves."""
 
 
 def agreement(facts: Facts, drawn: Mapping[str, Picture], truth: Truth) -> Iterator[Violation]:
@@ -432,7 +485,7 @@ def agreement(facts: Facts, drawn: Mapping[str, Picture], truth: Truth) -> Itera
     here = [session for session in facts.sessions if session.end == INFINITY]
     there = {session.user for session in here}
     for user, (version, status) in sorted(truth.store.items()):
-        if (status != OFFLINE) != (user in there):
+        if user not in facts.moody and (status != OFFLINE) != (user in there):
             detail = f"{status}, version {version}, with {sum(one.user == user for one in here)} connections"
             yield Violation(Rule.WRONG, truth.at, user, "", detail)
         for node, view in truth.views.items():
@@ -440,6 +493,8 @@ def agreement(facts: Facts, drawn: Mapping[str, Picture], truth: Truth) -> Itera
                 detail = f"node {node} has {view[user]}, the store {(version, status)}"
                 yield Violation(Rule.DISAGREE, truth.at, user, "", detail)
         for session in here:
+            if not facts.hears(session.client, user):
+                continue
             known = drawn[session.client].known(user)
             # An older version is a net effect of nothing; `missed` looks whether it may be.
             if known is None or known.status != status or known.version > version:

@@ -74,12 +74,16 @@ class Client(Listener):
         self.io = socketio.AsyncClient(reconnection=False)
         self.refusals: list[Any] = []
         self.goodbyes: list[Any] = []
+        self.queued: list[tuple[str, Any]] = []
+        """Of what waited for its user: id and data."""
         self.io.on("*", self._hear, namespace=NAMESPACE)
         self.io.on("connect_error", self.refusals.append, namespace=NAMESPACE)
         self.io.on("disconnect", self.goodbyes.append, namespace=NAMESPACE)
 
-    def _hear(self, event: str, data: Any = None) -> None:
+    def _hear(self, event: str, data: Any = None, queued_id: str | None = None) -> None:
         self.heard.append((event, data))
+        if queued_id is not None:
+            self.queued.append((queued_id, data))
 
     @classmethod
     async def connect(cls, closing: AsyncExitStack, url: str, user: str = "alice", **options: Any) -> Self:

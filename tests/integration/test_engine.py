@@ -6,7 +6,7 @@ import os
 import socket
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from itertools import takewhile
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +14,9 @@ from unittest.mock import Mock
 import aiohttp
 import pytest
 import socketio
+import uvloop
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from clients import Client, Packets, Polling, abort, client_frame, deaf_websocket
 from conftest import STEP, Running, eventually, make_settings, make_token
 from protocol import (
@@ -119,6 +121,37 @@ async def test_one_that_cannot_be_written_to_costs_the_others_nothing() -> None:
     assert [line["event"] for line in logs] == ["a connection could not be written to"]
 
 
+async def test_what_one_turn_has_for_many_is_written_to_each_and_what_is_not_taken_is_left_to_the_loop() -> None:
+    outbox, owner = Outbox(), Mock()
+    pairs = [socket.socketpair() for _ in range(4)]
+    streams, transports = [], []
+    for near, far in pairs:
+        near.setblocking(False)
+        far.settimeout(1)
+        transports.append(Mock(**{"is_closing.return_value": False, "get_write_buffer_size.return_value": 0}))
+        streams.append(Stream(owner, outbox, transports[-1], file=near.fileno(), receivers=[], max_buffer=1000))
+    with suppress(BlockingIOError):  # the second client does not read
+        while True:
+            pairs[1][0].send(b"f" * 4096)
+    pairs[2][1].close()  # the third is gone
+    transports[3].get_write_buffer_size.return_value = 999  # for the fourth more waits than may
+    for number, stream in enumerate(streams):
+        stream.send(b"one of %d" % number)
+        stream.send(b", and another")
+    outbox.write_all()
+    assert pairs[0][1].recv(100) == b"one of 0, and another"
+    transports[0].write.assert_not_called()
+    transports[1].write.assert_called_once_with(b"one of 1, and another")
+    transports[2].write.assert_not_called()
+    transports[3].write.assert_not_called()
+    owner.on_overflow.assert_called_once_with()
+    outbox.write_all()  # nothing is written twice
+    transports[1].write.assert_called_once()
+    for pair in pairs:
+        for end_of_it in pair:
+            end_of_it.close()
+
+
 @pytest.mark.parametrize(("system", "context", "file"), [("posix", None, 5), ("posix", object(), -1), ("nt", None, -1)])
 def test_only_what_is_a_file_is_written_to(
     monkeypatch: pytest.MonkeyPatch, system: str, context: object, file: int
@@ -129,7 +162,7 @@ def test_only_what_is_a_file_is_written_to(
     with monkeypatch.context() as patch:
         patch.setattr(os, "name", system)
         session.attach(Mock(), Mock(get_extra_info=known.get))
-    assert session.stream._file == file
+    assert session.stream.file == file
 
 
 async def test_one_connection_may_not_try_to_connect_without_end(serve: Serve) -> None:
@@ -589,6 +622,31 @@ async def test_no_cycle_is_left_of_a_connection(serve: Serve, closing: AsyncExit
         await eventually(lambda: [part() for part in left] == [None, None])
     finally:
         gc.enable()
+
+
+@on_fast
+def test_nothing_of_what_served_the_upgrade_is_left() -> None:
+    """On the loop that the gateway is served by, whose transports keep more than asyncio's."""
+
+    async def run() -> None:
+        gateway = Gateway(make_settings())
+        runner = web.AppRunner(create_app(gateway))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        async with AsyncExitStack() as closing:
+            await Packets.connect(closing, f"ws://127.0.0.1:{runner.addresses[0][1]}")
+            left.append(len(handlers()))
+        await runner.cleanup()
+
+    def handlers() -> list[object]:
+        gc.collect()
+        return [each for each in gc.get_objects() if type(each) is RequestHandler]
+
+    left = [len(handlers())]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
+        loop.run(run())
+    assert left[0] == left[1]
 
 
 @on_fast

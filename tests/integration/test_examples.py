@@ -1,28 +1,38 @@
 """The examples, run as their reader would run them."""
 
+import asyncio
 import importlib.util
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from conftest import ROOT, SERVICE_KEY, eventually, make_settings, make_token
+from conftest import ROOT, SERVICE_KEY, STEP, eventually, make_settings, make_token
 
 
-@pytest.fixture
-async def shop() -> AsyncIterator[str]:
-    spec = importlib.util.spec_from_file_location("notifications", ROOT / "examples" / "notifications.py")
+@asynccontextmanager
+async def example(name: str, **settings: Any) -> AsyncIterator[str]:
+    """Serve one, and give its address."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    runner = web.AppRunner(module.create_app(make_settings()), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(module.create_app(make_settings(**settings)), access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     yield f"http://{host}:{port}"
     await runner.cleanup()
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[str]:
+    async with example("notifications") as url:
+        yield url
 
 
 async def test_a_notification_reaches_the_page_of_who_is_there_and_mails_who_is_not(shop: str) -> None:
@@ -50,3 +60,34 @@ async def test_a_notification_reaches_the_page_of_who_is_there_and_mails_who_is_
         async with http.post(f"{shop}/presence/online", json={"userId": "alice"}, headers=headers) as response:
             assert (await response.json())["online"] is True
         assert await ship("alice") == {"sentBy": "mail"}
+
+
+async def test_pages_without_a_socket_are_seen_by_their_requests() -> None:
+    async with (
+        example("activity", presence_ttl=1) as url,
+        aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as alice,
+    ):
+
+        async def ask(method: str, path: str, **options: Any) -> tuple[int, Any]:
+            async with alice.request(method, f"{url}{path}", **options) as response:
+                return response.status, await response.json() if response.ok else None
+
+        async def is_online() -> bool:
+            answer = await ask("GET", "/online-status?ids=alice", headers={"X-API-Key": SERVICE_KEY})
+            return bool(answer[1][0]["online"])
+
+        async def becomes(*, online: bool) -> None:
+            async with asyncio.timeout(STEP):
+                while await is_online() is not online:  # noqa: ASYNC110 - it is asked over HTTP
+                    await asyncio.sleep(0.02)
+
+        assert await ask("GET", "/who") == (401, None)
+        assert await ask("POST", "/login", data={"name": "alice"}) == (200, {"hello": "alice"})
+        assert await ask("GET", "/who") == (200, {"users": ["alice"]})
+        await becomes(online=False)  # she reads, and asks for nothing
+        assert (await ask("GET", "/who"))[0] == 200
+        await becomes(online=True)
+        assert await ask("POST", "/logout") == (200, {})
+        assert not await is_online()
+        assert await ask("GET", "/who") == (401, None)
+        assert not await is_online()

@@ -234,7 +234,7 @@ async def test_explain_tells_a_backend_why(serve: Serve, closing: AsyncExitStack
     }
     assert set(explained["status"]) == USER_STATUS
     [connection] = explained["connections"]
-    assert set(connection) == {"id", "node", "door", "connectedAt", "userAgent"}
+    assert set(connection) == {"id", "node", "door", "connectedAt", "lastActive", "userAgent", "page", "meta"}
     assert connection["door"] == "websocket"
     assert list(explained["leases"]) == [connection["node"]]
     [transition] = explained["transitions"]
@@ -261,6 +261,8 @@ OPERATIONS = [
     ("POST", "/presence/heartbeat"),
     ("POST", "/presence/online"),
     ("POST", "/presence/offline"),
+    ("POST", "/api/notifications"),
+    ("GET", "/api/users/bob/sessions"),
 ]
 
 
@@ -577,7 +579,8 @@ def operations_of(document: dict[str, Any]) -> list[tuple[str, str, dict[str, An
 
 
 async def test_openapi_is_valid_and_every_call_answers_as_it_says(serve: Serve, closing: AsyncExitStack) -> None:
-    http = await callers(closing, await serve())
+    hook = {"presence_webhook_url": "http://127.0.0.1:1/hook", "presence_webhook_secret": "a secret"}
+    http = await callers(closing, await serve(**hook))
     await http.user("bob", name="Bob").post("/presence/heartbeat", {"meta": {"page": "home"}})
     answer = await http.nobody.get("/openapi.json")
     assert (answer.status, answer.content_type) == (200, "application/json")
@@ -586,11 +589,16 @@ async def test_openapi_is_valid_and_every_call_answers_as_it_says(serve: Serve, 
     paths = {(method, path) for method, path, _described in operations_of(document)}
     assert len(paths) >= len(OPERATIONS) + 2
     for method, path, described in operations_of(document):
+        if path == "/api/webhooks/forget":  # takes an endpoint that is configured no more: see test_webhooks
+            continue
         schemes = {name for choice in described["security"] for name in choice}
         caller = http.backend if "serviceKey" in schemes else http.alice if "token" in schemes else http.nobody
         query = {"ids": "1,bob"} if path == "/online-status" else {}
-        body = {"userId": "bob"} if "requestBody" in described else None
-        called = await caller.call(method, path.replace("{id}", "bob"), params=query, json=body)
+        sent = {"userId": "bob", "status": "busy", "event": "order-shipped", "all": True, "endpoint": "default"}
+        sent |= {"recipientId": "bob", "content": "hello", "action": "joined", "userName": "Bob"}
+        body = sent if "requestBody" in described else None
+        place = path.replace("{id}", "bob").replace("{channel}", "presence-a")
+        called = await caller.call(method, place, params=query, json=body)
         assert called.status == 200, (method, path, called.body)
         [(content_type, content)] = described["responses"]["200"]["content"].items()
         assert called.content_type == content_type

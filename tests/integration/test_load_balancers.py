@@ -245,8 +245,8 @@ Balance = Callable[..., Awaitable[Balancer]]
 
 @pytest.fixture
 async def nodes(spawn: Spawn) -> list[Process]:
-    """Two gateways that know nothing of each other."""
-    return list(await asyncio.gather(*(spawn(LOG_FORMAT="json") for _ in range(2))))
+    """Two gateways that know nothing of each other, on ports that nobody takes while they are away."""
+    return list(await asyncio.gather(*(spawn("--port", str(free_port()), LOG_FORMAT="json") for _ in range(2))))
 
 
 Answer = Callable[[str, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -19,7 +19,7 @@ import pytest_asyncio
 import socketio
 from aiohttp import web
 from chaos.proxy import Proxy
-from clients import Client, Listener, Packets, Plain
+from clients import Client, Listener, Packets, Plain, is_timestamp
 from conftest import (
     ROOT,
     SERVICE_KEY,
@@ -36,6 +36,7 @@ from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_sentin
 from gateway import Gateway
 from gateway.app import create_app
 from gateway.client import PresenceClient
+from gateway.presence.store import OUTAGE
 
 # Two nodes serve all tests of this file, and so there is one loop for all of them.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -255,8 +256,12 @@ async def test_both_nodes_give_the_same_answers(site: Site) -> None:
         first, second = await both(f"/api/users/{user}/online-status")
         assert first | {"secondsAgo": 0} == second | {"secondsAgo": 0}
     explained = [await site.get(node, "/api/users/user-1/explain") for node in (a, b)]
-    assert explained[0]["connections"] == explained[1]["connections"]
-    assert len(explained[0]["connections"]) == 1
+    [there], [here] = (each["connections"] for each in explained)
+    assert is_timestamp(here["lastActive"])  # which the connection's node knows, and the other asks
+    assert there == here
+    sessions = [await site.get(node, "/api/users/gone/sessions") for node in (a, b)]
+    assert sessions[0] == sessions[1]
+    assert [each["reason"] for each in sessions[0]["sessions"]] == ["goodbye"]
 
 
 async def names(asked: Any) -> list[Any]:
@@ -320,7 +325,7 @@ async def test_two_prefixes_on_one_redis_are_two_gateways(site: Site) -> None:
     assert (await site.call(other, "DELETE", "/api/users/alice/connections"))[1] == {"closed": 0}
     async with PresenceClient(site._variables["REDIS_URL"], prefix=site._variables["REDIS_PREFIX"]) as client:
         await client.notify("alice", "notification", "here", tenant=site.tenant)
-        assert not (await client.notify("bob", "notification", "there", tenant=site.tenant)).sent
+        assert (await client.notify("bob", "notification", "there", tenant=site.tenant)).method == "queued"
     await eventually(lambda: notified(here) == ["here"])
     assert there.names() == ["connected"]
 
@@ -417,7 +422,7 @@ async def test_an_application_s_own_node_reaches_users_on_the_others(site: Site)
         for listener in (*ears, *pages):
             await eventually(lambda listener=listener: len(notified(listener)) >= 200)  # type: ignore[misc]
             assert notified(listener) == [{"n": n} for n in range(200)]
-        assert not (await gateway.notify("nobody", "notification", {}, tenant=site.tenant)).sent
+        assert (await gateway.notify("nobody", "notification", {}, tenant=site.tenant)).method == "queued"
         assert await gateway.disconnect("alice", tenant=site.tenant) == 4
         assert not gateway.presence.status("alice", tenant=site.tenant).online
         assert [await ear.closed() for ear in ears] == [4003, 4003]
@@ -510,7 +515,7 @@ async def test_a_client_in_a_process_of_its_own(site: Site) -> None:
         "count": 2,
         "statuses": [True, False],
         "sent": ["realtime"] * 20,
-        "nobody": None,
+        "nobody": "queued",
         "closed": 2,
         "then": ["bob"],
         "listening": [],
@@ -615,6 +620,38 @@ async def test_redis_hangs_and_comes_back_and_dies_and_comes_back_empty(
         assert (await watcher.hears("user-offline", userId="carol"))["version"] == 2
 
 
+async def test_a_goodbye_on_the_first_node_back_is_none_for_whoever_came_to_another_meanwhile(
+    closing: AsyncExitStack, server: RedisServer
+) -> None:
+    """The other node is held up by a proxy: by how much it comes later is left to nobody's timers."""
+    proxy = await closing.enter_async_context(Proxy.start(server.port))
+    site = Site(closing, [], REDIS_URL=server.url, **TIMES)
+    later, first = await asyncio.gather(site.add(REDIS_URL=proxy.url), site.add())
+    watchers = await site.watchers()
+    tabs = [await site.ear(first, user) for user in ("alice", "bob")]
+    await site.mark(*watchers)
+
+    await server.cli("SAVE")  # it loses nothing: what is given back would hold everyone anyway
+    await asyncio.gather(server.kill(), proxy.cut())
+    for node in (later, first):
+        await site.is_ready(node, ready=False)
+    other = await site.ear(later, "alice")
+    await asyncio.sleep(OUTAGE / 1000)
+    await server.start()
+    await site.is_ready(first)
+    for tab in tabs:
+        await tab.leave()
+    await asyncio.sleep(0.3)
+    await proxy.listen()
+    await site.is_ready(later)
+    for watcher in watchers:
+        assert (await watcher.hears("user-offline", userId="bob"))["version"] == 2
+        assert [change for change in watcher.presence() if change[1] == "alice"] == [("user-online", "alice", 1)]
+    await other.leave()
+    for watcher in watchers:
+        assert (await watcher.hears("user-offline", userId="alice"))["version"] == 2
+
+
 async def test_started_without_redis_it_lets_nobody_in_until_redis_answers(
     closing: AsyncExitStack, server: RedisServer
 ) -> None:
@@ -682,6 +719,11 @@ async def test_a_node_that_is_killed(site: Site) -> None:
         assert watcher.presence("alice") == [("user-online", "alice", 1), ("user-offline", "alice", 2)]
         assert watcher.presence("bob") == [("user-online", "bob", 1)]
     assert not elsewhere.ws.closed
+    kept = [(await site.get(site.nodes[0], f"/api/users/{user}/sessions"))["sessions"] for user in ("alice", "bob")]
+    assert [[(each["reason"], each["connections"]) for each in sessions] for sessions in kept] == [
+        [("node died", 1)],
+        [(None, 2)],
+    ]
 
 
 async def test_nodes_whose_clocks_are_off(site: Site) -> None:

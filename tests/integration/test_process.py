@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -19,6 +18,7 @@ import aiohttp
 import pytest
 from clients import Client, Plain, Polling, Raw, deaf_websocket, is_timestamp
 from conftest import ROOT, SECRET, STEP, Process, make_token
+from redis_servers import free_port
 
 from gateway.__main__ import main
 
@@ -40,12 +40,6 @@ async def run(*arguments: str, directory: Path = ROOT, **variables: str) -> tupl
         output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # Starting
@@ -182,6 +176,7 @@ async def test_without_a_secret_no_token_is_printed(tmp_path: Path) -> None:
     status, output, errors = await run("token", "alice", directory=tmp_path)
     assert (status, output) == (2, "")
     assert "JWT_SECRET" in errors
+    assert "/dev/token" in errors
 
 
 @pytest.mark.parametrize("user", ["", "a\nb", "x" * 129])
@@ -372,7 +367,7 @@ async def test_clients_that_do_not_leave_are_cut_off_in_time(spawn: Spawn, closi
 
 
 async def test_killed_it_leaves_a_port_that_can_be_used_again(spawn: Spawn, closing: AsyncExitStack) -> None:
-    first = await spawn()
+    first = await spawn("--port", str(free_port()))
     ws_url = first.url.replace("http", "ws", 1)
     plain = await Plain.connect(closing, ws_url)
     assert await first.stop(signal.SIGKILL) == -signal.SIGKILL

@@ -2,27 +2,23 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 from conftest import ROOT, Process, make_settings, require_program
+from redis_servers import free_port
 
 from gateway import Gateway, Settings
 from gateway.doors.http import HTTPDoor
+from gateway.doors.messages import message_operations
+from gateway.doors.webhooks import webhook_operations
 
 README = (ROOT / "README.md").read_text()
-UNBUILT = {
-    "presence_audience",
-    "presence_webhook_url",
-    "presence_webhook_secret",
-    "channel_auth_url",
-    "pusher_app_id",
-    "pusher_app_key",
-    "pusher_app_secret",
-}
 
 
 def block(heading: str, language: str) -> str:
@@ -64,6 +60,47 @@ async def test_the_python_script_runs(dev: Process, tmp_path: Path) -> None:
     assert "'userId': 'robot'" in await run(sys.executable, str(path))
 
 
+@pytest.mark.parametrize(
+    ("secret", "of_the_receiver"),
+    [("whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="), ("any-text", "YW55LXRleHQ=")],
+)
+async def test_the_webhook_endpoint_verifies_what_it_is_sent(
+    spawn: Callable[..., Awaitable[Process]], tmp_path: Path, secret: str, of_the_receiver: str
+) -> None:
+    url = f"http://127.0.0.1:{(port := free_port())}/presence"
+    path = tmp_path / "endpoint.py"
+    path.write_text(block("Webhooks", "python").replace("port=8000", f"port={port}"))
+    endpoint = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", str(path)),
+        env={**os.environ, "PRESENCE_WEBHOOK_SECRET": of_the_receiver},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert endpoint.stdout is not None
+        await asyncio.wait_for(endpoint.stdout.readline(), 30)
+        key = {"X-API-Key": "key"}
+        dev = await spawn(
+            "--dev", PRESENCE_WEBHOOK_URL=url, PRESENCE_WEBHOOK_SECRET=secret, SERVICE_API_KEYS=key["X-API-Key"]
+        )
+        async with aiohttp.ClientSession(headers=key) as session:
+            async with session.post(url, data="{}") as forged:
+                assert forged.status == 400
+            async with session.post(f"{dev.url}/presence/online", json={"userId": "kim"}) as online:
+                assert online.status == 200
+        lines = [line async for line in _until(endpoint.stdout, "user.online")]
+        assert "'userId': 'kim'" in lines[-1]
+    finally:
+        endpoint.kill()
+        await endpoint.wait()
+
+
+async def _until(stream: asyncio.StreamReader, word: str) -> AsyncIterator[str]:
+    while line := (await asyncio.wait_for(stream.readline(), 30)).decode():
+        yield line
+        if word in line:
+            return
+
+
 @pytest.mark.parametrize("language", ["html", "jsx", "vue"])
 def test_the_pages_take_their_names_from_the_contract(language: str) -> None:
     heading = {"html": "Plain JavaScript", "jsx": "React", "vue": "Vue"}[language]
@@ -75,7 +112,7 @@ def test_the_pages_take_their_names_from_the_contract(language: str) -> None:
 @pytest.mark.parametrize("document", ["README.md", ".env.example"])
 def test_every_variable_is_documented(document: str) -> None:
     text = (ROOT / document).read_text()
-    for name in Settings.model_fields.keys() - UNBUILT - {"dev"}:
+    for name in Settings.model_fields.keys() - {"dev"}:
         assert re.search(rf"\b{name.upper()}\b", text), name
 
 
@@ -92,6 +129,10 @@ def test_every_request_and_call_is_in_the_reference(monkeypatch: pytest.MonkeyPa
     table = Gateway(make_settings())._requests._table
     for name in table:
         assert f"| `{name}` |" in README
-    for operation in HTTPDoor._table(HTTPDoor.__new__(HTTPDoor)):
+    for operation in (
+        *HTTPDoor._table(HTTPDoor.__new__(HTTPDoor)),
+        *webhook_operations(None),
+        *message_operations(None, None, None),  # type: ignore[arg-type]  # nothing of it is called
+    ):
         path = operation.path.removeprefix("/presence") if operation.path == "/presence/offline" else operation.path
         assert path in README

@@ -330,13 +330,13 @@ async def test_sessions_that_redis_lost_are_written_again(
     shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
     first, second = [await serve(**shared) for _ in range(2)]
     tab = await Tab.open(closing, first)
-    register: Any = first.gateway._recovery.register  # type: ignore[union-attr]
+    directory: Any = first.gateway._recovery.directory  # type: ignore[union-attr]
     await asyncio.sleep(0.2)
-    assert await register._commands.send("HLEN", register._key) == 1
-    assert 0 < await register._commands.send("PTTL", register._key) <= register._expires
-    await register._commands.send("DEL", register._key)
+    assert await directory._commands.send("HLEN", directory._key) == 1
+    assert 0 < await directory._commands.send("PTTL", directory._key) <= directory._expires
+    await directory._commands.send("DEL", directory._key)
     async with asyncio.timeout(STEP):
-        while not await register._commands.send("HLEN", register._key):  # noqa: ASYNC110 - Redis tells nobody
+        while not await directory._commands.send("HLEN", directory._key):  # noqa: ASYNC110 - Redis tells nobody
             await asyncio.sleep(0.05)
     assert (await tab.back(closing, second)).pid == tab.pid
     await eventually(lambda: len(second.gateway._recovery.sessions) == 1)  # type: ignore[union-attr]
@@ -385,22 +385,29 @@ async def test_what_a_node_says_while_it_does_what_another_said_has_its_own_plac
     assert await again.event() == ["notification", 2]
 
 
-async def test_a_notification_that_nobody_could_hear_is_not_told_to_one_who_comes_later(
-    serve: Serve, closing: AsyncExitStack, redis_url: str
+async def test_what_waits_for_one_who_was_lost_comes_behind_what_was_missed(
+    serve: Serve, closing: AsyncExitStack, engine: str, redis_url: str
 ) -> None:
-    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
+    shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix(), "gateway_engine": engine}
     first, second = [await serve(**shared) for _ in range(2)]
-    first.gateway._recovery.history._since = 0  # type: ignore[union-attr]  # it would have seen her go
-    assert not (await first.gateway.notify("alice", "notification", "gone")).sent
     tab = await Tab.open(closing, second)
     await asyncio.sleep(0.2)  # for the session to be where others find it
-    abort(tab.packets.ws)
-    again = await tab.back(closing, first)
+    offset = tab.offset
+    assert (await first.gateway.notify("alice", "notification", "on its way")).method == "realtime"
+    assert await tab.event() == ["notification", "on its way"]
+    abort(tab.packets.ws)  # before she has taken it, says her client
+    await eventually(lambda: not len(second.gateway._connections))
+    await eventually(lambda: not first.gateway.presence.status("alice").online)
+    assert (await first.gateway.notify("alice", "notification", "kept")).method == "queued"
+    again = await tab.back(closing, first, offset=offset)
     assert again.pid == tab.pid
-    await first.gateway.notify("alice", "notification", "new")
-    while (event := await again.event())[0] != "notification":
-        pass
-    assert event[1] == "new"
+    heard: list[object] = []
+    while len(heard) < 2:
+        packet = await again.packets.packet("42")
+        event = json.loads(packet[packet.index("[") :])
+        if event[0] == "notification":
+            heard.append(event[1])
+    assert heard == ["on its way", "kept"]
 
 
 async def test_what_is_said_while_a_connection_is_closed_comes_with_its_client_s_return(

@@ -99,13 +99,17 @@ async def test_a_namespace_that_is_not_there_is_refused_and_others_may_be_joined
 
 
 @over_every_transport
-async def test_the_main_namespace_is_refused_where_nobody_serves_it(
+async def test_whoever_joins_the_main_namespace_and_does_not_say_who_it_is_has_to_leave(
     serve: Serve, closing: AsyncExitStack, transport: str
 ) -> None:
-    running = await serve()
+    running = await serve(handshake_timeout=1)
     link = await open_link(closing, running.url, transport)
     await link.send("40")
-    assert await link.message() == (CONNECT_ERROR, "/", None, {"message": "Invalid namespace"})
+    kind, namespace, _id, data = await link.message()
+    assert (kind, namespace, list(data)) == (CONNECT, "/", ["sid"])
+    await link.send('42["subscribe",{"channel":"news"}]')
+    assert await link.message() == (EVENT, "/", None, ["subscription_error", "news", 403])
+    assert await link.message() == (DISCONNECT, "/", None, None)
 
 
 @over_every_transport

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -13,6 +15,7 @@ from aiohttp import WSMsgType
 from clients import USER_OFFLINE, USER_ONLINE, USER_STATUS, Plain, brief_token, is_timestamp
 from conftest import STEP, Running, eventually, make_token
 from protocol import PING, PONG, frame
+from yarl import URL
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -281,6 +284,23 @@ async def test_a_node_that_drains_closes_newcomers_with_1001(serve: Serve, closi
     await gateway.gateway.drain()
     client = await Plain.open(closing, f"{gateway.ws_url}/ws?token={make_token()}")
     assert await client.closed() == 1001
+
+
+async def test_a_client_that_is_gone_before_it_is_answered_is_no_error(
+    serve: Serve, closing: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await serve()
+    for _ in range(10):
+        gone = socket.create_connection(("127.0.0.1", URL(running.url).port))
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close resets
+        gone.send(
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        gone.close()
+    client = await Plain.connect(closing, running.ws_url)  # comes behind them
+    assert (await client.ask("heartbeat"))["event"] == "heartbeat-ack"
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 async def close_without_code(client: Plain) -> None:

@@ -89,9 +89,12 @@ export function tenant() {
 }
 
 /** Calls the HTTP API as a backend. */
-export async function backend(method, path) {
+export async function backend(method, path, body) {
   const response = await fetch(GATEWAY_URL + path, {
-    method, headers: { 'X-API-Key': SERVICE_API_KEY }, signal: AbortSignal.timeout(STEP),
+    method,
+    headers: { 'X-API-Key': SERVICE_API_KEY, 'Content-Type': 'application/json' },
+    body: body && JSON.stringify(body),
+    signal: AbortSignal.timeout(STEP),
   });
   assert.ok(response.ok, `${method} ${path}: ${response.status}`);
   return response.json();

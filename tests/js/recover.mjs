@@ -11,7 +11,10 @@ const token = (user) => sign({ sub: user, tenant: RECOVERY_TENANT });
 
 const client = start({ auth: { token: token(RECOVERY_USER) }, timeout: 2000 });
 const { socket } = client;
-socket.onAny((event, ...args) => say(event, args));
+socket.onAny((event, ...args) => {
+  if (typeof args.at(-1) === 'function') args.pop()(); // what waited for its user is acknowledged
+  say(event, args);
+});
 socket.on('connect', () => say('connect', { id: socket.id, pid: socket._pid ?? null, recovered: Boolean(socket.recovered) }));
 socket.on('disconnect', (reason) => say('disconnect', reason));
 socket.on('connect_error', (error) => say('connect_error', error.message));
@@ -22,6 +25,7 @@ const commands = {
   connect: () => socket.connect(),
   become: (user) => { socket.auth = { token: token(user) }; },
   claim: (pid) => { socket._pid = pid; },
+  ask: async (event, payload) => say('answer', await socket.timeout(5000).emitWithAck(event, payload)),
   heartbeat: async () => say('answer', await socket.timeout(5000).emitWithAck('heartbeat')),
 };
 

@@ -256,3 +256,30 @@ test('a backend closes all connections of a user, who is told that the server me
   windows[0].socket.connect();
   assert.equal((await windows[0].next('connected', 2)).userId, 'alice');
 });
+
+// Watch lists
+
+test('a client that watches hears of those it watches, after their statuses, and of nobody else', async () => {
+  const here = tenant();
+  const alice = await here.connect('alice');
+  const bob = await here.connect('bob');
+  await alice.next('user-online');
+  const { event, data } = await alice.ask('watch-users', { userIds: ['bob', 'carol'] });
+  assert.equal(event, 'watching');
+  assert.deepEqual(keys(data), ['statuses', 'timestamp']);
+  assert.deepEqual(data.statuses.map(({ userId, version }) => [userId, version]), [['bob', 1], ['carol', 0]]);
+  assert.deepEqual(keys(data.statuses[0]), USER_STATUS);
+
+  await here.connect('eve');
+  bob.socket.disconnect();
+  await alice.next('user-offline');
+  await here.connect('carol');
+  await alice.next('user-online', 2);
+  assert.deepEqual(await alice.ask('unwatch-users', { userIds: ['carol', 'nobody'] }), { event: 'unwatched', data: { count: 1 } });
+  assert.deepEqual(await alice.ask('unwatch-users'), { event: 'unwatched', data: { count: 1 } });
+  await here.connect('bob');
+  await alice.ask('heartbeat');
+  assert.deepEqual(alice.about('eve'), []);
+  assert.deepEqual(alice.about('bob'), ['user-online', 'user-offline']);
+  assert.deepEqual(alice.about('carol'), ['user-online']);
+});

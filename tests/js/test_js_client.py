@@ -11,15 +11,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Process, eventually, require_program
+from redis_servers import free_port, fresh_prefix
 
 HERE = Path(__file__).resolve().parent
 TRANSPORTS = ["websocket", "polling", "polling,websocket"]
 GRACE = 1.5
-TESTS = {"socketio.test.mjs": 21, "lost.test.mjs": 2}
+TESTS = {
+    "socketio.test.mjs": 22,
+    "lost.test.mjs": 2,
+    "queue.test.mjs": 3,
+    "echo.test.mjs": 4,
+    "messages.test.mjs": 5,
+}
 """How many each file has: an empty run is no success."""
 
 
@@ -83,11 +89,34 @@ async def test_a_connection_that_is_lost_has_its_grace(spawn: Spawn, transports:
 
 
 @pytest.mark.parametrize("transports", TRANSPORTS)
+@pytest.mark.parametrize("engine", ["fast", "stock"])
+async def test_what_waited_is_handed_over_until_it_is_acknowledged(spawn: Spawn, engine: str, transports: str) -> None:
+    await run_tests(await spawn(GATEWAY_ENGINE=engine), "queue.test.mjs", transports)
+
+
+@pytest.mark.parametrize("transports", TRANSPORTS)
+@pytest.mark.parametrize("engine", ["fast", "stock"])
+async def test_laravel_echo_finds_what_it_found_before(spawn: Spawn, engine: str, transports: str) -> None:
+    await run_tests(await spawn(GATEWAY_ENGINE=engine), "echo.test.mjs", transports)
+
+
+@pytest.mark.parametrize("transports", TRANSPORTS)
+@pytest.mark.parametrize("engine", ["fast", "stock"])
+async def test_two_people_have_a_conversation(spawn: Spawn, engine: str, transports: str) -> None:
+    await run_tests(await spawn(GATEWAY_ENGINE=engine), "messages.test.mjs", transports)
+
+
+async def test_two_people_have_a_conversation_by_redis(spawn: Spawn, redis_url: str) -> None:
+    gateway = await spawn(REDIS_URL=redis_url, REDIS_PREFIX=fresh_prefix())
+    await run_tests(gateway, "messages.test.mjs", "websocket")
+
+
+@pytest.mark.parametrize("transports", TRANSPORTS)
 async def test_a_client_is_told_that_the_gateway_drains_and_comes_back_to_the_next_one(
     spawn: Spawn, transports: str
 ) -> None:
-    gateway = await spawn()
-    port = urlsplit(gateway.url).port
+    port = free_port()  # which nobody takes meanwhile
+    gateway = await spawn("--port", str(port))
     async with node("drain.mjs", url=gateway.url, transports=transports) as process:
         heard = Heard(process)
         await heard.next("upgrade" if "," in transports else "connected")

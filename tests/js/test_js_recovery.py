@@ -19,6 +19,7 @@ from redis_servers import fresh_prefix
 from test_js_client import TRANSPORTS, node
 
 from gateway.client import PresenceClient
+from gateway.delivery.inbox import Inbox
 
 Serve = Callable[..., Awaitable[Running]]
 Spawn = Callable[..., Awaitable[Process]]
@@ -120,6 +121,28 @@ async def online(url: str, tenant: str, *users: str, event: str = "online") -> N
                 assert response.status == 200, await response.text()
 
 
+async def at_rest(running: Running, transports: str) -> None:
+    """Wait until the only client's end would be noticed: its WebSocket is there, or its poll waits for news.
+
+    Between two polls there is nothing that it could vanish from: the server finds it by its ping then, as Node's does.
+    """
+
+    def rests() -> bool:
+        [socket] = running.gateway._server.eio.sockets.values()
+        if transports != "polling":
+            return bool(socket.upgraded)
+        return socket.queue.empty() and any(not getter.done() for getter in socket.queue._getters)
+
+    await eventually(rests)
+
+
+async def acknowledged(inbox: Inbox) -> None:
+    """Wait until nothing waits for clients: one that is cut off before it has said what it has is given it again."""
+    async with asyncio.timeout(STEP):
+        while await inbox._queues.depth():  # noqa: ASYNC110 - the queue may be another process's
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("transports", TRANSPORTS)
 async def test_a_client_that_lost_its_transport_has_all_it_missed_once_and_in_order(
     serve: Serve, tenant: str, engine: str, transports: str
@@ -129,11 +152,11 @@ async def test_a_client_that_lost_its_transport_has_all_it_missed_once_and_in_or
         await online(running.url, tenant, "bob")
         await running.gateway.notify("alice", "notification", {"n": 0}, tenant=tenant)
         await alice.next("notification")
-        if "," in transports:
-            alice.say("heartbeat")
-            await alice.next("answer")
+        await alice.next("user-online")  # so that nothing more is on its way to end the poll
         first = await alice.next("connect")
+        await at_rest(running, transports)
         await alice.cut()
+        await eventually(lambda: not running.gateway._connections.of_user(tenant, "alice"))
         await online(running.url, tenant, "carol")
         await running.gateway.notify("alice", "notification", {"n": 1}, tenant=tenant)
         await online(running.url, tenant, "bob", event="offline")
@@ -147,13 +170,14 @@ async def test_a_client_that_lost_its_transport_has_all_it_missed_once_and_in_or
         assert alice.heard(after=2) == [
             ("connected", None),
             ("user-online", "carol", 1),
-            ("notification", {"n": 1}),
             ("user-offline", "bob", 2),
-            ("notification", "a text"),
             ("user-offline", "carol", 2),
+            ("notification", {"n": 1}),
+            ("notification", "a text"),
             ("notification", {"n": 2}),
         ]
         # Lost once more, and again: nothing comes twice.
+        await acknowledged(running.gateway._inbox)
         for number in (3, 4):
             await alice.cut()
             assert await alice.back()
@@ -261,7 +285,7 @@ async def test_more_than_may_be_kept_is_a_new_beginning(serve: Serve, tenant: st
     async with page(running.url, tenant) as alice:
         await alice.cut()
         for n in range(100):
-            await running.gateway.notify("alice", "notification", {"n": n, "text": "x" * 100}, tenant=tenant)
+            await running.gateway._server.emit("said", {"n": n, "text": "x" * 100}, namespace=NAMESPACE)
         assert not await alice.back()
         assert alice.heard(after=2) == [("connected", None)]
         await running.gateway.notify("alice", "notification", "new", tenant=tenant)
@@ -316,6 +340,7 @@ async def test_a_client_of_a_node_that_was_killed_recovers_on_another(
         assert [each for each in heard if each[0] == "said"] == [("said", 1), ("said", 2)]
         # And from there to a third, which has heard nothing yet of what it was told.
         third = await spawn(**shared)
+        await acknowledged(client._inbox)
         await alice.cut()
         await client.notify("alice", "notification", 3, tenant=tenant)
         await online(other.url, tenant, "dave")
@@ -361,14 +386,100 @@ async def test_a_notification_for_one_who_is_offline_already_comes_with_the_retu
         await alice.cut()
         await eventually(lambda: not second.gateway.presence.status("alice", tenant=tenant).online)
         delivery = await second.gateway.notify("alice", "notification", 1, tenant=tenant)
-        assert not delivery.sent
-        await eventually(lambda: first.gateway._recovery.direct.size)  # type: ignore[union-attr]
+        assert delivery.method == "queued"
         assert await alice.back()
         await alice.next("user-online")
         await alice.next("notification")
         assert alice.heard(after=2) == [
             ("connected", None),
             ("user-offline", "alice", 2),
-            ("notification", 1),
             ("user-online", "alice", 3),
+            ("notification", 1),
         ]
+
+
+# Watch lists
+
+
+@pytest.mark.parametrize("audience", ["everyone", "watchers"])
+@pytest.mark.parametrize("transports", TRANSPORTS)
+async def test_a_client_that_recovers_watches_whom_it_watched(
+    serve: Serve, tenant: str, engine: str, transports: str, audience: str
+) -> None:
+    running = await serve(gateway_engine=engine, presence_offline_grace=30, presence_audience=audience)
+    async with page(running.url, tenant, transports) as alice:
+        alice.say("ask", "watch-users", {"userIds": ["bob", "carol"]})
+        answer = await alice.next("answer")
+        assert [status["version"] for status in answer["data"]["statuses"]] == [0, 0]
+        await online(running.url, tenant, "eve", "bob")
+        await alice.next("user-online")
+        await alice.cut()
+        await online(running.url, tenant, "dave", "carol")
+        await online(running.url, tenant, "bob", "eve", event="offline")
+        assert await alice.back()
+        await online(running.url, tenant, "frank", "bob")
+        await alice.next("user-online", 3)
+        assert alice.heard(after=2) == [
+            ("connected", None),
+            ("user-online", "carol", 1),
+            ("user-offline", "bob", 2),
+            ("user-online", "bob", 3),
+        ]
+        alice.say("ask", "unwatch-users", None)
+        assert (await alice.next("answer", 2))["data"] == {"count": 2}
+
+
+async def test_a_client_whose_node_was_killed_watches_on_another_whom_it_watched(
+    spawn: Spawn, redis_url: str, tenant: str, engine: str
+) -> None:
+    shared = {"REDIS_URL": redis_url, "REDIS_PREFIX": fresh_prefix(), "GATEWAY_ENGINE": engine}
+    dies, other = await asyncio.gather(spawn(**shared), spawn(**shared))
+    async with page(dies.url, tenant) as alice:
+        alice.say("ask", "watch-users", {"userIds": ["bob", "carol"]})
+        await alice.next("answer")
+        await online(other.url, tenant, "bob")
+        await alice.next("user-online")
+        await asyncio.sleep(0.2)  # for the list to be where others find it
+        await dies.stop(signal.SIGKILL)
+        await alice.next("disconnect")
+        await alice.proxy.cut()
+        await online(other.url, tenant, "eve", "carol")
+        await online(other.url, tenant, "bob", event="offline")
+        assert await alice.back(other.url)
+        await online(other.url, tenant, "frank", "bob")
+        await alice.next("user-online", 3)
+        assert alice.heard(after=2) == [
+            ("connected", None),
+            ("user-online", "carol", 1),
+            ("user-offline", "bob", 2),
+            ("user-online", "bob", 3),
+        ]
+
+
+@pytest.mark.parametrize("channels", [[], ["private-conversation.alice-bob"], ["private-user.alice"]])
+async def test_a_message_that_was_missed_is_heard_once_on_another_node(
+    serve: Serve, redis_url: str, tenant: str, engine: str, channels: list[str]
+) -> None:
+    shared = {"redis_url": redis_url, "redis_prefix": fresh_prefix(), "gateway_engine": engine}
+    one, two = await serve(**shared), await serve(**shared)
+
+    async def send(content: str) -> None:
+        await two.gateway.channels.send_message("bob", content, recipient="alice", tenant=tenant)
+
+    async with page(one.url, tenant) as alice:
+        for number, channel in enumerate(channels, 1):
+            alice.say("ask", "join-channel", {"channel": channel})
+            assert (await alice.next("answer", number))["event"] == "joined-channel"
+        await send("before")
+        await alice.next("new-message")
+        await asyncio.sleep(0.2)  # for the session to be where the other node finds it
+        await alice.cut()
+        await send("meanwhile")
+        assert await alice.back(two.url)
+        await send("after")
+        await alice.next("new-message", 3)
+        alice.say("heartbeat")
+        await alice.next("answer", len(channels) + 1)
+        heard = [payload[0]["content"] for payload in alice.of("new-message")]
+        assert heard == ["before", "meanwhile", "after"]
+        await eventually(lambda: [each.channel for each in two.gateway.channels.occupied(tenant=tenant)] == channels)

@@ -1,6 +1,6 @@
 -- Record activity of many users.
 --
--- KEYS[6…] user and recent of each beat, in turn
+-- KEYS[7…] user and recent of each beat, in turn
 -- ARGV[4] node  [5] milliseconds that a beat without a connection holds
 -- then for each beat: user, when, 1 if it holds by itself, meta as JSON or '', profile as JSON or ''
 -- Returns result(); LEASE where the node holds none.
@@ -9,11 +9,11 @@ if not holds_lease(ARGV[4]) then
   return LEASE_LOST
 end
 local ttl = tonumber(ARGV[5])
-for i = 0, (#KEYS - 5) / 2 - 1 do
+for i = 0, (#KEYS - 6) / 2 - 1 do
   local argument = 6 + 5 * i
   local at, holds = tonumber(ARGV[argument + 1]), ARGV[argument + 2] == '1'
   local meta, profile = ARGV[argument + 3], ARGV[argument + 4]
-  local user = user_at(at, ARGV[argument], KEYS[6 + 2 * i], KEYS[7 + 2 * i])
+  local user = user_at(at, ARGV[argument], KEYS[7 + 2 * i], KEYS[8 + 2 * i])
   if holds or user.status ~= 'offline' then
     note(user, {
       active_at = at,

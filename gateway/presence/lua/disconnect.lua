@@ -1,6 +1,6 @@
 -- End a connection.
 --
--- KEYS[6] node  [7] user  [8] recent
+-- KEYS[7] node  [8] user  [9] recent
 -- ARGV[4] node  [5] user  [6] connection  [7] how it ended  [8] milliseconds that the user stays
 --     [9] when the user was last active, or '' where that is known
 -- Returns result(); LEASE where the node holds none.
@@ -9,8 +9,8 @@ local node, id, connection = ARGV[4], ARGV[5], ARGV[6]
 if not holds_lease(node) then
   return LEASE_LOST
 end
-local user = user_at(NOW, id, KEYS[7], KEYS[8])
-if redis.call('HDEL', KEYS[6], connection) == 1 then
+local user = user_at(NOW, id, KEYS[8], KEYS[9])
+if redis.call('HDEL', KEYS[7], connection) == 1 then
   note(user, { active_at = tonumber(ARGV[9]) })
   forget(user, connection, ARGV[7], tonumber(ARGV[8]), NOW)
   settle(user, NOW, ARGV[7])

@@ -1,16 +1,19 @@
 -- End a user's TTL and grace.
 --
--- KEYS[6] user  [7] recent
+-- KEYS[7] user  [8] recent
 -- ARGV[4] user
 -- Returns result().
 
-local user = user_at(NOW, ARGV[4], KEYS[6], KEYS[7])
+local user = user_at(NOW, ARGV[4], KEYS[7], KEYS[8])
 set(user, 'grace_until', nil)
 set(user, 'ending', nil)
-if user.connections > 0 and user.ttl_until then
+local news = user.connections > 0 and user.ttl_until
+set(user, 'ttl_until', nil)
+if news and user.shown then
+  keep_private(user)
+elseif news then
   append({ user = user.id, version = user.version, ttl_until = 0 })
 end
-set(user, 'ttl_until', nil)
 settle(user, NOW, 'released')
 save(user)
 return result()

@@ -1,22 +1,32 @@
 -- Give a node a lease, or prolong the one it has.
 --
--- KEYS[6] dying, zset: node -> when the lease ran out, of each whose connections are being ended
+-- KEYS[7] dying, zset: node -> when the lease ran out, of each whose connections are being ended
 -- ARGV[4] node  [5] milliseconds  [6] the id of the last entry of the log that the node has
 --     [7] 1 where the node could not reach Redis before  [8] milliseconds without a renewal that are an outage
--- Returns {1 if it still had one, 1 if the log holds that entry}.
+--     [9] retention, as the state has it  [10] how many transitions the outbox keeps, or 0 where the node sends no
+--     webhooks  [11] milliseconds that it is written after the last such node was heard of  [12] milliseconds within
+--     which every node is back after an outage
+-- Returns {1 if it still had one, 1 if the log holds that entry, 1 if retention was another before}.
 
 local node, lease, last = ARGV[4], tonumber(ARGV[5]), ARGV[6]
 local attended = tonumber(redis.call('HGET', STATE, 'attended'))
 if ARGV[7] == '1' and attended and NOW - attended >= tonumber(ARGV[8]) then
   -- One outage soon after another is one with it: what the first prolonged had not run out.
   local begin = attended < outage_end and math.min(outage_begin, attended) or attended
-  redis.call('HSET', STATE, 'outage_begin', begin, 'outage_end', NOW + lease)
+  local back = math.max(loss_end, NOW + tonumber(ARGV[12]))
+  redis.call('HSET', STATE, 'outage_begin', begin, 'outage_end', NOW + lease, 'loss_end', back)
 end
-redis.call('HSET', STATE, 'attended', math.max(attended or 0, NOW))
+redis.call('HSET', STATE, 'attended', math.max(attended or 0, NOW), 'away_after', AWAY_AFTER, 'retention', ARGV[9])
+-- One node that sends webhooks is enough: what others commit, and who is no node, is written too.
+if ARGV[10] ~= '0' then
+  redis.call('HSET', STATE, 'webhooks', ARGV[10], 'webhooks_at', NOW)
+elseif OUTBOX_LENGTH and NOW - tonumber(redis.call('HGET', STATE, 'webhooks_at')) > tonumber(ARGV[11]) then
+  redis.call('HDEL', STATE, 'webhooks', 'webhooks_at')
+end
 
 local until_before = tonumber(redis.call('ZSCORE', LEASES, node))
 redis.call('ZADD', LEASES, math.max(until_before or 0, NOW + lease), node)
-redis.call('ZREM', KEYS[6], node)
+redis.call('ZREM', KEYS[7], node)
 
 local continues = last == '0-0' or last == position or #redis.call('XRANGE', LOG, last, last) == 1
-return { until_before and 1 or 0, continues and 1 or 0 }
+return { until_before and 1 or 0, continues and 1 or 0, state[6] == ARGV[9] and 0 or 1 }

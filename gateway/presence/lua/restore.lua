@@ -1,44 +1,65 @@
 -- Give back what was lost: statuses that a node knows, of versions that are not here.
 --
--- KEYS[6…] user and recent of each, in turn
+-- KEYS[7…] user and recent of each, in turn
 -- ARGV[4] node  [5] milliseconds that a user is held whose connections are not here, and that nodes have to register them
--- then for each: user, status, version, and active_at, online_since, ttl_until, profile, meta, or '' for none
+-- then for each: user, version, and as JSON the fields of its hash besides, each as a string
 -- Returns result(); LEASE where the node holds none.
 
 if not holds_lease(ARGV[4]) then
   return LEASE_LOST
 end
 local hold = tonumber(ARGV[5])
-for i = 0, (#KEYS - 5) / 2 - 1 do
-  local argument = 6 + 8 * i
-  local user = load(ARGV[argument], KEYS[6 + 2 * i], KEYS[7 + 2 * i])
-  local status, version = ARGV[argument + 1], tonumber(ARGV[argument + 2])
-  local was = user.status
+local NUMBERS = { 'active_at', 'online_since', 'ttl_until', 'chosen_until', 'revision' }
+local TEXTS = { 'status', 'status_text', 'profile', 'meta', 'chosen', 'text', 'shown' }
+
+-- Take what is known for what is here, and hold the user.
+local function take(user, fields)
+  local active_at = user.active_at
+  for _, name in ipairs(NUMBERS) do
+    set(user, name, tonumber(fields[name]))
+  end
+  for _, name in ipairs(TEXTS) do
+    set(user, name, fields[name])
+  end
+  if active_at then
+    set(user, 'active_at', math.max(active_at, user.active_at or 0))
+  end
+  local held = user.status ~= 'offline' and user.connections == 0
+  set(user, 'grace_until', held and NOW + hold or nil)
+  set(user, 'ending', held and 'node died' or nil)
+  if user.status == 'offline' then
+    end_session(user, NOW, 'restored')
+  elseif not user.opened then
+    begin_session(user, user.online_since or NOW)
+  end
+end
+
+for i = 0, (#KEYS - 6) / 2 - 1 do
+  local argument = 6 + 3 * i
+  local user = load(ARGV[argument], KEYS[7 + 2 * i], KEYS[8 + 2 * i])
+  local version, fields = tonumber(ARGV[argument + 1]), cjson.decode(ARGV[argument + 2])
+  local was, was_text = seen(user)
+  local taken = true
   if version > user.version then
-    local function known(offset)
-      local value = ARGV[argument + offset]
-      return value ~= '' and value or nil
-    end
-    local active_at = tonumber(known(3))
-    set(user, 'status', status)
+    take(user, fields)
     set(user, 'version', version - 1) -- which change() counts on from
-    set(user, 'active_at', active_at and math.max(active_at, user.active_at or 0) or user.active_at)
-    set(user, 'online_since', tonumber(known(4)))
-    set(user, 'ttl_until', tonumber(known(5)))
-    set(user, 'profile', known(6))
-    set(user, 'meta', known(7))
-    local held = status ~= 'offline' and user.connections == 0
-    set(user, 'grace_until', held and NOW + hold or nil)
-    set(user, 'ending', held and 'node died' or nil)
-    change(user, was, NOW, 'restored')
+    change(user, was, was_text, NOW, 'restored')
+  elseif version == user.version and (fields.shown and 'offline' or fields.status) ~= was then
+    change(user, was, was_text, NOW, 'restored')
+    taken = false
+  elseif version == user.version and (tonumber(fields.revision) or 0) > (user.revision or 0) then
+    take(user, fields)
+    keep_private(user)
+  else
+    taken = false
+  end
+  if taken then
     if user.connections > 0 then -- that a user is gone was so before their node came back
       settle(user, NOW, 'connected')
     else
       expect(user)
     end
-    redis.call('HSET', STATE, 'loss_end', NOW + hold)
-  elseif version == user.version and status ~= user.status then
-    change(user, was, NOW, 'restored')
+    redis.call('HSET', STATE, 'loss_end', math.max(loss_end, NOW + hold))
   end
   save(user)
 end

@@ -3,32 +3,56 @@
 -- KEYS[1]  log       stream  what was committed: prev, the id of the entry before, and body, as JSON
 -- KEYS[2]  state     hash    position: the id of the log's last entry; attended: when a lease was last renewed;
 --                            outage_begin, outage_end: when time stood still; loss_end: until when connections may be
---                            missing here that were lost
+--                            missing here that were lost, or could not be told; away_after, retention: as nodes have them, the latter as
+--                            Retention.sessions, .sessions_ttl and .last_seen_ttl or 0; floor:<tenant>: the
+--                            highest version that was forgotten; webhooks: how many transitions the outbox keeps,
+--                            webhooks_at: when a node last said so, outbox_dropped: how many it let go
 -- KEYS[3]  leases    zset    node -> until when
 -- KEYS[4]  due       zset    user -> when its status will next change by itself, or sooner
 -- KEYS[5]  users     set     every user ever seen
--- KEYS[6…] the script's own, as its header says. Among them come
---          user      hash    status, version, active_at, online_since, profile, meta, ttl_until, grace_until, ending,
---                            and c:<connection> -> node for each live connection
---          recent    list    the user's last transitions, newest first
+-- KEYS[6]  outbox    stream  transitions that no sender of webhooks has taken yet, oldest first: transition, as body in
+--                            the log; or part, where it is in a part of a tenant
+-- KEYS[7…] the script's own, as its header says. Among them come
+--          user      hash    status, status_text, version, active_at, online_since, profile, meta, ttl_until,
+--                            grace_until, ending, lost_at: as model.Held has them, and c:<connection> -> node for
+--                            each live connection;
+--                            sessions: how many of them are in recent; opened: how many connections were opened in the
+--                            one that lasts; gone_at: when the last one ended;
+--                            chosen, text, chosen_until: what was set by hand; revision: of what only the user is told;
+--                            shown: what others are told of one who is invisible, as JSON of active_at, profile and meta
+--          recent    list    the user's last transitions, newest first; behind them the sessions, newest last, each as a
+--                            JSON array of from, to, connections, reason and device
 --          node      hash    connection -> JSON, for each connection of a node
 -- ARGV[1]  now, Unix milliseconds
--- ARGV[2]  milliseconds without activity until a user turns away
+-- ARGV[2]  milliseconds without activity until a user turns away; 0 from one who is no node: as nodes have it
 -- ARGV[3]  how many entries the log keeps, about
 -- ARGV[4…] the script's own
 --
--- A user is <tenant> 0x1f <user id>; neither holds control characters. All keys have one hash tag. A key that a script
--- touches is among its KEYS, so that a Cluster refuses a script whole while it moves some of them.
+-- A user is <tenant> 0x1f <user id>; neither holds control characters, but for the 0x1e in a part of a tenant. All keys
+-- have one hash tag. A key that a script touches is among its KEYS, so that a Cluster refuses a script whole while it
+-- moves some of them.
 
-local LOG, STATE, LEASES, DUE, USERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local LOG, STATE, LEASES, DUE, USERS, OUTBOX = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local NOW, AWAY_AFTER, LOG_LENGTH = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local RECENT = 10
 local LEASE_LOST = redis.error_reply('LEASE the node holds no lease')
 
-local state = redis.call('HMGET', STATE, 'position', 'outage_begin', 'outage_end', 'loss_end')
+local state = redis.call(
+  'HMGET', STATE, 'position', 'outage_begin', 'outage_end', 'loss_end', 'away_after', 'retention', 'webhooks'
+)
 local position = state[1] or '0-0'
 local outage_begin, outage_end, loss_end = tonumber(state[2] or 0), tonumber(state[3] or 0), tonumber(state[4] or 0)
+local OUTBOX_LENGTH = state[7] and tonumber(state[7])
 local committed = {}
+local opener -- the connection that a script counts, as JSON
+if AWAY_AFTER == 0 then
+  AWAY_AFTER = tonumber(state[5] or math.huge)
+end
+
+local function retention()
+  local sessions, ttl, last_seen_ttl = string.match(state[6] or '0 0 0', '(%d+) (%d+) (%d+)')
+  return tonumber(sessions), tonumber(ttl), tonumber(last_seen_ttl)
+end
 
 local function holds_lease(node)
   return redis.call('ZSCORE', LEASES, node)
@@ -37,6 +61,18 @@ end
 -- When what would run out at a time does run out: time may have stood still.
 local function delayed(til)
   return til >= outage_begin and math.max(til, outage_end) or til
+end
+
+-- After what nobody is to come back: a grace is for what may be missing here then, and as long as that.
+local MEANT = { goodbye = true, kicked = true, ['token expired'] = true, ['token revoked'] = true }
+
+-- When a user's grace runs out; nil where none runs.
+local function grace_end(user)
+  local til = user.grace_until
+  if til and MEANT[user.ending] then
+    return til >= outage_begin and math.max(til, loss_end) or til
+  end
+  return til and delayed(til)
 end
 
 local function load(id, key, recent)
@@ -50,7 +86,10 @@ local function load(id, key, recent)
       user[name] = value
     end
   end
-  for _, name in ipairs({ 'version', 'active_at', 'online_since', 'ttl_until', 'grace_until' }) do
+  for _, name in ipairs({
+    'version', 'active_at', 'online_since', 'ttl_until', 'grace_until', 'lost_at', 'chosen_until', 'revision',
+    'sessions', 'opened', 'gone_at',
+  }) do
     user[name] = tonumber(user[name])
   end
   user.new = #fields == 0
@@ -89,26 +128,134 @@ local function append(entry)
   return body
 end
 
--- Commit a new version of a user, who was of another status before.
-local function change(user, was, now, reason)
-  set(user, 'version', user.version + 1)
-  local body = append({
-    user = user.id, version = user.version, at = now, was = was, status = user.status, reason = reason,
-    active_at = user.active_at, online_since = user.online_since, ttl_until = user.ttl_until,
-    profile = user.profile, meta = user.meta,
-  })
-  table.insert(committed, position)
-  table.insert(committed, body)
-  redis.call('LPUSH', user.recent, position .. ' ' .. body)
-  redis.call('LTRIM', user.recent, 0, RECENT - 1)
+-- A user's whole presence, as model.published() makes it.
+local function whole(user)
+  local true_one = {
+    status = user.status, status_text = user.status_text, active_at = user.active_at,
+    online_since = user.online_since, ttl_until = user.ttl_until, profile = user.profile, meta = user.meta,
+  }
+  local entry = true_one
+  if user.shown then
+    entry = cjson.decode(user.shown)
+    entry.status = 'offline'
+  end
+  entry.user, entry.version = user.id, user.version
+  if user.revision then
+    entry.own = { chosen = user.chosen, text = user.text, til = user.chosen_until, revision = user.revision }
+    if user.shown then
+      entry.own.hidden = true_one
+    end
+  end
+  return entry
+end
+
+local function known(user)
   if user.new then
     redis.call('SADD', USERS, user.id)
   end
 end
 
+-- Take one element out of the middle of what is kept of a user's past.
+local function take_out(user, index)
+  redis.call('LSET', user.recent, index, '')
+  redis.call('LREM', user.recent, index < 0 and -1 or 1, '')
+end
+
+local function begin_session(user, now)
+  local most, ttl = retention()
+  if most == 0 then
+    return
+  end
+  -- A connection's JSON begins with what is its device's. A quote within a text would stand behind a backslash.
+  local device = opener and string.sub(opener, 1, string.find(opener, ',"tenant":', 1, true) - 1) .. '}' or 'null'
+  redis.call('RPUSH', user.recent, '[' .. now .. ',null,null,null,' .. device .. ']')
+  local sessions = (user.sessions or 0) + 1
+  while sessions > 1 do
+    local oldest = redis.call('LINDEX', user.recent, -sessions) or ''
+    local ended_at = tonumber(string.match(oldest, '^%[%d+,(%d+)'))
+    if sessions <= most and ended_at and now < ended_at + ttl then
+      break
+    end
+    if string.sub(oldest, 1, 1) == '[' then
+      take_out(user, -sessions)
+    end
+    sessions = sessions - 1
+  end
+  set(user, 'sessions', sessions)
+  set(user, 'opened', user.connections)
+end
+
+local function end_session(user, now, reason)
+  if user.opened then
+    local lasting = redis.call('LINDEX', user.recent, -1) or ''
+    local from, device = string.match(lasting, '^%[(%d+),null,null,null,(.*)%]$')
+    if from then
+      local ended = { from, now, user.opened, cjson.encode(reason), device }
+      redis.call('LSET', user.recent, -1, '[' .. table.concat(ended, ',') .. ']')
+    end
+    set(user, 'opened', nil)
+    set(user, 'gone_at', now)
+  end
+end
+
+local function floor_of(user)
+  return 'floor:' .. string.match(user.id, '^[^\30\31]*')
+end
+
+-- Commit a new version of a user, of whom others were told another status or text before.
+local function change(user, was, was_text, now, reason)
+  if user.version == 0 then
+    set(user, 'version', tonumber(redis.call('HGET', STATE, floor_of(user)) or 0))
+  end
+  set(user, 'version', user.version + 1)
+  local entry = whole(user)
+  entry.at, entry.was, entry.was_text, entry.reason = now, was, was_text, reason
+  local body = append(entry)
+  table.insert(committed, position)
+  table.insert(committed, body)
+  local kept = redis.call('LPUSH', user.recent, position .. ' ' .. body) - (user.sessions or 0)
+  if kept > RECENT then
+    if user.sessions then
+      take_out(user, RECENT)
+    else
+      redis.call('RPOP', user.recent)
+    end
+  end
+  if OUTBOX_LENGTH then
+    redis.call('XADD', OUTBOX, '*', string.find(user.id, '\30', 1, true) and 'part' or 'transition', body)
+    if redis.call('XLEN', OUTBOX) > OUTBOX_LENGTH then -- nobody takes them: of each user the last is worth most
+      redis.call('HINCRBY', STATE, 'outbox_dropped', redis.call('XTRIM', OUTBOX, 'MAXLEN', OUTBOX_LENGTH))
+    end
+  end
+  known(user)
+end
+
+-- Commit what others do not see of a user.
+local function keep_private(user)
+  local entry = whole(user)
+  entry.private = true
+  append(entry)
+  known(user)
+end
+
+-- What others are told: the status, and the text beside it.
+local function seen(user)
+  if user.shown then
+    return 'offline', nil
+  end
+  return user.status, user.status_text
+end
+
+-- What beats inactivity.
+local BY_HAND = { away = true, busy = true, dnd = true }
+
+local function has_run_out(user, now)
+  return user.chosen_until and now >= user.chosen_until
+end
+
 local function held_until(user)
-  local til = math.max(user.grace_until or 0, user.ttl_until or 0)
-  return til > 0 and delayed(til) or nil
+  local til = math.max(grace_end(user) or 0, user.ttl_until and delayed(user.ttl_until) or 0)
+  return til > 0 and til or nil
 end
 
 local function status_at(user, now)
@@ -116,41 +263,118 @@ local function status_at(user, now)
   if user.connections == 0 and (not til or now >= til) then
     return 'offline'
   end
+  if BY_HAND[user.chosen] and not has_run_out(user, now) then
+    return user.chosen
+  end
   if user.active_at and now - user.active_at >= AWAY_AFTER then
     return 'away'
   end
   return 'online'
 end
 
+-- When it is forgotten that a user was last seen, as model.forgotten_at() has it; nil for never.
+local function forgotten_at(user)
+  local _, _, ttl = retention()
+  if ttl > 0 then
+    local active_at = user.shown and cjson.decode(user.shown).active_at
+    active_at = tonumber(active_at or (user.status == 'offline' and user.active_at or nil))
+    return active_at and active_at + ttl
+  end
+end
+
+-- When what is kept of a user who is not there is to be let go of; nil for never.
+local function let_go_at(user)
+  local due = forgotten_at(user)
+  if user.status == 'offline' and user.sessions and user.gone_at then
+    local _, ttl = retention()
+    due = math.min(due or math.huge, user.gone_at + ttl)
+  end
+  return due
+end
+
 -- Queue the time at which a user will next change by themselves. A later time than the one queued is left to be found
 -- when that one comes up: activity, which only ever moves the time back, costs no queue operation.
 local function expect(user)
-  if user.status == 'offline' then
-    return
+  local offline = user.status == 'offline'
+  local due = (offline or user.shown) and let_go_at(user) or math.huge
+  if not offline and user.connections == 0 then
+    due = math.min(due, held_until(user) or math.huge)
   end
-  local due = user.connections == 0 and held_until(user) or nil
-  if user.active_at and user.status ~= 'away' then
-    due = math.min(due or math.huge, user.active_at + AWAY_AFTER)
+  if not offline and user.active_at and user.status ~= 'away' and not BY_HAND[user.chosen] then
+    due = math.min(due, user.active_at + AWAY_AFTER)
   end
-  if due and (not user.due or due < user.due) then
+  if not offline and user.chosen_until then
+    due = math.min(due, user.chosen_until)
+  end
+  if due < (user.due or math.huge) then
     user.due = due
     redis.call('ZADD', DUE, due, user.id)
   end
 end
 
--- Commit the status that the rules give, if it is not the one the user has.
-local function settle(user, now, reason)
-  local was, status = user.status, status_at(user, now)
-  if status ~= was then
-    set(user, 'status', status)
-    if status == 'offline' then
-      for _, name in ipairs({ 'online_since', 'ttl_until', 'grace_until', 'ending' }) do
+-- Commit the status that the rules give, if it is not the one the user has, or if they have set another.
+local function settle(user, now, reason, chose)
+  local was, hidden, ran_out = user.status, user.shown, has_run_out(user, now)
+  local status = status_at(user, now)
+  if status ~= was or ran_out or chose then
+    local before, before_text = seen(user)
+    if ran_out then
+      for _, name in ipairs({ 'chosen', 'text', 'chosen_until' }) do
         set(user, name, nil)
       end
-    elseif was == 'offline' then
-      set(user, 'online_since', now)
     end
-    change(user, was, now, status == 'away' and 'inactive' or reason)
+    if user.revision or chose then
+      set(user, 'revision', (user.revision or 0) + 1)
+    end
+    local appears = hidden and user.chosen ~= 'invisible'
+    local vanishes = not hidden and user.chosen == 'invisible'
+    if status ~= 'offline' and (appears or vanishes) then
+      -- To others the user goes as by a goodbye, which is activity, or comes now: what they did before, unseen, is not
+      -- told afterwards either.
+      set(user, 'active_at', math.max(user.active_at or 0, now))
+      if appears then
+        set(user, 'online_since', now)
+      end
+      status = status_at(user, now)
+    end
+    set(user, 'status', status)
+    if was == 'offline' and status ~= 'offline' then
+      begin_session(user, now)
+    elseif was ~= 'offline' and status == 'offline' then
+      end_session(user, now, reason)
+    end
+    if status == 'offline' then
+      for _, name in ipairs({ 'online_since', 'ttl_until', 'grace_until', 'lost_at', 'ending', 'status_text' }) do
+        set(user, name, nil)
+      end
+    else
+      set(user, 'status_text', user.text)
+      if was == 'offline' then
+        set(user, 'online_since', now)
+      end
+    end
+    if appears then
+      set(user, 'shown', nil)
+      if status == 'offline' then
+        local shown = cjson.decode(hidden)
+        for _, name in ipairs({ 'active_at', 'profile', 'meta' }) do
+          set(user, name, shown[name])
+        end
+      end
+    elseif vanishes then
+      set(user, 'shown', cjson.encode({ active_at = user.active_at, profile = user.profile, meta = user.meta }))
+    end
+    local after, after_text = seen(user)
+    if after == before and after_text == before_text then
+      keep_private(user)
+    else
+      if before ~= 'offline' and after ~= 'offline' then
+        reason = ran_out and 'set by hand until now' or status == 'away' and not chose and 'inactive' or reason
+      elseif user.shown ~= hidden then -- the reasons of one who really comes and goes
+        reason = after == 'offline' and 'goodbye' or 'connected'
+      end
+      change(user, before, before_text, now, reason)
+    end
   end
   expect(user)
 end
@@ -169,6 +393,9 @@ local function user_at(now, id, key, recent)
   if user.due and user.due <= now then
     settle_by_time(user, now)
   end
+  if has_run_out(user, now) then -- of one who is offline
+    settle(user, now, 'set by hand until now')
+  end
   return user
 end
 
@@ -185,8 +412,12 @@ local function note(user, news)
     end
   end
   if next(news) and user.status ~= 'offline' then
-    news.user, news.version = user.id, user.version
-    append(news)
+    if user.shown then
+      keep_private(user)
+    else
+      news.user, news.version = user.id, user.version
+      append(news)
+    end
   end
 end
 
@@ -195,7 +426,12 @@ local function forget(user, connection, ending, hold, at)
   redis.call('HDEL', user.key, 'c:' .. connection)
   user.connections = user.connections - 1
   hold = math.max(hold, loss_end - at)
-  if hold > 0 and user.connections == 0 then
+  if hold > 0 and user.connections > 0 then
+    set(user, 'lost_at', math.max(at, user.lost_at or 0))
+  elseif hold > 0 then
+    if ending == 'node died' then -- which is found late
+      at = math.max(at, user.lost_at or 0)
+    end
     set(user, 'grace_until', at + hold)
     set(user, 'ending', ending)
   end

@@ -1,0 +1,228 @@
+"""Tells this node's connections what happens in the channels that they are in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.channels.events import native_name
+from gateway.channels.model import ADDED, REMOVED
+from gateway.channels.names import owner_of, parse_scope, scope_of
+from gateway.channels.wire import MemberChanged
+from gateway.presence.fanout import FanOut
+from gateway.presence.model import Event, Transition, net_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gateway import wire
+    from gateway.channels.model import ChannelCodec, Said, Subscriber
+    from gateway.presence.visibility import Visibility
+    from gateway.timers import Scheduler
+
+_NAMES = {Event.ONLINE: ADDED, Event.OFFLINE: REMOVED}
+
+
+def member_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
+    """Reduce the transitions of one channel's members to what a client that heard of none of them needs to hear."""
+    first: dict[str, Transition] = {}
+    last: dict[str, Transition] = {}
+    for transition in transitions:
+        first.setdefault(transition.user_id, transition)
+        last[transition.user_id] = transition
+    return [
+        (_NAMES[event], MemberChanged.of(parse_scope(final.tenant)[1], final))
+        for user_id, final in last.items()
+        if (event := net_event(first[user_id], final)) in _NAMES
+    ]
+
+
+class ChannelAudience:
+    """This node's subscribers, by channel.
+
+    Args:
+        scheduler: the event loop.
+        interval: seconds that joins and leaves of one channel are gathered for.
+        visibility: who may see whom; None where everyone sees everyone.
+    """
+
+    def __init__(self, scheduler: Scheduler, interval: float, visibility: Visibility | None) -> None:
+        self._fanout = FanOut(scheduler, interval, reduce=member_changes)
+        self._visibility = visibility
+        self._subscribers: dict[tuple[str, str], dict[Subscriber, list[Said] | int | None]] = {}
+        """With each, what was said since it asked for the channel's history and has not got it; then up to where that
+        went, as long as this node has not heard more; and None from then on."""
+        self._others: dict[tuple[str, str], dict[Subscriber, None]] = {}
+        """Those of them whose clients do not speak the gateway's own events."""
+        self._singly: dict[str, dict[Subscriber, None]] = {}
+        """By scope, those who hear of its members one by one, since there is a rule about who may see whom."""
+        self._ahead: dict[tuple[str, str], set[Subscriber]] = {}
+        """By channel and user, those who were told that they are in it before this node's view had it."""
+        self._ahead_as: dict[tuple[str, Subscriber], str] = {}
+        """The same by channel and subscriber: as which user."""
+
+    def join(self, subscriber: Subscriber, channel: str, *, early: list[Said] | None = None) -> None:
+        """Let a subscriber hear of what is said from now on; what comes before `begin` is put into `early`.
+
+        One that hears already goes on as it was.
+        """
+        self._subscribers.setdefault((subscriber.tenant, channel), {}).setdefault(subscriber, early)
+        if not subscriber.is_native:
+            self._others.setdefault((subscriber.tenant, channel), {})[subscriber] = None
+
+    def begin(self, subscriber: Subscriber, channel: str, position: int) -> None:
+        """Tell a subscriber what it has not heard of since it joined, but for what it has up to a position."""
+        subscribers = self._subscribers.get((subscriber.tenant, channel), {})
+        if subscriber not in subscribers:
+            return
+        early = subscribers[subscriber]
+        subscribers[subscriber] = position or None
+        if isinstance(early, list):
+            for said in early:
+                if self._is_news(subscribers, subscriber, said):
+                    self._tell_one(subscriber, said, None)
+
+    @staticmethod
+    def _is_news(subscribers: dict[Subscriber, list[Said] | int | None], subscriber: Subscriber, said: Said) -> bool:
+        """Whether a subscriber has not read it in the history: another node, or the store, may be ahead of this one."""
+        position = subscribers.get(subscriber)
+        if not isinstance(position, int) or not said.position:
+            return True
+        if said.position > position:
+            subscribers[subscriber] = None
+            return True
+        return False
+
+    def hear_members(self, subscriber: Subscriber, channel: str, *, ahead: str | None = None) -> None:
+        """Let a subscriber hear of the members who come and go from now on.
+
+        Args:
+            subscriber: who.
+            channel: which.
+            ahead: the id by which it is told now that it is a member, where this node's view does not have it yet: the
+                store is away, or the user is invisible. That it comes is no news to it then.
+        """
+        scope = scope_of(subscriber.tenant, channel)
+        if ahead is not None:
+            self._ahead.setdefault((scope, ahead), set()).add(subscriber)
+            self._ahead_as[scope, subscriber] = ahead
+        if self._visibility is None:
+            self._fanout.join(scope, subscriber.listener)
+        else:
+            self._singly.setdefault(scope, {})[subscriber] = None
+
+    def leave(self, subscriber: Subscriber, channel: str) -> None:
+        """Let a subscriber hear no more; one that never joined is ignored."""
+        key = (subscriber.tenant, channel)
+        subscribers = self._subscribers.get(key)
+        if subscribers is not None:
+            subscribers.pop(subscriber, None)
+            if not subscribers:
+                del self._subscribers[key]
+        others = self._others.get(key)
+        if others is not None:
+            others.pop(subscriber, None)
+            if not others:
+                del self._others[key]
+        scope = scope_of(*key)
+        user_id = self._ahead_as.pop((scope, subscriber), None)
+        if user_id is not None:
+            self._ahead[scope, user_id].discard(subscriber)
+            if not self._ahead[scope, user_id]:
+                del self._ahead[scope, user_id]
+        self._fanout.leave(scope, subscriber.listener)
+        if singly := self._singly.get(scope):
+            singly.pop(subscriber, None)
+            if not singly:
+                del self._singly[scope]
+
+    def of(self, tenant: str, channel: str) -> Iterator[Subscriber]:
+        """A channel's subscribers at this node."""
+        yield from tuple(self._subscribers.get((tenant, channel), ()))
+
+    def others(self, tenant: str, channel: str) -> Sequence[Subscriber]:
+        """Those of a channel's subscribers at this node whose clients do not speak the gateway's own events."""
+        return tuple(self._others.get((tenant, channel), ()))
+
+    def places_of(self, tenant: str, user_id: str) -> Sequence[tuple[Subscriber, str]]:
+        """A user's subscribers at this node, each with one channel it is in. It looks at all of them."""
+        return [
+            (subscriber, channel)
+            for (whose, channel), subscribers in self._subscribers.items()
+            if whose == tenant
+            for subscriber in subscribers
+            if subscriber.user_id == user_id
+        ]
+
+    def catch_up(self, subscriber: Subscriber, channel: str) -> None:
+        """Tell a subscriber now of the members it has not heard of, before it is answered with what is so now."""
+        self._fanout.catch_up(scope_of(subscriber.tenant, channel), subscriber.listener)
+
+    def tell(self, said: Said, mark: Any) -> None:
+        """Tell everyone in a channel what was said in it, but for the one connection that is its source.
+
+        Args:
+            said: what.
+            mark: up to where clients that can recover have been told with it; None where none can.
+        """
+        groups: dict[ChannelCodec, list[Any]] = {}
+        owner = owner_of(said.channel)
+        subscribers = self._subscribers.get((said.tenant, said.channel), {})
+        for subscriber, early in tuple(subscribers.items()):
+            if subscriber.connection_id == said.source:
+                continue
+            if owner is not None and subscriber.user_id == owner and subscriber.is_native:
+                continue  # told as one of the user's, whether it is in the channel or not
+            if isinstance(early, list):
+                early.append(said)
+            elif early is not None and not self._is_news(subscribers, subscriber, said):
+                continue
+            elif subscriber.recovers:
+                self._tell_one(subscriber, said, mark)
+            else:
+                groups.setdefault(subscriber.listener.codec, []).append(subscriber.listener.sink)
+        for codec, sinks in groups.items():
+            codec.write_all(codec.encode_said(said), sinks)
+
+    def _tell_one(self, subscriber: Subscriber, said: Said, mark: Any) -> None:
+        if subscriber.live is not None and subscriber.recovers:
+            subscriber.live.emit(native_name(said.event), said.data, mark)
+        else:
+            subscriber.listener.write(subscriber.listener.codec.encode_said(said))
+
+    def publish(self, transitions: Sequence[Transition]) -> None:
+        """Take news of members in, to go out within the interval."""
+        if self._visibility is None and not self._ahead:
+            self._fanout.publish(transitions)
+            return
+        for transition in transitions:
+            knowing = self._pop_ahead(transition)
+            if self._visibility is None:
+                self._publish_but_to(knowing, transition)
+                continue
+            if changes := member_changes([transition]):
+                for subscriber in tuple(self._singly.get(transition.tenant, ())):
+                    if subscriber not in knowing and sees(self._visibility, subscriber, transition.user_id):
+                        subscriber.listener.write(subscriber.listener.codec.encode(changes))
+
+    def _pop_ahead(self, transition: Transition) -> Iterable[Subscriber]:
+        """Those who know already what a transition tells: that they themselves have come."""
+        if not transition.now.online:
+            return ()
+        knowing = self._ahead.pop((transition.tenant, transition.user_id), set())
+        for subscriber in knowing:
+            del self._ahead_as[transition.tenant, subscriber]
+        return knowing
+
+    def _publish_but_to(self, knowing: Iterable[Subscriber], transition: Transition) -> None:
+        for subscriber in knowing:
+            self._fanout.catch_up(transition.tenant, subscriber.listener)
+        self._fanout.publish([transition])
+        for subscriber in knowing:  # again: by what it knows now
+            self._fanout.join(transition.tenant, subscriber.listener)
+
+
+def sees(visibility: Visibility | None, subscriber: Subscriber, user_id: str) -> bool:
+    """Whether a subscriber may know of a member. One whom nobody knows may know of nobody, where there is a rule."""
+    if visibility is None or subscriber.user_id == user_id:
+        return True
+    return subscriber.user_id is not None and visibility.sees(subscriber.tenant, subscriber.user_id, user_id)

@@ -1,0 +1,162 @@
+"""Who may be in a channel: the application's rule, its backend over HTTP, or the rules that are built in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import structlog
+
+from gateway.channels.model import MAX_INFO, Person
+from gateway.channels.names import Kind, conversation_in, kind_of, owner_of, parties_of
+from gateway.errors import ForbiddenError, InvalidPayloadError, UnavailableError
+from gateway.presence.model import Profile
+from gateway.wire import encode, is_id, is_too_deep
+
+if TYPE_CHECKING:
+    from gateway.auth import Identity
+    from gateway.channels.model import Asker
+
+_log = structlog.get_logger(__name__)
+
+ADMIN = "admin"
+"""The role that ``private-admin`` is for."""
+
+ChannelRule = Callable[..., "bool | Mapping[str, Any] | Awaitable[bool | Mapping[str, Any] | None] | None"]
+"""``channel_auth(identity, channel)``: True lets in, False refuses, None leaves it to what is built in; for a presence
+channel a mapping lets in, and is what other members are told of them besides the id. It may be async."""
+
+
+class Backend(Protocol):
+    """An application's own authorizer, asked over HTTP."""
+
+    async def ask(self, asker: Asker, channel: str) -> Person | None:
+        """Ask for a place in a channel.
+
+        Returns:
+            As whom; None but for a presence channel.
+
+        Raises:
+            ForbiddenError: it is refused.
+            UnavailableError: the backend cannot be reached, or answers nonsense.
+        """
+
+
+class Authorizer:
+    """Says who may be in a channel, and as whom.
+
+    Args:
+        rule: the application's; None where it has none.
+        backend: what is asked over HTTP in place of the built-in rules; None where there is none.
+    """
+
+    def __init__(self, rule: ChannelRule | None = None, backend: Backend | None = None) -> None:
+        self._rule = rule
+        self._backend = backend
+
+    async def person(self, asker: Asker, channel: str) -> Person | None:
+        """Let somebody into a channel.
+
+        Returns:
+            As whom; None but for a presence channel.
+
+        Raises:
+            ForbiddenError: they may not be in it.
+            UnavailableError: this cannot be told now.
+        """
+        kind, identity = kind_of(channel), asker.identity
+        if self._rule is not None and identity is not None:
+            answer = await self._ask_rule(self._rule, identity, channel)
+            if answer is False:
+                raise ForbiddenError(f"{channel} is not for this user")
+            if answer is not None:
+                info = answer if isinstance(answer, Mapping) else None
+                return person_of(identity, info) if kind is Kind.PRESENCE else None
+        if kind is Kind.PUBLIC:
+            return None
+        if self._backend is not None:
+            return await self._backend.ask(asker, channel)
+        if identity is None:
+            raise ForbiddenError(f"{channel} takes a token; send one with the connection")
+        if not is_allowed(identity, channel):
+            raise ForbiddenError(f"{channel} is not for this user")
+        return person_of(identity) if kind is Kind.PRESENCE else None
+
+    async def _ask_rule(self, rule: ChannelRule, identity: Identity, channel: str) -> bool | Mapping[str, Any] | None:
+        try:
+            answer = rule(identity, channel)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        except Exception:
+            _log.exception("channel_auth failed; nobody is let in by it", channel=channel)
+            raise ForbiddenError(f"{channel} cannot be entered now") from None
+        if answer is None or isinstance(answer, bool | Mapping):
+            return answer
+        _log.error("channel_auth returns True, False, None or a mapping", returned=type(answer).__name__)
+        raise ForbiddenError(f"{channel} cannot be entered now")
+
+
+def is_allowed(identity: Identity, channel: str) -> bool:
+    """The rules that are built in: section 6 of the contract."""
+    if kind_of(channel) is not Kind.PRIVATE:
+        return True
+    if (owner := owner_of(channel)) is not None:
+        return owner == identity.user_id
+    if (conversation := conversation_in(channel)) is not None:
+        return identity.user_id in (parties_of(conversation) or ())
+    return channel == "private-admin" and identity.profile.role == ADMIN
+
+
+def person_of(identity: Identity, info: object = None) -> Person:
+    """Somebody as a member.
+
+    Args:
+        identity: who.
+        info: what others are told besides the id; None for what the token says.
+
+    Raises:
+        InvalidPayloadError: it is too large, or no JSON.
+    """
+    profile = identity.profile
+    if info is not None:
+        profile = msgspec.structs.replace(profile, info_json=info_of(info))
+    return Person(user_id=identity.user_id, profile=profile)
+
+
+def person_named(user_id: object, info: object = None) -> Person:
+    """Somebody as a member whom a signature, or a backend, vouches for: Pusher's ``channel_data``.
+
+    Args:
+        user_id: who; a number is turned into its decimal string.
+        info: what others are told besides the id; None for nothing.
+
+    Raises:
+        InvalidPayloadError: the id is none, or what is said of them is too large.
+    """
+    if isinstance(user_id, int) and not isinstance(user_id, bool):
+        user_id = str(user_id)
+    if not is_id(user_id):
+        raise InvalidPayloadError("channel_data takes a user_id of 1 to 128 characters without control characters")
+    return Person(user_id=user_id, profile=Profile(info_json=info_of({} if info is None else info)))
+
+
+def info_of(info: object) -> str:
+    """What is said of a member, as JSON.
+
+    Raises:
+        InvalidPayloadError: it is too large, or no JSON.
+    """
+    try:
+        text = encode(info)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidPayloadError(f"what is said of a member must be JSON: {error}") from None
+    if len(text) > MAX_INFO or is_too_deep(text):
+        raise InvalidPayloadError(f"what is said of a member may have {MAX_INFO} bytes; this has {len(text)}")
+    return text.decode()
+
+
+def unavailable(error: object) -> UnavailableError:
+    """What is answered where a backend cannot be asked."""
+    return UnavailableError(f"whoever authorizes channels cannot be asked now: {error}")

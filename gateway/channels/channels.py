@@ -1,0 +1,504 @@
+"""The one executor of channels, behind every door."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from gateway import wire
+from gateway.channels.audience import sees
+from gateway.channels.events import USER_TYPING, heard_by, native_name
+from gateway.channels.log import TOPIC
+from gateway.channels.membership import is_presence
+from gateway.channels.model import Draft, Joined, Occupancy, Said, asker_of, is_native
+from gateway.channels.names import Kind, check_name, kind_of, owner_of, parse_scope, scope_of
+from gateway.errors import (
+    ForbiddenError,
+    InvalidPayloadError,
+    RequestError,
+    StoreUnavailableError,
+    UnavailableError,
+)
+from gateway.presence.model import Ending
+from gateway.tasks import end
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+
+    from gateway.bus import Bus
+    from gateway.channels.audience import ChannelAudience
+    from gateway.channels.authorization import Authorizer
+    from gateway.channels.log import ChannelLog
+    from gateway.channels.membership import Membership
+    from gateway.channels.model import History, Person, Subscriber
+    from gateway.channels.subscriptions import Subscriptions
+    from gateway.live import LiveConnection
+    from gateway.presence.clock import Clock
+    from gateway.presence.model import Transition
+    from gateway.presence.visibility import Visibility
+    from gateway.recovery.recovery import Reading, Recovery
+
+_log = structlog.get_logger(__name__)
+
+HISTORY_LIMIT = 1000
+"""Events that one answer brings at the most."""
+
+ROOM = "channel:"
+"""What the rooms begin with that recovery keeps for a client: its channels."""
+
+
+class _Removal(msgspec.Struct, frozen=True):
+    """Take a user, or everyone, out of a channel on other nodes."""
+
+    tenant: str
+    channel: str
+    user_id: str | None
+
+
+_OWN = "own-channel:"
+"""The same of a user's own, in which the user's connections are told nothing that they have not been told as such."""
+
+
+class _Reauthorization(msgspec.Struct, frozen=True):
+    """Ask again whether a user may be in the channels they are in."""
+
+    tenant: str
+    user_id: str
+
+
+def room_of(tenant: str, channel: str, user_id: str | None = None) -> str:
+    """A channel as recovery names it, for a connection of a user."""
+    own = user_id is not None and owner_of(channel) == user_id
+    return f"{_OWN if own else ROOM}{scope_of(tenant, channel)}"
+
+
+def channel_in(room: str) -> str | None:
+    """Which channel a room is of; None for one that is of none."""
+    prefix = next((each for each in (ROOM, _OWN) if room.startswith(each)), None)
+    return None if prefix is None else parse_scope(room.removeprefix(prefix))[1]
+
+
+class Channels:
+    """Lets connections into channels, says things in them, and knows who is there.
+
+    Whether somebody may enter is decided before, by the door: `authorization.Authorizer`, or a signature.
+
+    Args:
+        membership: who is in them.
+        log: what is said in them.
+        audience: this node's connections in them.
+        authorizer: who may be in them, where that is asked again.
+        bus: how other nodes hear of a removal.
+        clock: the time.
+        subscriptions: how many connections are in channels, on all nodes.
+        visibility: who may see whom; None where everyone sees everyone.
+        recovery: what keeps events for those who lost their connection; None where nobody recovers.
+        namespaces: of Socket.IO, whose clients recover.
+        most: channels that one connection may be in.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is another part of the gateway, or a bound
+        self,
+        membership: Membership,
+        log: ChannelLog,
+        audience: ChannelAudience,
+        authorizer: Authorizer,
+        bus: Bus,
+        clock: Clock,
+        *,
+        subscriptions: Subscriptions,
+        visibility: Visibility | None = None,
+        recovery: Recovery | None = None,
+        namespaces: Sequence[str] = (),
+        most: int = 1000,
+    ) -> None:
+        self.membership = membership
+        self.subscriptions = subscriptions
+        self.log = log
+        self.most = most
+        self.refused = 0
+        """How often a connection asked for one channel more than it may be in."""
+        self.on_rooms: Callable[[str, str, bool], None] | None = None
+        """Called with the id of a connection whose client can recover, a room, and whether it is in it from now on."""
+        self.on_end: list[Callable[[Subscriber], Awaitable[None]]] = []
+        """Called with a subscriber whose connection has ended."""
+        self.on_said: dict[str, Callable[[Said], None]] = {}
+        """By event: called with each that was said in any channel, when this node's clients have been told."""
+        self.of_user: Callable[[str, str], Sequence[LiveConnection]] = lambda _tenant, _user_id: ()
+        """The live connections of a user to this node: natively they hear what is said to the user."""
+        self._audience = audience
+        self._authorizer = authorizer
+        self._bus = bus
+        self._clock = clock
+        self._visibility = visibility
+        self._recovery = recovery
+        self._namespaces = tuple(namespaces)
+        self._later: set[asyncio.Task[object]] = set()
+        log.hear = self._hear
+        if recovery is not None:
+            recovery.readers[TOPIC] = lambda data: self._reading(msgspec.json.decode(data, type=Said))
+        bus.subscribe("channel-removal", _Removal, self._on_removal)
+        bus.subscribe("channel-reauthorization", _Reauthorization, self._on_reauthorization)
+
+    # A connection's channels
+
+    async def join(
+        self,
+        subscriber: Subscriber,
+        channel: str,
+        person: Person | None = None,
+        *,
+        since: int | None = None,
+        limit: int = HISTORY_LIMIT,
+        answer: Callable[[Joined], None] = lambda _joined: None,
+    ) -> Joined:
+        """Let a connection into a channel; it hears all that is said from this answer on, and misses nothing between.
+
+        A connection that is in it already is answered as if it had just come.
+
+        Args:
+            subscriber: whose connection, which `leave` or `end` takes out again.
+            channel: which.
+            person: as whom, as the authorizer, or a signature, has it; None but for a presence channel.
+            since: the position of the last event of it that the client has: what came after is in the answer. 0 asks
+                for all that is kept, None for nothing.
+            limit: how many events of that at the most.
+            answer: called with what is returned, before the connection is told what was said meanwhile.
+
+        Raises:
+            InvalidPayloadError: the channel's name is none.
+            ForbiddenError: the connection is in as many channels as it may be.
+            UnavailableError: the history was asked for, and the store is away; the connection is not in the channel.
+        """
+        check_name(channel)
+        async with subscriber.turn(channel):
+            is_new = channel not in subscriber.channels
+            if is_new:
+                await self._enter(subscriber, channel, person)
+            try:
+                history = None if since is None else await self._history(subscriber.tenant, channel, since, limit)
+            except BaseException as error:  # a cancellation, too: nobody would begin to tell it what is said
+                if is_new:
+                    await self._leave(subscriber, channel, Ending.GOODBYE)
+                if isinstance(error, StoreUnavailableError):
+                    raise UnavailableError("the store is away; try again in a moment") from None
+                raise
+            # In one turn of the loop: what is published from here on is news to whoever has this.
+            person, members = subscriber.channels[channel], None
+            if person is not None:
+                self._audience.catch_up(subscriber, channel)
+                is_known = self.membership.is_member(subscriber.tenant, channel, person.user_id)
+                self._audience.hear_members(subscriber, channel, ahead=None if is_known else person.user_id)
+                members = self.members_seen_by(subscriber, channel)
+            position = 0 if history is None else history.position
+            joined = Joined(channel=channel, person=person, members=members, history=history, position=position)
+            answer(joined)
+            self._audience.begin(subscriber, channel, position)
+            if is_new:
+                self.put_into_room(subscriber, channel, inside=True)
+        return joined
+
+    async def _enter(self, subscriber: Subscriber, channel: str, person: Person | None) -> None:
+        if subscriber.ended:
+            raise ForbiddenError("the connection has ended")
+        if len(subscriber.channels) >= self.most:
+            self.refused += 1
+            raise ForbiddenError(f"a connection may be in {self.most} channels (MAX_CHANNELS_PER_CONNECTION)")
+        subscriber.channels[channel] = person
+        self._audience.join(subscriber, channel, early=[])
+        try:
+            await self.membership.enter(subscriber.tenant, channel, person)
+        except BaseException as error:
+            del subscriber.channels[channel]
+            self._audience.leave(subscriber, channel)
+            if isinstance(error, StoreUnavailableError):
+                raise UnavailableError("the store is away; try again in a moment") from None
+            raise
+
+    def go_on(self, subscriber: Subscriber, channels: Sequence[str]) -> None:
+        """Let a client that goes on where it lost its connection hear what is said in its channels, from now on.
+
+        To join them again takes its time: what is said meanwhile would be lost. Each is followed by a `join`, or by
+        `give_up`.
+        """
+        for channel in channels:
+            self._audience.join(subscriber, channel)
+
+    def give_up(self, subscriber: Subscriber, channel: str) -> None:
+        """Let a client hear nothing of a channel that it could not be let into again."""
+        if channel not in subscriber.channels:
+            self._audience.leave(subscriber, channel)
+            self.put_into_room(subscriber, channel, inside=False)
+
+    def put_into_room(self, subscriber: Subscriber, channel: str, *, inside: bool) -> None:
+        """Let recovery know which channels a client is in that can recover."""
+        if self.on_rooms is not None and subscriber.recovers:
+            self.on_rooms(subscriber.connection_id, room_of(subscriber.tenant, channel, subscriber.user_id), inside)
+
+    async def leave(self, subscriber: Subscriber, channel: str) -> bool:
+        """Take a connection out of a channel; whether it was in it."""
+        async with subscriber.turn(channel):
+            was_in = channel in subscriber.channels
+            await self._leave(subscriber, channel, Ending.GOODBYE)
+        return was_in
+
+    async def end(self, subscriber: Subscriber, ending: Ending) -> None:
+        """Take a connection that has ended out of all its channels."""
+        subscriber.ended = True
+        leaving = [self._end(subscriber, channel, ending) for channel in tuple(subscriber.channels)]
+        await asyncio.gather(*leaving, *(each(subscriber) for each in self.on_end))
+
+    async def _end(self, subscriber: Subscriber, channel: str, ending: Ending) -> None:
+        async with subscriber.turn(channel):
+            await self._leave(subscriber, channel, ending)
+
+    async def _leave(self, subscriber: Subscriber, channel: str, ending: Ending) -> None:
+        if channel not in subscriber.channels:
+            return
+        person = subscriber.channels.pop(channel)
+        self._audience.leave(subscriber, channel)
+        if not subscriber.ended:
+            self.put_into_room(subscriber, channel, inside=False)
+        await self.membership.leave(subscriber.tenant, channel, person, ending)
+
+    async def remove(self, tenant: str, channel: str, user_id: str | None = None) -> int:
+        """Take a user's connections, or all, out of a channel, on every node.
+
+        Returns:
+            How many of this node were.
+        """
+        check_name(channel)
+        self._bus.publish("channel-removal", _Removal(tenant, channel, user_id))
+        return await self._remove(tenant, channel, user_id)
+
+    async def _remove(self, tenant: str, channel: str, user_id: str | None) -> int:
+        found = [
+            each
+            for each in self._audience.of(tenant, channel)
+            if user_id is None or user_id in {each.user_id, each.member_id(channel)}
+        ]
+        for subscriber in found:
+            self._audience.leave(subscriber, channel)  # at once: what is said from now on is not for them
+        await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in found))
+        return len(found)
+
+    async def _take_out(self, subscriber: Subscriber, channel: str) -> None:
+        await self._end(subscriber, channel, Ending.KICKED)
+        subscriber.listener.removed(channel)
+
+    async def _on_removal(self, removal: _Removal) -> None:
+        # What others say after it does not wait until the store knows of it.
+        self._later_on(self._remove(removal.tenant, removal.channel, removal.user_id))
+        await asyncio.sleep(0)  # in which it has begun, and nobody who is taken out hears what comes next
+
+    async def reauthorize(self, tenant: str, user_id: str) -> None:
+        """Ask again, on every node, whether a user may be in the channels they are in; where not, they are taken out.
+
+        Whom a signature let in stays: that was its maker's word. So does everyone while nobody can be asked.
+        """
+        self._bus.publish("channel-reauthorization", _Reauthorization(tenant, user_id))
+        await self._reauthorize(tenant, user_id)
+
+    async def _reauthorize(self, tenant: str, user_id: str) -> None:
+        for subscriber, channel in self._audience.places_of(tenant, user_id):
+            if subscriber.asker is None or kind_of(channel) is Kind.PUBLIC:
+                continue
+            asker = subscriber.asker
+            if subscriber.live is not None:  # whose token may have been renewed
+                now = asker_of(subscriber.live)
+                asker = msgspec.structs.replace(asker, identity=now.identity, headers={**asker.headers, **now.headers})
+            try:
+                await self._authorizer.person(asker, channel)
+            except ForbiddenError:
+                await self._take_out(subscriber, channel)
+            except RequestError as error:
+                _log.warning("a user could not be authorized again, and stays", channel=channel, error=str(error))
+
+    async def _on_reauthorization(self, asked: _Reauthorization) -> None:
+        self._later_on(self._reauthorize(asked.tenant, asked.user_id))  # whoever is asked may take their time
+
+    # What is said
+
+    async def say(
+        self,
+        tenant: str,
+        channels: Sequence[str],
+        event: str,
+        data: object,
+        *,
+        sender: str | None = None,
+        source: str | None = None,
+        keep: bool = True,
+        once: str | None = None,
+    ) -> Sequence[Said]:
+        """Say something in one or several channels; every node tells all who are in them, in one order.
+
+        Args:
+            tenant: whose channels.
+            channels: which.
+            event: the event's name, any but the gateway's own.
+            data: anything that JSON can hold; `msgspec.Raw` for what is JSON already.
+            sender: the user who says it; None for a backend.
+            source: the id of a connection that is not told; None for nobody.
+            keep: whether the channels' histories have it.
+            once: a name under which it is said only once; None for what may be repeated.
+
+        Raises:
+            InvalidPayloadError: a channel's name is none, or the data is no JSON or too large.
+            UnavailableError: the store is away. Whether it was said is not known; under `once`, say it again.
+        """
+        text = data if isinstance(data, msgspec.Raw) else msgspec.Raw(encoded(data))
+        drafts = [
+            Draft(
+                tenant=tenant,
+                channel=check_name(channel),
+                event=event,
+                data=text,
+                sender=sender,
+                source=source,
+                keep=keep,
+            )
+            for channel in channels
+        ]
+        try:
+            return await self.log.say(drafts, self._clock(), once=once)
+        except StoreUnavailableError:
+            raise UnavailableError("the store is away; try again in a moment") from None
+
+    async def history(self, tenant: str, channel: str, *, after: int | None = None, limit: int = 100) -> History:
+        """Read what was said in a channel; see `ChannelLog.history`.
+
+        Raises:
+            InvalidPayloadError: the channel's name is none, or the limit is not from 1 to `HISTORY_LIMIT`.
+            UnavailableError: the store is away.
+        """
+        check_name(channel)
+        if not 1 <= limit <= HISTORY_LIMIT:
+            raise InvalidPayloadError(f"limit is 1 to {HISTORY_LIMIT}")
+        try:
+            return await self.log.history(tenant, channel, self._clock(), after=after, limit=limit)
+        except StoreUnavailableError:
+            raise UnavailableError("the store is away; try again in a moment") from None
+
+    async def _history(self, tenant: str, channel: str, since: int, limit: int) -> History:
+        return await self.log.history(tenant, channel, self._clock(), after=since, limit=limit)
+
+    def _hear(self, said: Said, own: bool) -> None:  # noqa: FBT001 - the log's
+        mark = None
+        if self._recovery is not None and (reading := self._reading(said)) is not None:
+            mark = self._recovery.record(*reading, own=own)
+        self._audience.tell(said, mark)
+        self._tell_users(said, mark)
+        if (heed := self.on_said.get(said.event)) is not None:
+            heed(said)
+
+    def _reading(self, said: Said) -> Reading | None:
+        """Whom something is for, its text, and who is skipped, as recovery keeps it; None for what nobody recovers.
+
+        Whoever was away is not told that somebody typed then: nobody would tell when that was over.
+        """
+        if said.event == USER_TYPING:
+            return None
+        room = room_of(said.tenant, said.channel)
+        targets = [("room", namespace, room) for namespace in self._namespaces]
+        targets += [("user", said.tenant, user_id) for user_id in heard_by(said)]
+        skipped = frozenset(() if said.source is None else (said.source,))
+        return tuple(targets), wire.encode((native_name(said.event), said.data)), skipped
+
+    def tell(self, said: Said) -> None:
+        """Tell this node's clients alone something, as if it had been said."""
+        self._audience.tell(said, None)
+
+    def _tell_users(self, said: Said, mark: Any) -> None:
+        """Tell the native connections of users what is said to them, those that have not been told in the channel."""
+        for user_id in heard_by(said):
+            for live in self.of_user(said.tenant, user_id):
+                if live.connection.id == said.source or not is_native(live):
+                    continue
+                joined = live.subscriber is not None and said.channel in live.subscriber.channels
+                if not joined or owner_of(said.channel) == user_id:
+                    live.emit(native_name(said.event), said.data, mark)
+
+    # Who is there
+
+    def members(self, tenant: str, channel: str) -> Sequence[Person]:
+        """The members of a presence channel, by user id; those who are invisible are not among them."""
+        return self.membership.members(tenant, channel)
+
+    def members_seen_by(self, subscriber: Subscriber, channel: str) -> Sequence[Person]:
+        """The members of a presence channel that a subscriber may know of, itself included, by user id."""
+        own = subscriber.channels.get(channel)
+        found = {
+            person.user_id: person
+            for person in self.membership.members(subscriber.tenant, channel)
+            if sees(self._visibility, subscriber, person.user_id)
+        }
+        if own is not None:  # who is invisible, or cannot be told to the store now, is there to themselves
+            found.setdefault(own.user_id, own)
+        return [found[user_id] for user_id in sorted(found)]
+
+    def subscribers(self, tenant: str, channel: str) -> Iterator[Subscriber]:
+        """A channel's subscribers at this node."""
+        return self._audience.of(tenant, channel)
+
+    def occupied(self, tenant: str, prefix: str = "") -> Sequence[Occupancy]:
+        """The channels that anybody is in, by name."""
+        return [self.occupancy(tenant, channel) for channel in self.membership.occupied(tenant, prefix)]
+
+    def occupancy(self, tenant: str, channel: str) -> Occupancy:
+        """How occupied a channel is; one that nobody is in has no subscriptions."""
+        return Occupancy(
+            channel=channel,
+            users=self.membership.count(tenant, channel) if is_presence(channel) else None,
+            subscriptions=self.subscriptions.count(tenant, channel),
+        )
+
+    # What presence says
+
+    def publish(self, transitions: Sequence[Transition]) -> None:
+        """Take news of presence in: who is invisible now is so in channels, too."""
+        for transition in transitions:
+            tenant, user_id = transition.tenant, transition.user_id
+            if self.membership.has(tenant, user_id):
+                self._later_on(self._follow_visibility(tenant, user_id))
+
+    async def _follow_visibility(self, tenant: str, user_id: str) -> None:
+        while True:
+            try:
+                await self.membership.follow_visibility(tenant, user_id)
+            except StoreUnavailableError:
+                await asyncio.sleep(RETRY)
+            else:
+                return
+
+    def _later_on(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        await end(list(self._later))
+        await self.log.close()
+
+
+RETRY = 0.25
+"""Seconds to wait after the store failed, before it is told again."""
+
+
+def encoded(data: object) -> bytes:
+    """What is said, as JSON.
+
+    Raises:
+        InvalidPayloadError: it is none, or nested too deep.
+    """
+    try:
+        text = wire.encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidPayloadError(f"data must be JSON: {error}") from None
+    if wire.is_too_deep(text):
+        raise InvalidPayloadError(f"data may be nested {wire.MAX_NESTING} deep")
+    return text

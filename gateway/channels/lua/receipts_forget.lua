@@ -1,0 +1,5 @@
+-- Take a message back that was not said.
+--
+-- ARGV[2] its id
+
+remove({ ARGV[2] })

@@ -1,0 +1,369 @@
+"""Messages: to a user, in a conversation, in a room; who has read them, and who is typing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from gateway import wire
+from gateway.channels.events import MESSAGE_READ, NEW_ACTIVITY, NEW_MESSAGE, conversation_between
+from gateway.channels.messages_wire import Author, DirectMessage, MessageRead, NewActivity, RoomMessage
+from gateway.channels.names import (
+    check_name,
+    conversation_channel,
+    conversation_in,
+    conversation_of,
+    owner_of,
+    parties_of,
+    user_channel,
+)
+from gateway.channels.receipts import Unread
+from gateway.errors import ForbiddenError, StoreUnavailableError, UnavailableError
+from gateway.presence.model import PART
+
+if TYPE_CHECKING:
+    from gateway.channels.authorization import Authorizer
+    from gateway.channels.channels import Channels
+    from gateway.channels.messages_wire import To
+    from gateway.channels.model import Asker, Person, Said, Subscriber
+    from gateway.channels.receipts import Receipts
+    from gateway.channels.typists import Typists
+    from gateway.presence.clock import Clock
+    from gateway.presence.visibility import Visibility
+
+_log = structlog.get_logger(__name__)
+
+ROOMS = ("room-", "presence-room-")
+"""What the names of rooms begin with; what follows is a room's id. Any other channel's id is its name."""
+
+MessageRule = Callable[..., "bool | Awaitable[bool]"]
+"""``can_message(sender, recipient)``, both ids: whether the one may write to the other; it may be async. One that takes
+``tenant`` is told it."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a message is said."""
+
+    channels: Sequence[str]
+    recipient: str | None = None
+    """The one whom it is for; None in a room, or where that is nobody else than its sender."""
+    party: str | None = None
+    """The same, with its sender."""
+    room: str | None = None
+    """The id of a room; None in a conversation."""
+
+    @property
+    def shared(self) -> str:
+        """The channel in which both sides are told of it: the conversation, or the room."""
+        return self.channels[-1]
+
+
+class Messages:
+    """Sends messages, and knows who has read them, by the same rules for every door.
+
+    Args:
+        channels: where they are said.
+        authorizer: who may be in which channel.
+        receipts: what was read.
+        typists: who types.
+        clock: the time.
+        visibility: who may see whom; None where everyone sees everyone. Whoever may not see another, or be seen by
+            them, may not write to them.
+        rule: the application's, of who may write to whom; None where it has none.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        authorizer: Authorizer,
+        receipts: Receipts,
+        typists: Typists,
+        clock: Clock,
+        *,
+        visibility: Visibility | None = None,
+        rule: MessageRule | None = None,
+    ) -> None:
+        self._channels = channels
+        self._authorizer = authorizer
+        self._receipts = receipts
+        self._typists = typists
+        self._clock = clock
+        self._visibility = visibility
+        self._rule = rule
+        self._takes_tenant = rule is not None and _takes_tenant(rule)
+
+    async def send(
+        self,
+        tenant: str,
+        person: Person,
+        to: To,
+        content: str,
+        *,
+        client_id: str | None = None,
+        asker: Asker | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> msgspec.Raw:
+        """Send a message.
+
+        Args:
+            tenant: of both.
+            person: who sends it.
+            to: to whom.
+            content: what.
+            client_id: the sender's own name for it: sent again with it, it is the first one. None for one that may be
+                sent again.
+            asker: who asks to be in a room; None for the application itself, which may.
+            subscriber: the connection that sends it, which is not told; None for another way.
+
+        Returns:
+            The message as others hear it.
+
+        Raises:
+            InvalidPayloadError: one of the two has an id that is no part of a channel's name, or the room has no name.
+            ForbiddenError: the sender may not write there.
+            UnavailableError: the store is away. Whether it was sent is not known; under `client_id`, send it again.
+        """
+        place = await self._place(tenant, person, to, asker, subscriber)
+        once = None if client_id is None else PART.join(("message", tenant, person.user_id, client_id))
+        message_id = secrets.token_urlsafe(16) if once is None else _id_of(once)
+        message = _message(message_id, place, person, content, wire.timestamp(self._clock()))
+        source = None if subscriber is None else subscriber.connection_id
+        try:
+            if place.recipient is not None:
+                # Before it is said: it might be read at once.
+                unread = Unread(message_id, person.user_id)
+                await self._receipts.add(tenant, place.recipient, unread, self._clock())
+            said = await self._channels.say(
+                tenant, place.channels, NEW_MESSAGE, message, sender=person.user_id, source=source, once=once
+            )
+            if place.recipient is not None and said[0].channel != place.channels[0]:
+                await self._receipts.forget(tenant, place.recipient, message_id)  # it had been sent to somebody else
+        except StoreUnavailableError:
+            raise _away() from None
+        with suppress(UnavailableError):  # it ends by itself
+            await self._typists.stop(tenant, place.shared, person.user_id, source)
+        return said[0].data
+
+    async def mark_read(
+        self, tenant: str, person: Person, *, message_id: str | None = None, sender: str | None = None
+    ) -> int:
+        """Mark what a user was sent as read: one message, or all that another has sent.
+
+        Whoever sent it is told, unless they may not be written to.
+
+        Returns:
+            How many messages had not been read: 0 also for one that is not known any more, or not this user's.
+
+        Raises:
+            UnavailableError: the store is away; ask again.
+        """
+        now = self._clock()
+        try:
+            found = await self._receipts.unread(tenant, person.user_id, now, message_id=message_id, sender=sender)
+            # Said first, each once, and marked then: asked again after a failure, none is left out, none said twice.
+            told = {each.sender for each in found}
+            told = {each for each in told if await self._may_write(tenant, person.user_id, each)}
+            await asyncio.gather(
+                *(self._tell_read(tenant, person.user_id, each, now) for each in found if each.sender in told)
+            )
+            return len(await self._receipts.mark(tenant, person.user_id, [each.id for each in found], now))
+        except StoreUnavailableError:
+            raise _away() from None
+
+    async def _tell_read(self, tenant: str, reader: str, message: Unread, now: int) -> None:
+        conversation = conversation_between(reader, message.sender)
+        channels = [user_channel(message.sender)]
+        if conversation is not None:
+            channels.append(conversation_channel(conversation))
+        await self._channels.say(
+            tenant,
+            channels,
+            MESSAGE_READ,
+            MessageRead(message.id, reader, wire.timestamp(now)),
+            sender=reader,
+            keep=False,  # the history's messages say whether they are read
+            once=PART.join(("read", tenant, message.id)),
+        )
+
+    async def type(
+        self,
+        tenant: str,
+        person: Person,
+        to: To,
+        *,
+        is_typing: bool,
+        asker: Asker | None = None,
+        subscriber: Subscriber | None = None,
+    ) -> None:
+        """Tell a conversation, or a room, that somebody types, or does so no more; see `send`, and `Typists`."""
+        place = await self._place(tenant, person, to, asker, subscriber)
+        if owner_of(place.shared) is not None:  # two who can have no conversation
+            return
+        source = None if subscriber is None else subscriber.connection_id
+        await self._typists.type(tenant, place.shared, person, is_typing=is_typing, source=source)
+
+    async def report(
+        self,
+        tenant: str,
+        room_id: str,
+        action: str,
+        user_name: str,
+        *,
+        role: str | None = None,
+        description: str | None = None,
+    ) -> msgspec.Raw:
+        """Tell a room what happened in it.
+
+        Returns:
+            What its members hear.
+
+        Raises:
+            InvalidPayloadError: there can be no such room.
+            UnavailableError: the store is away.
+        """
+        body = NewActivity(room_id, action, user_name, role, description, wire.timestamp(self._clock()))
+        said = await self._channels.say(tenant, [f"{ROOMS[0]}{room_id}"], NEW_ACTIVITY, body)
+        return said[0].data
+
+    async def with_marks(self, tenant: str, events: Sequence[Said]) -> Sequence[Said]:
+        """A channel's history, with its messages as they are by now: read, or not.
+
+        Raises:
+            UnavailableError: the store is away.
+        """
+        messages: dict[str, DirectMessage] = {}
+        by_recipient: dict[str, list[str]] = {}
+        for said in events:
+            if said.event == NEW_MESSAGE and (owner_of(said.channel) or conversation_in(said.channel)):
+                message = _read_message(said)
+                if message is not None and message.recipient_id is not None:
+                    messages[message.id] = message
+                    by_recipient.setdefault(message.recipient_id, []).append(message.id)
+        was_read: set[str] = set()
+        try:
+            for recipient, ids in by_recipient.items():
+                was_read.update(await self._receipts.read(tenant, recipient, ids, self._clock()))
+        except StoreUnavailableError:
+            raise _away() from None
+        if not was_read:
+            return events
+        read = {_raw(messages[each]): msgspec.structs.replace(messages[each], is_read=True) for each in was_read}
+        return [
+            msgspec.structs.replace(said, data=msgspec.Raw(wire.encode(read[bytes(said.data)])))
+            if bytes(said.data) in read
+            else said
+            for said in events
+        ]
+
+    # One step each
+
+    async def _place(
+        self, tenant: str, person: Person, to: To, asker: Asker | None, subscriber: Subscriber | None
+    ) -> Place:
+        """Where something is said, if it may be."""
+        channel, sender = to.channel, person.user_id
+        recipient = to.recipient_id if channel is None else owner_of(channel)
+        if recipient is not None:
+            return await self._to_user(tenant, sender, recipient)
+        conversation = to.conversation_id if channel is None else conversation_in(channel)
+        parties = None if conversation is None else parties_of(conversation)
+        if parties is not None and sender in parties:
+            return await self._to_user(tenant, sender, parties[0] if parties[1] == sender else parties[1])
+        if channel is None:
+            channel = conversation_channel(str(conversation))
+        check_name(channel)
+        is_in = subscriber is not None and channel in subscriber.channels
+        if not is_in and asker is not None:
+            await self._authorizer.person(asker, channel)
+        if conversation is not None:
+            return Place([channel])
+        prefix = next((each for each in ROOMS if channel.startswith(each)), "")
+        return Place([channel], room=channel.removeprefix(prefix) or channel)
+
+    async def _to_user(self, tenant: str, sender: str, recipient: str) -> Place:
+        if not await self._may_write(tenant, sender, recipient):
+            raise ForbiddenError("this user cannot be written to")
+        channels = [user_channel(recipient)]
+        if conversation_between(sender, recipient) is not None:
+            channels.append(conversation_channel(conversation_of(sender, recipient)))
+        else:
+            user_channel(sender)  # which has to have one, to hear that it was read
+        return Place(channels, None if recipient == sender else recipient, recipient)
+
+    async def _may_write(self, tenant: str, sender: str, recipient: str) -> bool:
+        """Whether one user may write to another. Whatever the answer is by, all is asked: it tells nobody by what."""
+        allowed = True
+        if self._visibility is not None:
+            sees = self._visibility.sees(tenant, sender, recipient)
+            is_seen = self._visibility.sees(tenant, recipient, sender)
+            allowed = sees and is_seen
+        if self._rule is not None and sender != recipient:
+            allowed = await self._ask(self._rule, tenant, sender, recipient) and allowed
+        return allowed
+
+    async def _ask(self, rule: MessageRule, tenant: str, sender: str, recipient: str) -> bool:
+        try:
+            answer = rule(sender, recipient, tenant=tenant) if self._takes_tenant else rule(sender, recipient)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            if not isinstance(answer, bool):
+                raise TypeError(f"can_message returns True or False, not {type(answer).__name__}")
+        except Exception:
+            _log.exception("can_message failed; nobody is written to by it")
+            return False
+        return answer
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self._typists.close()
+        await self._receipts.close()
+
+
+def _message(
+    message_id: str, place: Place, person: Person, content: str, created_at: str
+) -> DirectMessage | RoomMessage:
+    profile, sender = person.profile, person.user_id
+    if place.room is not None:
+        name = profile.name or sender
+        return RoomMessage(message_id, place.room, profile.role, name, content, "text", created_at)
+    author = Author(sender, profile.name, profile.avatar, profile.role)
+    return DirectMessage(message_id, content, sender, place.party, False, created_at, author)
+
+
+def _takes_tenant(rule: MessageRule) -> bool:
+    try:
+        return "tenant" in inspect.signature(rule).parameters
+    except ValueError:  # one of C's that does not say
+        return False
+
+
+def _id_of(once: str) -> str:
+    """The id of a message that may be sent again: the same each time, so that it is kept once of whom it is for."""
+    digest = hashlib.sha256(once.encode()).digest()
+    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+def _read_message(said: Said) -> DirectMessage | None:
+    """A message of the gateway's own; None for what a backend calls one."""
+    try:
+        message = msgspec.json.decode(said.data, type=DirectMessage)
+    except msgspec.DecodeError:
+        return None
+    return message if _raw(message) == bytes(said.data) else None
+
+
+def _raw(message: DirectMessage) -> bytes:
+    return wire.encode(message)
+
+
+def _away() -> UnavailableError:
+    return UnavailableError("the store is away; try again in a moment")

@@ -1,0 +1,232 @@
+"""Channels for clients that speak the gateway's own events: over Socket.IO, and over a plain WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from gateway.channels.channels import channel_in
+from gateway.channels.events import native_name
+from gateway.channels.model import Subscriber, asker_of
+from gateway.channels.names import conversation_channel, conversation_of, parties_of
+from gateway.channels.wire import (
+    ChannelEvent,
+    ChannelMembers,
+    JoinChannel,
+    JoinConversation,
+    JoinedChannel,
+    JoinedConversation,
+    LeaveChannel,
+    LeaveConversation,
+    LeftChannel,
+    LeftConversation,
+    members_of,
+)
+from gateway.errors import ForbiddenError, RequestError
+from gateway.wire import timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Sequence
+
+    from gateway.channels.authorization import Authorizer
+    from gateway.channels.channels import Channels
+    from gateway.channels.model import History, Joined, Person, Said
+    from gateway.live import LiveConnection
+    from gateway.presence.fanout import Batch, Codec
+    from gateway.presence.model import Ending
+    from gateway.requests import Requests
+    from gateway.wire import Body
+
+
+class NativeCodec:
+    """Encodes what happens in channels as the gateway's own events.
+
+    Args:
+        codec: how a connection's other events are encoded.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.write_all = codec.write_all
+
+    def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
+        """Encode who came and went."""
+        return self._codec.encode(events)
+
+    def encode_said(self, said: Said) -> Batch:
+        """Encode what was said: the event and its data; who hears it knows the channel by them."""
+        return self._codec.encode([(native_name(said.event), said.data)])
+
+
+@lru_cache(maxsize=8)
+def native(codec: Codec) -> NativeCodec:
+    """The one for a codec: those who share that share what this has encoded."""
+    return NativeCodec(codec)
+
+
+class NativeListener:
+    """A live connection, as channels reach it."""
+
+    def __init__(self, live: LiveConnection) -> None:
+        peer: Any = live.peer
+        # What tells of members has a place of its own, not one on the log of presence.
+        self.codec = native(getattr(peer.codec, "plain", peer.codec))
+        self.sink = peer.sink
+        self.write = peer.write
+        self._live = live
+
+    def removed(self, channel: str) -> None:
+        """Tell it that it was taken out of a channel."""
+        self._live.emit("channel-left", LeftChannel(channel))
+
+
+class ChannelRequests:
+    """Answers what clients ask of channels, and takes them out when they go.
+
+    Args:
+        channels: where it is done.
+        authorizer: who may be in which.
+    """
+
+    def __init__(self, channels: Channels, authorizer: Authorizer) -> None:
+        self._channels = channels
+        self._authorizer = authorizer
+        self.refresh: Callable[[str, Sequence[Said]], Awaitable[Sequence[Said]]] | None = None
+        """Called with a tenant and the history of a channel, for what its events are by now; None for as they were."""
+
+    def add_to(self, requests: Requests) -> None:
+        """Add these requests to the others."""
+        requests.add("join-channel", JoinChannel, "joined-channel", self._join, 'join-channel takes {"channel": "…"}')
+        requests.add("leave-channel", LeaveChannel, "left-channel", self._leave, 'leave-channel takes {"channel": "…"}')
+        requests.add(
+            "join-conversation",
+            JoinConversation,
+            "joined-conversation",
+            self._join_conversation,
+            'join-conversation takes {"conversationId": "…"}',
+        )
+        requests.add(
+            "leave-conversation",
+            LeaveConversation,
+            "left-conversation",
+            self._leave_conversation,
+            'leave-conversation takes {"conversationId": "…"}',
+        )
+
+    @staticmethod
+    def subscriber_of(live: LiveConnection) -> Subscriber:
+        """A live connection's place in channels."""
+        if live.subscriber is None:
+            identity, listener = live.identity, NativeListener(live)
+            live.subscriber = Subscriber(
+                identity.tenant, live.connection.id, listener, user_id=identity.user_id, live=live
+            )
+        subscriber: Subscriber = live.subscriber
+        return subscriber
+
+    async def refused(self, live: LiveConnection, rooms: Sequence[str]) -> Collection[str]:
+        """Ask, before a client that lost its connection hears what it missed, in which of its rooms it may still be.
+
+        Returns:
+            Those in which it may not; it is told so.
+        """
+        subscriber = self.subscriber_of(live)
+        subscriber.asker = asker = asker_of(live)
+        subscriber.granted = {}
+        lost = []
+        for room in rooms:
+            if channel := channel_in(room):
+                try:
+                    subscriber.granted[channel] = await self._authorizer.person(asker, channel)
+                except RequestError:
+                    lost.append(room)
+                    live.emit("channel-left", LeftChannel(channel))
+        return lost
+
+    async def rejoin(self, live: LiveConnection, rooms: Sequence[str]) -> None:
+        """Put a client that goes on where it lost its connection back into its channels, and tell it who is there."""
+        subscriber = self.subscriber_of(live)
+        granted, subscriber.granted = subscriber.granted, {}
+        channels = [channel for room in rooms if (channel := channel_in(room)) and channel in granted]
+        self._channels.go_on(subscriber, channels)  # what is said from here on is not among what it missed
+        await asyncio.gather(*(self._rejoin(live, subscriber, channel, granted[channel]) for channel in channels))
+
+    async def _rejoin(self, live: LiveConnection, subscriber: Subscriber, channel: str, person: Person | None) -> None:
+        try:
+            joined = await self._channels.join(subscriber, channel, person)
+        except RequestError:
+            self._channels.give_up(subscriber, channel)
+            live.emit("channel-left", LeftChannel(channel))
+            return
+        if joined.members is not None:
+            live.emit("channel-members", ChannelMembers(channel, _members(joined)))
+
+    async def end(self, live: LiveConnection, ending: Ending) -> None:
+        """Take a connection that has ended out of all its channels."""
+        if live.subscriber is not None:
+            await self._channels.end(live.subscriber, ending)
+
+    async def _enter(self, live: LiveConnection, channel: str, since: str | None) -> Joined:
+        subscriber = self.subscriber_of(live)
+        asker = asker_of(live)
+        person = await self._authorizer.person(asker, channel)
+        if live.ending is not None:
+            raise ForbiddenError("the connection has ended")
+        subscriber.asker = asker
+        return await self._channels.join(subscriber, channel, person, since=None if since is None else int(since))
+
+    async def _join(self, live: LiveConnection, request: JoinChannel, _now: int) -> Body:
+        return JoinedChannel(**await self._joined(live, request.channel, request.since))
+
+    async def _joined(self, live: LiveConnection, channel: str, since: str | None) -> dict[str, Any]:
+        """Let a connection in; what the answer to it says."""
+        is_new = channel not in self.subscriber_of(live).channels
+        joined = await self._enter(live, channel, since)
+        fields: dict[str, Any] = {"channel": joined.channel}
+        if joined.members is not None:
+            fields["members"] = _members(joined)
+        history = joined.history
+        if history is None:
+            return fields
+        events = history.events
+        if self.refresh is not None and joined.members is None:  # members are answered with in the turn they are read
+            try:
+                events = await self.refresh(live.identity.tenant, events)
+            except RequestError:
+                if is_new:  # whoever is told that it failed is not in the channel
+                    await self._channels.leave(self.subscriber_of(live), joined.channel)
+                raise
+        return fields | _history(history, events)
+
+    async def _leave(self, live: LiveConnection, request: LeaveChannel, _now: int) -> Body:
+        await self._channels.leave(self.subscriber_of(live), request.channel)
+        return LeftChannel(request.channel)
+
+    async def _join_conversation(self, live: LiveConnection, request: JoinConversation, _now: int) -> Body:
+        fields = await self._joined(live, _channel_of(request.conversation_id), request.since)
+        return JoinedConversation(**fields, conversation_id=request.conversation_id)
+
+    async def _leave_conversation(self, live: LiveConnection, request: LeaveConversation, _now: int) -> Body:
+        await self._channels.leave(self.subscriber_of(live), _channel_of(request.conversation_id))
+        return LeftConversation(request.conversation_id)
+
+
+def _channel_of(conversation: str) -> str:
+    """The channel of a conversation, whichever of the two is named first."""
+    parties = parties_of(conversation)
+    return conversation_channel(conversation if parties is None else conversation_of(*parties))
+
+
+def _members(joined: Joined) -> Sequence[Any]:
+    return members_of((person.user_id, person.profile) for person in joined.members or ())
+
+
+def _history(history: History, events: Sequence[Said]) -> dict[str, Any]:
+    return {
+        "history": [
+            ChannelEvent(native_name(said.event), said.data, str(said.position), timestamp(said.at)) for said in events
+        ],
+        "recovered": history.recovered,
+        "position": str(history.position),
+    }

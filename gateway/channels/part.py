@@ -1,0 +1,165 @@
+"""Channels, put together: a store of their own beside presence's, what follows it, and the executor."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from gateway.channels.audience import ChannelAudience
+from gateway.channels.authorization import Authorizer
+from gateway.channels.backend import HTTPBackend
+from gateway.channels.channels import Channels
+from gateway.channels.log_memory import MemoryChannelLog
+from gateway.channels.log_redis import RedisChannelLog
+from gateway.channels.membership import Membership, timing_of
+from gateway.channels.messages import Messages
+from gateway.channels.receipts_memory import MemoryReceipts
+from gateway.channels.receipts_redis import RedisReceipts
+from gateway.channels.statuses import Statuses
+from gateway.channels.subscriptions import RedisSubscriptions, Subscriptions
+from gateway.channels.typists import Typists
+from gateway.presence.follower import Follower
+from gateway.presence.store_memory import MemoryStore
+from gateway.presence.store_redis import RedisStore
+from gateway.presence.tracker import Tracker
+from gateway.presence.view import View
+from gateway.redis.keys import CHANNELS
+from gateway.webhooks.outbox_memory import MemoryOutbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.bus import Bus
+    from gateway.channels.authorization import ChannelRule
+    from gateway.channels.log import ChannelLog
+    from gateway.channels.messages import MessageRule
+    from gateway.channels.receipts import Receipts
+    from gateway.presence.clock import Clock
+    from gateway.presence.follower import Listener
+    from gateway.presence.store import Store
+    from gateway.presence.visibility import Visibility
+    from gateway.recovery.recovery import Recovery
+    from gateway.redis.connection import Client
+    from gateway.settings import Settings
+    from gateway.timers import Scheduler
+    from gateway.webhooks.outbox import Outbox
+
+
+class ChannelsPart:
+    """What of a gateway is there for channels.
+
+    Args:
+        settings: how it runs.
+        node: this node's name.
+        clock: the time.
+        scheduler: the event loop.
+        client: how to reach Redis; None without it.
+        bus: what nodes hear of each other by.
+        presence: who is invisible.
+        visibility: who may see whom; None where everyone sees everyone.
+        recovery: what keeps events for those who lost their connection; None where nobody recovers.
+        rule: the application's, of who may be in which channel; None where it has none.
+        message_rule: the application's, of who may write to whom; None where it has none.
+        namespaces: of Socket.IO, whose clients recover.
+        listeners: called with each batch of news of who is in channels, and which are occupied.
+        outbox: where what webhooks tell waits; None where none are sent.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is another part of the gateway
+        self,
+        settings: Settings,
+        node: str,
+        clock: Clock,
+        scheduler: Scheduler,
+        client: Client | None,
+        bus: Bus,
+        *,
+        presence: View,
+        visibility: Visibility | None,
+        recovery: Recovery | None,
+        rule: ChannelRule | None = None,
+        message_rule: MessageRule | None = None,
+        namespaces: Sequence[str] = (),
+        listeners: Sequence[Listener] = (),
+        outbox: Outbox | None = None,
+    ) -> None:
+        timing, kept = timing_of(settings.timing()), settings.channel_kept()
+        log: ChannelLog
+        if client is None:
+            keep = outbox.keep if isinstance(outbox, MemoryOutbox) else None
+            self._store: Store = MemoryStore(timing, begin=clock() << 20, keep=keep)
+            log = MemoryChannelLog(bus, kept, begin=clock() << 20)
+            receipts: Receipts = MemoryReceipts(kept.ttl)
+        else:
+            receipts = RedisReceipts(client, settings.redis_prefix, kept.ttl)
+            length = 0 if outbox is None else settings.webhook_queue_size
+            self._store = RedisStore(client, settings.redis_prefix, timing, outbox_length=length, part=CHANNELS)
+            log = RedisChannelLog(client, settings.redis_prefix, node, bus, kept)
+        audience = ChannelAudience(scheduler, settings.presence_flush_interval, visibility)
+        told: list[Listener] = [audience.publish]
+        self._follower = Follower(self._store, View(), told)
+        tracker = Tracker(node, self._store, self._follower, clock, away_after=timing.away_after)
+        self.membership = Membership(tracker, self._follower, presence)
+        self.subscriptions = Subscriptions(self.membership)
+        """How many connections are in a channel, on all nodes; `listeners` are told of changes once a second."""
+        if client is not None:
+            self.subscriptions = RedisSubscriptions(
+                self.membership, client, settings.redis_prefix, node, keep=settings.node_lease, clock=clock
+            )
+        url = settings.channel_auth_url
+        self.backend = None if url is None else HTTPBackend(url)
+        self.authorizer = Authorizer(rule, self.backend)
+        self.channels = Channels(
+            self.membership,
+            log,
+            audience,
+            self.authorizer,
+            bus,
+            clock,
+            subscriptions=self.subscriptions,
+            visibility=visibility,
+            recovery=recovery,
+            namespaces=namespaces,
+            most=settings.max_channels_per_connection,
+        )
+        self.statuses = Statuses(
+            audience, self.membership, presence, scheduler, settings.presence_flush_interval, visibility
+        )
+        told += [self.statuses.publish_members, *listeners]
+        self.messages = Messages(
+            self.channels,
+            self.authorizer,
+            receipts,
+            Typists(self.channels, scheduler, clock),
+            clock,
+            visibility=visibility,
+            rule=message_rule,
+        )
+
+    async def start(self) -> None:
+        """Load the first picture of who is where.
+
+        Raises:
+            StoreUnavailableError: there is none to be had; `run` tries again.
+        """
+        await self.membership.tracker.tick()
+        await self._follower.start()
+
+    async def run(self) -> None:
+        """Count, and follow, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.membership.tracker.run())
+            tasks.create_task(self._follower.run())
+            tasks.create_task(self.subscriptions.run())
+
+    async def close(self) -> None:
+        """Let go of everything; `run` has ended."""
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._store.close)
+            if self.backend is not None:
+                closing.push_async_callback(self.backend.close)
+            closing.push_async_callback(self.subscriptions.close)
+            closing.push_async_callback(self.channels.close)
+            closing.push_async_callback(self.messages.close)
+            closing.callback(self.statuses.close)

@@ -1,0 +1,20 @@
+-- Take items out that were acknowledged.
+--
+-- KEYS[5…] for each id where it is remembered
+-- ARGV[3] how an id begins that somebody waits for  [4] milliseconds that such a one is remembered  [5…] ids
+-- Returns the ids of those that were there.
+
+local removed = {}
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  if remove(id) == 1 then
+    table.insert(removed, id)
+    if string.sub(id, 1, #ARGV[3]) == ARGV[3] then
+      redis.call('SET', KEYS[i], 1, 'PX', ARGV[4])
+    end
+  end
+end
+if #removed > 0 then
+  settle()
+end
+return removed

@@ -1,0 +1,11 @@
+-- Let go of what is over its time, and read what is left.
+--
+-- ARGV[3] how many to read at the most
+-- Returns how many expired, and the items as `bodies` has them, in order.
+
+local expired = expire()
+if expired > 0 then
+  settle()
+end
+local ids = tonumber(ARGV[3]) > 0 and redis.call('ZRANGE', ORDER, 0, ARGV[3] - 1) or {}
+return { expired, #ids > 0 and redis.call('HMGET', BODIES, unpack(ids)) or {} }

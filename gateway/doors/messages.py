@@ -1,0 +1,111 @@
+"""Messages over HTTP: what users ask with their token, and backends with a service key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.channels.messages_wire import (
+    ActivityReported,
+    MarkedRead,
+    MessageSent,
+    ReportActivity,
+    SendMessage,
+    To,
+    TypingSent,
+    TypingTo,
+)
+from gateway.channels.model import Asker, Person
+from gateway.doors.http import Call, Caller, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.auth import Identity
+    from gateway.channels.messages import Messages
+    from gateway.presence.tracker import Tracker
+    from gateway.quotas import Quotas
+
+
+def message_operations(messages: Messages, quotas: Quotas, tracker: Tracker) -> Sequence[Operation]:
+    """The rows of the HTTP door's table.
+
+    Args:
+        messages: where it is done.
+        quotas: what one user may send.
+        tracker: the time.
+    """
+
+    async def send(call: Call) -> MessageSent:
+        person, asker, identity = _caller(call)
+        quotas.admit_message(identity, tracker.now() / 1000)
+        body: SendMessage = call.body
+        message = await messages.send(call.tenant, person, body, body.content, client_id=body.client_id, asker=asker)
+        return MessageSent(message)
+
+    async def mark_read(call: Call) -> MarkedRead:
+        person, _asker, _identity = _caller(call)
+        return MarkedRead(await messages.mark_read(call.tenant, person, sender=call.path["id"]))
+
+    async def typing(call: Call) -> TypingSent:
+        person, asker, identity = _caller(call)
+        quotas.admit_typing(identity, tracker.now() / 1000)
+        to = To(recipient_id=call.path["id"])
+        await messages.type(call.tenant, person, to, is_typing=call.body.is_typing, asker=asker)
+        return TypingSent()
+
+    async def report(call: Call) -> ActivityReported:
+        body: ReportActivity = call.body
+        activity = await messages.report(
+            call.tenant,
+            call.path["id"],
+            body.action,
+            body.user_name,
+            role=body.role,
+            description=body.description,
+        )
+        return ActivityReported(activity)
+
+    return (
+        Operation(
+            method="POST",
+            path="/api/messages",
+            summary="Send a message to a user, in a conversation, or in a room",
+            caller=Caller.USER,
+            body=SendMessage,
+            answers=MessageSent,
+            handler=send,
+        ),
+        Operation(
+            method="POST",
+            path="/api/messages/mark-read/{id}",
+            summary="Mark all that a user has sent to the caller as read",
+            caller=Caller.USER,
+            answers=MarkedRead,
+            handler=mark_read,
+        ),
+        Operation(
+            method="POST",
+            path="/api/messages/typing/{id}",
+            summary="Tell a user that the caller types, or does so no more",
+            caller=Caller.USER,
+            body=TypingTo,
+            answers=TypingSent,
+            handler=typing,
+        ),
+        Operation(
+            method="POST",
+            path="/api/rooms/{id}/activity",
+            summary="Tell a room what happened in it",
+            caller=Caller.SERVICE,
+            body=ReportActivity,
+            answers=ActivityReported,
+            handler=report,
+        ),
+    )
+
+
+def _caller(call: Call) -> tuple[Person, Asker, Identity]:
+    identity = call.identity
+    assert identity is not None  # noqa: S101 - Caller.USER says so
+    person = Person(user_id=identity.user_id, profile=identity.profile)
+    return person, Asker(tenant=call.tenant, connection_id="", identity=identity, headers=call.headers), identity

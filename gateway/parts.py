@@ -1,0 +1,144 @@
+"""What a gateway is put together from, each part as the settings have it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.bus import LocalBus
+from gateway.duty import Duty
+from gateway.export.part import Export
+from gateway.presence.store_memory import MemoryStore
+from gateway.presence.store_redis import RedisStore
+from gateway.presence.visibility import Visibility
+from gateway.recovery.offsets import short
+from gateway.recovery.recovery import Recovery
+from gateway.recovery.sessions import NoDirectory, Session
+from gateway.redis.bus import RedisBus
+from gateway.redis.commands import TIMEOUT
+from gateway.redis.connection import connect, describe
+from gateway.redis.sessions import RedisDirectory
+from gateway.webhooks.outbox_memory import MemoryOutbox
+from gateway.webhooks.outbox_redis import RedisOutbox
+from gateway.webhooks.sender import Webhooks
+
+if TYPE_CHECKING:
+    from gateway.bus import Bus
+    from gateway.duty import Leases
+    from gateway.presence.clock import Clock
+    from gateway.presence.store import Store
+    from gateway.presence.view import View
+    from gateway.presence.visibility import BatchRule, Rule
+    from gateway.recovery.sessions import Directory
+    from gateway.redis.connection import Client
+    from gateway.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+MIN_SECRET = 32
+"""Bytes that a secret for HS256 should have: RFC 7518, section 3.2."""
+
+
+def make_client(settings: Settings) -> Client | None:
+    """How to reach Redis; None without it."""
+    return None if settings.redis is None else connect(settings.redis, timeout=TIMEOUT)
+
+
+def make_visibility(settings: Settings, clock: Clock, rule: Rule | None, batch: BatchRule | None) -> Visibility | None:
+    """Who may see whom; None where everyone may see everyone."""
+    if rule is None and batch is None:
+        return None
+    ttl, limit = round(settings.visibility_ttl * 1000), settings.visibility_cache
+    return Visibility(rule, batch, ttl=ttl, limit=limit, clock=clock)
+
+
+def make_recovery(
+    settings: Settings,
+    node: str,
+    clock: Clock,
+    bus: Bus,
+    store: Store,
+    view: View,
+    client: Client | None,
+    visibility: Visibility | None,
+) -> Recovery | None:
+    """What lets clients go on where they lost their connection; None where it is switched off."""
+    if not settings.recovery_window:
+        return None
+    found = settings.ping_interval + settings.ping_timeout  # until a connection that is silent counts as lost
+    directory: Directory = NoDirectory()
+    if client is not None:
+        prefix, window = settings.redis_prefix, settings.recovery_window
+        directory = RedisDirectory(client, prefix, short(node), window, Session)
+    return Recovery(
+        node,
+        window=round(settings.recovery_window * 1000),
+        horizon=round((settings.recovery_window + found) * 1000),
+        # What a client is told at once must not make it count as too slow.
+        buffer=min(settings.recovery_buffer, settings.max_send_buffer // 2),
+        hears_everyone=settings.presence_audience == "everyone",
+        memory=settings.recovery_memory,
+        clock=clock,
+        bus=bus,
+        store=store,
+        view=view,
+        directory=directory,
+        visibility=visibility,
+    )
+
+
+def make_export(settings: Settings, store: Store, clock: Clock, leases: Leases) -> Export | None:
+    """What writes presence to a database; None where none is named."""
+    if settings.export_database_url is None:
+        return None
+    url = settings.export_database_url.get_secret_value()
+    return Export(url, settings.redis_prefix, store, clock, leases, ttl=settings.node_lease)
+
+
+def make_outbox(settings: Settings, client: Client | None) -> MemoryOutbox | RedisOutbox | None:
+    """Where what webhooks tell waits; None where none are sent."""
+    if not settings.webhook_endpoints():
+        return None
+    bounds = settings.webhook_bounds()
+    return MemoryOutbox(bounds) if client is None else RedisOutbox(client, settings.redis_prefix, bounds)
+
+
+def make_webhooks(
+    settings: Settings, clock: Clock, leases: Leases, outbox: MemoryOutbox | RedisOutbox | None
+) -> Webhooks | None:
+    """What sends them, on one node at a time; None where none are sent."""
+    if outbox is None:
+        return None
+    duty = Duty("webhooks", leases, ttl=settings.node_lease)
+    return Webhooks(outbox, settings.webhook_endpoints(), settings.webhook_policy(), clock, duty)
+
+
+def make_store_and_bus(
+    settings: Settings, node: str, client: Client | None, clock: Clock
+) -> tuple[Store, Bus, MemoryOutbox | RedisOutbox | None]:
+    """Where nodes meet: in Redis, or nowhere, as there is one; and the outbox that the store writes, if any."""
+    outbox = make_outbox(settings, client)
+    url = settings.redis
+    if url is None or client is None:
+        _log.info("presence is kept in this process; REDIS_URL would share it among several")
+        keep = outbox.keep if isinstance(outbox, MemoryOutbox) else None
+        # Positions grow from start to start, as those of Redis do: an export remembers one.
+        return MemoryStore(settings.timing(), begin=clock() << 20, keep=keep), LocalBus(), outbox
+    _log.info("presence is shared in Redis", redis=describe(url), prefix=settings.redis_prefix, node=node)
+    length = 0 if outbox is None else settings.webhook_queue_size
+    store = RedisStore(client, settings.redis_prefix, settings.timing(), outbox_length=length)
+    return store, RedisBus(client, settings.redis_prefix, node), outbox
+
+
+def signing_secret(settings: Settings) -> str | None:
+    """The secret that development tokens are signed with; None where tokens are another's to sign."""
+    if settings.jwt_secret is not None:
+        secret = settings.jwt_secret.get_secret_value()
+        if len(secret.encode()) < MIN_SECRET:
+            _log.warning("JWT_SECRET can be guessed: it has fewer than 32 bytes; openssl rand -hex 32 makes one")
+        return secret
+    if settings.jwt_public_key is not None or settings.jwt_jwks_url is not None:
+        return None
+    return secrets.token_urlsafe(32)

@@ -1,0 +1,1 @@
+"""The Pusher protocol: its frames, its codes, its signatures. Nothing here opens a connection."""

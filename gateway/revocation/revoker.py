@@ -1,0 +1,205 @@
+"""Revoking tokens, on this node at once, and on all others by what Redis keeps."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from gateway.errors import NotReadyError, StoreUnavailableError, TokenInvalidError, UnavailableError
+from gateway.revocation.revocations import MOST, Revocation, Revocations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.bus import Bus
+    from gateway.revocation.revocations import Bearer, Register
+
+_log = structlog.get_logger(__name__)
+
+TOPIC = "revoked"
+"""Of the bus: there is something to read in the register."""
+
+LOOK = 1.0
+"""Seconds between looks into the register, for what the bus did not tell."""
+
+RETRY = 0.25
+"""The same, while nothing is known yet."""
+
+RETRY_REFUSED = 5.0
+"""The same, where Redis is there and refuses."""
+
+FORGET = 30_000
+"""Milliseconds between looks for what has run out."""
+
+
+class Nudge(msgspec.Struct, frozen=True):
+    """Look into the register now."""
+
+
+class Revoker:
+    """Revokes tokens, and follows what other nodes revoke.
+
+    Args:
+        register: where nodes find each other's; None in a process that is alone, which forgets with its end.
+        bus: how other nodes are told to look there.
+        clock: the time, in Unix milliseconds.
+        most: how many are kept.
+    """
+
+    def __init__(self, register: Register | None, bus: Bus, clock: Callable[[], int], *, most: int = MOST) -> None:
+        self.known = Revocations()
+        """This node's copy."""
+        self.on_news: Callable[[Sequence[Revocation]], None] = lambda _news: None
+        """Called with what is revoked from now on."""
+        self._register = register
+        self._bus = bus
+        self._clock = clock
+        self._most = most
+        self._loaded = asyncio.Event()
+        if register is None:
+            self._loaded.set()
+        self._waiting: list[Revocation] = []
+        """What is to be put into the register."""
+        self._lost: list[Revocation] = []
+        """What is to be given back to it."""
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._forgot_at = 0
+        if register is not None:
+            bus.subscribe(TOPIC, Nudge, self._on_nudge)
+
+    def check(self, bearer: Bearer) -> None:
+        """Let a token's bearer pass, or not.
+
+        Raises:
+            TokenInvalidError: the token is revoked.
+            NotReadyError: this node has just started, and does not know yet what is revoked.
+        """
+        if not self._loaded.is_set():
+            raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
+        if self.known.cover(bearer):
+            raise TokenInvalidError("the token has been revoked; get a new one")
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Refuse tokens from now on: on this node when this is called, on all when it returns, or some moments later.
+
+        Raises:
+            UnavailableError: there are as many revocations as may be, and it is not among them.
+            StoreUnavailableError: this node refuses them, and lets the others know when the store is back.
+        """
+        if revocation.name not in self.known and len(self.known) >= self._most:
+            self.known.forget(self._clock())
+            if len(self.known) >= self._most:
+                raise full(self._most)
+        self._apply([revocation])
+        if self._register is None:
+            return
+        self._waiting.append(revocation)
+        async with self._turn:
+            if revocation in self._waiting:  # else another has put it
+                await self._put(self._register)
+        if revocation.name not in self.known:
+            raise full(self._most)
+
+    async def load(self) -> None:
+        """Read what is revoked; until then nobody is let in.
+
+        Raises:
+            StoreUnavailableError: the store is away; `run` goes on trying.
+        """
+        if self._register is not None:
+            async with self._turn:
+                await self._exchange(self._register)
+
+    async def loaded(self) -> None:
+        """Return when this node knows what is revoked."""
+        await self._loaded.wait()
+
+    async def run(self) -> None:
+        """Follow the register, and forget what has run out, until cancelled."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK if self._loaded.is_set() else RETRY):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.load()
+            except StoreUnavailableError as error:
+                _log.debug("revocations cannot be read; going on with those that are known", error=str(error))
+            except Exception:
+                _log.exception("revocations cannot be read; trying again")
+                await asyncio.sleep(RETRY_REFUSED)
+            now = self._clock()
+            if now - self._forgot_at >= FORGET:
+                self._forgot_at = now
+                self.known.forget(now)
+
+    async def close(self) -> None:
+        """Put what waits into the register, if it is there, and let go of it."""
+        if self._register is not None:
+            with suppress(Exception):  # the node goes; whoever revoked has been told that not all know
+                async with self._turn:
+                    await self._put(self._register)
+            await self._register.close()
+
+    async def _on_nudge(self, _nudge: Nudge) -> None:
+        self._wake.set()
+
+    async def _exchange(self, register: Register) -> None:
+        news, continues = await register.follow(self._clock())  # first: what cannot be put keeps nobody from hearing
+        if not continues:
+            self._lost = self._beyond(news)
+            if self._lost:
+                _log.warning(
+                    "the store has lost revocations, or begun anew; giving back what is known", lost=len(self._lost)
+                )
+        self._apply(news)
+        self._loaded.set()
+        if self._waiting:
+            await self._put(register)
+        if self._lost:
+            await register.put(self._lost, self._clock())  # what finds no place is refused here all the same
+            self._lost = []
+            self._bus.publish(TOPIC, Nudge())
+
+    def _beyond(self, found: Sequence[Revocation]) -> list[Revocation]:
+        """What is known here of which the register, which has just been read whole, has less or nothing.
+
+        Where it does not go on, it need not have lost anything: the last change that is known here may be of one that
+        was revoked once more since.
+        """
+        there = {each.name: each for each in found}
+        now = self._clock()
+        return [
+            each
+            for each in self.known
+            if each.until > now and ((same := there.get(each.name)) is None or same.joined_with(each) != same)
+        ]
+
+    async def _put(self, register: Register) -> None:
+        """Put what waits into the register. What finds no place there is not kept here either."""
+        waiting = list(self._waiting)
+        full = await register.put(waiting, self._clock())
+        self._waiting = self._waiting[len(waiting) :]
+        for revocation in full:
+            self.known.remove(revocation)
+        if full:
+            _log.error("as many revocations as may be; some were not taken", refused=len(full))
+        self._bus.publish(TOPIC, Nudge())
+
+    def _apply(self, revocations: Sequence[Revocation]) -> None:
+        news = [each for each in revocations if self.known.add(each)]
+        if news:
+            self.on_news(news)
+
+
+def full(most: int = MOST) -> UnavailableError:
+    """Why a revocation is not taken."""
+    return UnavailableError(
+        f"{most} revocations are kept, and no more; revoke by userId, which takes one place for all tokens of a user, "
+        "and give expiresAt, so that a place is free again when the tokens have expired"
+    )

@@ -1,0 +1,63 @@
+"""Who is invisible is so in channels, too, however fast that changes."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.channels.membership import Membership
+from gateway.channels.model import Person
+from gateway.presence.model import Choice, Chosen
+from gateway.presence.store import Commit
+
+ROOM = "presence-room-1"
+
+
+class Store:
+    """What `Membership` asks of tracker and view, where a commit takes a turn of its own."""
+
+    node = "n"
+
+    def __init__(self) -> None:
+        self.chosen = Choice(Chosen.ONLINE)
+        self.commits: asyncio.Queue[None] = asyncio.Queue()
+        self.telling = asyncio.Event()
+
+    def now(self) -> int:
+        return 0
+
+    async def connect(self, _connection: Any) -> Commit:
+        return Commit(0)
+
+    async def set_status(self, _scope: str, _user_id: str, choice: Choice) -> Commit:
+        self.telling.set()
+        await self.commits.get()
+        self.chosen = choice
+        return Commit(0)
+
+    def own_status(self, _scope: str, _user_id: str, _now: int) -> Any:
+        return SimpleNamespace(own=SimpleNamespace(choice=self.chosen))
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+async def test_who_turns_back_while_the_store_is_told_is_in_channels_as_in_presence(*, is_hidden: bool) -> None:
+    store, presence, key = Store(), SimpleNamespace(hidden=set[tuple[str, str]]()), ("acme", "alice")
+    membership = Membership(store, SimpleNamespace(view=store), presence)  # type: ignore[arg-type]  # what is asked of them
+    if is_hidden:
+        presence.hidden.add(key)
+        store.chosen = Choice(Chosen.INVISIBLE)
+    await membership.enter("acme", ROOM, Person(user_id="alice"))
+    presence.hidden ^= {key}
+    first = asyncio.create_task(membership.follow_visibility(*key))
+    await store.telling.wait()
+    presence.hidden ^= {key}
+    second = asyncio.create_task(membership.follow_visibility(*key))
+    for _ in range(3):
+        await asyncio.sleep(0)  # it has looked
+    for _ in range(2):
+        store.commits.put_nowait(None)
+    await asyncio.gather(first, second)
+    assert store.chosen.status is (Chosen.INVISIBLE if is_hidden else Chosen.ONLINE)
