@@ -59,8 +59,8 @@ def test_what_nobody_was_told_is_passed_over_where_its_whole_is_missed(clock: Cl
     assert told(history, 1, (9, 10)) == [2, 6], "nor what was passed over elsewhere"
     assert history.silent_until("t", 5) == (2, 5)
     assert history.silent_until("t", 9) == (6, 9)
-    assert history.silent_until("t", 10) is None
-    assert history.silent_until("unknown", 4) is None
+    assert history.silent_until("t", 10) == (10, 10)
+    assert history.silent_until("unknown", 4) == (4, 4)
 
 
 def test_what_was_passed_over_for_one_who_knew_its_beginning_is_told_to_others(clock: Clock) -> None:

@@ -22,13 +22,13 @@ from gateway.errors import LogTrimmedError
 from gateway.limits import Rate
 from gateway.live import LiveConnection
 from gateway.presence.fanout import LONGEST_REST, REST, FanOut
-from gateway.presence.model import Connection, Ending, Profile, Status
+from gateway.presence.model import Connection, Ending, Profile, Status, Transition
 from gateway.presence.touches import Touches
 from gateway.presence.view import View
 from gateway.presence.visibility import Visibility
 from gateway.presence.watching import Watcher, Watching, WatchList
 from gateway.recovery.recovery import Recovery
-from gateway.recovery.sessions import NoDirectory
+from gateway.recovery.sessions import Directory, NoDirectory
 from gateway.requests import Requests
 
 
@@ -331,17 +331,25 @@ async def trimmed(*_: object, **__: object) -> None:
 
 
 class Site:
-    """A node, from its requests to its log, in a loop whose time is jumped."""
+    """A node, from its requests to its log, in a loop whose time is jumped.
 
-    def __init__(self, *, everyone: bool, rule: bool = False) -> None:
+    Args:
+        everyone: whether clients hear of everyone.
+        rule: whether there is a rule about who may see whom: that all may.
+        name: the end of its own name.
+        directory: where it finds the sessions of others.
+    """
+
+    def __init__(
+        self, *, everyone: bool, rule: bool = False, name: str = "12345678", directory: Directory | None = None
+    ) -> None:
         self.everyone = everyone
         self.rule = rule
-        """Whether there is one about who may see whom: that all may."""
         self.loop, self.log, self.view = Loop(), Log(), View()
         bus, store, clock = LocalBus(), cast("Any", SimpleNamespace(near=True, read=trimmed)), Clock()
         visibility = Visibility(lambda _v, _u: True, None, ttl=1, limit=5, clock=clock) if rule else None
         self.recovery = Recovery(
-            "node-12345678",
+            f"node-{name}",
             window=3_600_000,
             horizon=3_600_000,
             buffer=1_000_000,
@@ -350,7 +358,7 @@ class Site:
             bus=bus,
             store=store,
             view=self.view,
-            directory=NoDirectory(),
+            directory=directory or NoDirectory(),
             visibility=visibility,
             hears_everyone=everyone,
         )
@@ -377,13 +385,18 @@ class Site:
 
     def change(self, changes: list[tuple[str, str, Status]]) -> None:
         """One batch of the log, as the follower reads it."""
-        news = self.view.apply(
+        self.follow(
             [
                 self.log(user, status, tenant)
                 for tenant, user, status in changes
                 if self.view.status(tenant, user).status is not status
             ]
         )
+
+    def follow(self, entries: list[Transition]) -> None:
+        """Take in what a node has committed."""
+        self.committed = entries
+        news = self.view.apply(entries)
         for listener in self.listeners:
             listener(news)
 

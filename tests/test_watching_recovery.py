@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
+import msgspec
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from test_fanout import AWAY, OFFLINE, ONLINE, Member
@@ -22,13 +23,31 @@ from gateway.live import LiveConnection
 from gateway.presence.model import Connection, Ending, Profile, Status
 from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Offset
-from gateway.recovery.sessions import Session
+from gateway.recovery.sessions import NoDirectory, Session
 
 OWNER = ("acme", "asker")
 USERS = ["alice", "bob", "carol"]
 ALL = frozenset(USERS)
 
 _names = itertools.count()
+
+
+class Listed(NoDirectory):
+    """A directory that tells at once: the sessions of all nodes, by the end of a node's name."""
+
+    def __init__(self, name: str, of_all: dict[str, dict[str, bytes]]) -> None:
+        self.of_all = of_all
+        self.own = of_all.setdefault(name, {})
+
+    def put(self, session: Session) -> None:
+        self.own[session.pid] = msgspec.json.encode(session)
+
+    def drop(self, pid: str) -> None:
+        self.own.pop(pid, None)
+
+    async def take(self, node: str, pid: str, owner: tuple[str, str]) -> Session | None:
+        encoded = self.of_all[node].pop(pid, None)
+        return None if encoded is None else msgspec.json.decode(encoded, type=Session)
 
 
 class Codec(MarkingCodec):
@@ -65,8 +84,7 @@ class Tab:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.codec = Codec("/", site.recovery)
-        site.connections.on_watch = self._keep
+        self.codecs: dict[Site, Codec] = {}
         self.pid: str | None = None
         self.offset: str | None = None
         self.sessions: dict[str, Session] = {}
@@ -88,13 +106,15 @@ class Tab:
         made = Connection(tenant=OWNER[0], user_id=OWNER[1], id=sid, node="n", door="socketio", connected_at=0)
         identity = Identity(tenant=OWNER[0], user_id=OWNER[1], profile=Profile(), expires_at=None)
         buckets = [TokenBucket(Rate(1_000_000, 1.0), 0) for _ in range(2)]
-        self.line = Line(self.codec)
+        codec = self.codecs.setdefault(site, Codec("/", site.recovery))
+        site.connections.on_watch = self._keep
+        self.line = Line(codec)
         self.live = LiveConnection(identity, made, cast("Any", self.line), *buckets)
         site.connections._by_user.setdefault(OWNER, {})[sid] = self.live
         site.connections._per_tenant["acme"] = 1
         session, recovered = site.recovery.begin("/", OWNER, sid, found, presence=True)
         self.sessions[sid], self.session, self.pid = session, session, session.pid
-        site.connections.greet(self.live, None if recovered is None else Resumption(self.codec, recovered))
+        site.connections.greet(self.live, None if recovered is None else Resumption(codec, recovered))
         if recovered is None:
             self.hears = set(ALL) if site.everyone else set()
             self.picture = {user: self._of_view(user) for user in self.hears}
@@ -149,17 +169,27 @@ class Tab:
     watches = False
     """Whether it knows that it has watched."""
 
-    async def lose(self) -> None:
-        """Lose the connection with all that was not read."""
+    def forsake(self) -> Callable[[], Awaitable[None]]:
+        """Lose the connection with all that was not read; its node finds out by what is returned."""
         self.again = [(kind, what[0]) for kind, what in self.line.sent if kind != "event"]
         for kind, users in self.again:
             # A page that never watched knows nobody of everyone, once it has asked to.
             self.unsure |= ALL if users is None or (kind == "watch-users" and not self.watches) else set(users)
-        self.site.recovery.lose(self.session, self.live.told)
-        await self.site.connections.end(self.live, Ending.LOST)
+        site, session, live = self.site, self.session, self.live
 
-    async def back(self) -> None:
-        """Come back; ask again what was not answered."""
+        async def found() -> None:
+            site.recovery.lose(session, live.told)
+            await site.connections.end(live, Ending.LOST)
+
+        return found
+
+    async def lose(self) -> None:
+        """Lose the connection, as its node sees."""
+        await self.forsake()()
+
+    async def back(self, site: Site | None = None) -> None:
+        """Come back, to the same node or another; ask again what was not answered."""
+        self.site = site or self.site
         offset = Offset.parse(self.offset)
         narrowed = self.session.watched is not None and self.session.watched.narrowed
         recovered = await self.connect()
@@ -268,3 +298,115 @@ async def test_whoever_comes_back_ends_with_the_view_and_hears_nothing_twice(
     await site.connections.end(tab.live, Ending.GOODBYE)
     other.leave()
     assert site.watching._tenants == {}
+
+
+_on_two = st.lists(
+    st.one_of(
+        _change,
+        _change,
+        st.tuples(st.just("wait"), st.sampled_from([0.2, 0.6])),
+        st.tuples(st.just("wait there"), st.sampled_from([0.2, 0.6])),
+        st.tuples(st.just("watch-users"), _users),
+        st.tuples(st.just("unwatch-users"), st.none() | _users),
+        st.tuples(st.just("check-users-status"), _users),
+        st.tuples(st.just("read"), st.integers(1, 4)),
+        st.tuples(st.just("read"), st.none()),
+        # What happens meanwhile, and when the node finds out: before that, after that, or when the client is back.
+        st.tuples(
+            st.just("other node"), st.tuples(st.lists(_change, max_size=3), st.sampled_from(["first", "then", "last"]))
+        ),
+    ),
+    min_size=15,
+    max_size=50,
+)
+
+
+class Pair:
+    """Two nodes of one log, and a client that goes from one to the other."""
+
+    def __init__(self, *, everyone: bool, rule: bool) -> None:
+        of_all: dict[str, dict[str, bytes]] = {}
+        self.sites = [
+            Site(everyone=everyone, rule=rule, name=name, directory=Listed(name, of_all))
+            for name in ("aaaaaaaa", "bbbbbbbb")
+        ]
+        self.change([("before", ONLINE)])  # from here on the nodes keep what is published
+        self.others = [site.watching.join("acme", Member(), WatchList(dict.fromkeys(USERS, 0))) for site in self.sites]
+        self.tab = Tab(self.sites[0])
+
+    @property
+    def elsewhere(self) -> Site:
+        return self.sites[self.tab.site is self.sites[0]]
+
+    def change(self, changes: list[tuple[str, Status]]) -> None:
+        first, second = self.sites
+        change(first, changes)
+        second.follow(first.committed)
+
+    async def go(self, changes: list[Any], finds: str) -> None:
+        found = self.tab.forsake()
+        if finds == "first":
+            await found()
+        for _, each in changes:
+            self.change(each)
+        if finds == "then":
+            await found()
+        await self.tab.back(self.elsewhere)
+        if finds == "last":
+            await found()
+
+    async def step(self, kind: str, argument: Any) -> None:
+        match kind:
+            case "change":
+                self.change(argument)
+            case "wait":
+                self.tab.site.loop.run_until(self.tab.site.loop.now + argument)
+            case "wait there":
+                self.elsewhere.loop.run_until(self.elsewhere.loop.now + argument)
+            case "read":
+                self.tab.read(argument)
+            case "other node":
+                await self.go(*argument)
+            case _:
+                self.tab.ask(kind, argument)
+
+
+@given(st.booleans(), st.booleans(), _on_two)
+@example(  # was answered what a change had come to that nobody was told of, and its node had not missed it yet
+    everyone=True,
+    rule=False,
+    steps=[
+        ("change", [("alice", ONLINE)]),
+        ("wait", 0.6),
+        ("read", None),
+        ("change", [("bob", ONLINE)]),
+        ("read", None),
+        ("change", [("alice", OFFLINE)]),
+        ("change", [("alice", ONLINE), ("bob", OFFLINE)]),
+        ("check-users-status", ["alice"]),
+        ("read", None),
+        ("other node", ([], "last")),
+        ("read", None),
+    ],
+)
+@settings(max_examples=200, deadline=None)
+async def test_whoever_comes_back_to_another_node_ends_with_the_view_and_hears_nothing_twice(
+    everyone: bool,  # noqa: FBT001
+    rule: bool,  # noqa: FBT001
+    steps: list[Any],
+) -> None:
+    pair = Pair(everyone=everyone, rule=rule)
+    tab = pair.tab
+    await tab.connect()
+    tab.read()
+    for kind, argument in [*steps, ("other node", ([], "first"))]:
+        await pair.step(kind, argument)
+    for site in pair.sites:
+        site.loop.run_until(site.loop.now + 10)
+    tab.read()
+    for user in tab.hears - tab.unsure:
+        assert (tab.picture[user][0], tab.picture[user][1] <= tab._of_view(user)[1]) == (tab._of_view(user)[0], True)
+    await tab.site.connections.end(tab.live, Ending.GOODBYE)
+    for site, other in zip(pair.sites, pair.others, strict=True):
+        other.leave()
+        assert site.watching._tenants == {}

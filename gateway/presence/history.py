@@ -121,13 +121,13 @@ class History:
         if (after, to) not in spans:
             spans.append((after, to))
 
-    def silent_until(self, tenant: str, position: int) -> Span | None:
-        """The span of the log that ends at `position` and that its members were told nothing of; None for none."""
+    def silent_until(self, tenant: str, position: int) -> Span:
+        """The span of the log that ends at `position` and that its members were told nothing of; it may be empty."""
         begin = position
         for after, to in sorted(self._silent.get(tenant, ()), reverse=True):
             if to == begin:
                 begin = after
-        return (begin, position) if begin < position else None
+        return begin, position
 
     def told(self, tenant: str, position: int, changes: Iterable[Change], silent: Sequence[Span] = ()) -> list[Change]:
         """Of changes after a position, in their order, those that whoever was there has been told of.

@@ -14,6 +14,7 @@ from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
 from gateway.presence.history import Change, History, read_back
 from gateway.presence.model import Event as PresenceEvent
+from gateway.presence.model import net_event
 from gateway.presence.watching import WatchList
 from gateway.recovery.direct import Direct, Event
 from gateway.recovery.offsets import Mark, Offset, short
@@ -42,6 +43,9 @@ SINGLY = 100
 """Changes of presence that a client is told one by one; what is more than that it is told as its net effect, as whoever
 stayed was told by flushes. Past it, thousands who come back at once would each be told of all others' absence."""
 
+FLICKER = 1000
+"""Milliseconds within which a change that was undone may have been told to nobody elsewhere; a flush waits for 200."""
+
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
 
@@ -60,6 +64,8 @@ class Return(msgspec.Struct):
     offset: Offset
     began: int
     """From where on this node had heard the bus when it was looked for."""
+    certain: bool
+    """Whether it is known what its client was told nobody of by the node that it was last on."""
     reached: int | None = None
     """Up to where on the log `changes` were read; None where this node has them."""
     changes: list[Change] = []
@@ -187,10 +193,10 @@ class Recovery:
         if offset is None or not isinstance(pid, str):
             return None
         try:
-            session = await self._session(pid, owner, namespace, offset.node)
+            session, certain = await self._session(pid, owner, namespace, offset.node)
             if session is None or session.namespace != namespace or self.is_revoked(session):
                 return None
-            return await self._look_back(Return(session, offset, self._bus.began), presence=presence)
+            return await self._look_back(Return(session, offset, self._bus.began, certain), presence=presence)
         except StoreUnavailableError:
             return None
         except Exception:
@@ -243,7 +249,7 @@ class Recovery:
 
     def lose(self, session: Session, told: int) -> None:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
-        if self._watched(session) is None:
+        if self._watched(session) is None and self._visibility is None:
             session.silent = self.history.silent_until(session.owner[0], told)
         self.sessions.lose(session)
 
@@ -262,13 +268,15 @@ class Recovery:
 
     # One step each
 
-    async def _session(self, pid: str, owner: tuple[str, str], namespace: str, node: str) -> Session | None:
-        """The session of a client that a node told last."""
+    async def _session(
+        self, pid: str, owner: tuple[str, str], namespace: str, node: str
+    ) -> tuple[Session | None, bool]:
+        """The session of a client that a node told last, and whether it is known what that node passed over."""
         if node != self.node and (session := await self.directory.take(node, pid, owner)) is not None:
-            return session
+            return session, session.silent is not None
         here = self.sessions.find(pid, owner, namespace)
         # One from before it was on that node is out of date; one that went on from there, it has not heard of.
-        return here if here is not None and node in (self.node, here.origin) else None
+        return here if here is not None and node in (self.node, here.origin) else None, node == self.node
 
     def _look_for_gaps(self) -> None:
         """Begin anew where messages of other nodes were missed: nobody here knows for whom they were."""
@@ -437,6 +445,8 @@ class Recovery:
         watched = self._watched(found.session)
         missed = _batch(begun, offset.log, offset.to, offset.heard) if offset.to else []
         position = max(offset.log, offset.to)
+        if not found.certain:
+            later = _without_flickers(later)
         if len(later) > SINGLY:
             return missed + _batch(later, position, later[-1].position)
         if watched is None and self._visibility is None:
@@ -465,6 +475,27 @@ class _Told(NamedTuple):
 def _is_watched(change: Change, watched: WatchList) -> bool:
     since = watched.users.get(change.transition.user_id)
     return since is not None and change.position > since
+
+
+def _without_flickers(changes: Sequence[Change]) -> list[Change]:
+    """Changes but for what each user began with and what undid it at once.
+
+    The node that told a client last may have passed that over, and have answered with what it came to.
+    """
+    by_user: dict[str, list[Change]] = {}
+    for change in changes:
+        by_user.setdefault(change.transition.user_id, []).append(change)
+    undone: set[Change] = set()
+    for theirs in by_user.values():
+        first = 0
+        for last, change in enumerate(theirs):
+            begun = theirs[first].transition
+            if change.transition.at - begun.at > FLICKER:
+                break
+            if net_event(begun, change.transition) is None:
+                undone.update(theirs[first : last + 1])
+                first = last + 1
+    return [change for change in changes if change not in undone]
 
 
 def _batch(changes: Sequence[Change], after: int, to: int, heard: int = 0) -> list[_Told]:

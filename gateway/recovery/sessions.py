@@ -40,7 +40,8 @@ class Session(msgspec.Struct):
     """What it was called before, latest first: a connection may break before what was for these has been heard."""
     rooms: list[RoomName] = []
     silent: tuple[int, int] | None = None
-    """Of a lost one: the part of the presence log that its node told nobody of, up to where it had told its client."""
+    """Of a lost one that hears of everyone: the part of the presence log that its node told nobody of, up to where it
+    had told its client. None where other nodes cannot know: its node may have more, and has not found out yet."""
     watched: WatchList | None = None
     """Whom it watches; None for one that never watched anybody."""
     jti: str | None = None
