@@ -154,6 +154,16 @@ async def test_the_last_of_several_to_end_decides_how_long_the_user_stays(store:
     assert changes(await store.disconnect(tab("two"), Ending.KICKED, T)) == ["alice v2: online -> offline (kicked)"]
 
 
+async def test_an_ending_that_the_store_hears_of_late_shortens_no_grace(store: Store) -> None:
+    """As of a node that is far from it."""
+    await store.connect(tab("one", node="n1"), T)
+    await store.connect(tab("two", node="n2"), T)
+    await store.disconnect(tab("two", node="n2"), Ending.LOST, T + 300)
+    await store.disconnect(tab("one", node="n1"), Ending.LOST, T)
+    assert changes(await store.sweep(T + 300 + GRACE - 1)) == []
+    assert changes(await store.sweep(T + 300 + GRACE)) == ["alice v2: online -> offline (connection lost)"]
+
+
 # Disconnecting
 
 

@@ -480,8 +480,8 @@ class Held(msgspec.Struct):
     ending: Ending | None = None
     """How the last connection ended that began the grace."""
     lost_at: int | None = None
-    """When a connection was lost last while others seemed to live; that these had died before, with their node, is
-    found later. None where none was since a connection came."""
+    """When a connection was lost last while others seemed to live; that these had ended before may be heard of later.
+    None where none was since a connection came."""
 
 
 def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:

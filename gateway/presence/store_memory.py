@@ -345,9 +345,8 @@ class MemoryStore(Store):
         if hold > 0 and record.held.connections:
             record.held.lost_at = latest(record.held.lost_at, at)
         elif hold > 0:
-            if ending is Ending.NODE_DIED:  # which is found late
-                at = max(at, record.held.lost_at or 0)
-            record.held.grace_until = at + hold
+            # Heard of late, of a node that died, or is far from the store: another may have been lost since.
+            record.held.grace_until = max(at, record.held.lost_at or 0) + hold
             record.held.ending = ending
 
     def _note(

@@ -429,10 +429,8 @@ local function forget(user, connection, ending, hold, at)
   if hold > 0 and user.connections > 0 then
     set(user, 'lost_at', math.max(at, user.lost_at or 0))
   elseif hold > 0 then
-    if ending == 'node died' then -- which is found late
-      at = math.max(at, user.lost_at or 0)
-    end
-    set(user, 'grace_until', at + hold)
+    -- Heard of late, of a node that died, or is far from the store: another may have been lost since.
+    set(user, 'grace_until', math.max(at, user.lost_at or 0) + hold)
     set(user, 'ending', ending)
   end
 end
