@@ -183,6 +183,12 @@ def test_an_offline_after_a_goodbye_soon_after_a_loss() -> None:
     assert false_offlines(trace, 5300) == [Rule.FALSE_OFFLINE]
 
 
+def test_an_offline_after_a_goodbye_of_one_who_was_lost_and_not_greeted_yet_when_back() -> None:
+    trace = [up(0, "a/0"), Lost(5000, "a/0", ""), Abandoned(5500, "a/0", 1, 5100)]
+    assert false_offlines(trace, 5700) == []
+    assert false_offlines(trace, 5300) == [Rule.FALSE_OFFLINE]
+
+
 def test_an_offline_after_a_goodbye_to_a_node_that_was_away() -> None:
     away = Impairment(Harm.STOPPED, 4000, 6000, 0)
     trace = [up(0, "a/0"), up(1, "a/1", 1), Left(5000, "a/0"), Lost(5500, "a/1", "")]
@@ -301,6 +307,15 @@ def test_what_a_client_of_a_node_that_was_stopped_is_told_late_was_committed_mea
     assert rules(facts(moved, stopped).false_offlines(moved)) == []
     assert rules(facts(moved).false_offlines(moved)) == [Rule.FALSE_OFFLINE]
     assert rules(facts([*trace, late]).false_offlines([*trace, late])) == [Rule.FALSE_OFFLINE]
+
+
+def test_what_a_node_tells_late_that_was_cut_off_until_the_store_went_away() -> None:
+    trace = [up(0), up(0, "a/0", 1), Left(5000, "a/0"), up(5020, "a/0", 1)]
+    late = msgspec.structs.replace(heard(14_000, 2, "offline"), stamp=0.0)
+    cut, away = Impairment(Harm.CUT_OFF, 4900, 8300, 0), Impairment(Harm.STORE_AWAY, 8500, 13_900)
+    assert rules(facts([*trace, late], cut, away).false_offlines([*trace, late])) == []
+    for harms in ([cut], [away]):
+        assert rules(facts([*trace, late], *harms).false_offlines([*trace, late])) == [Rule.FALSE_OFFLINE]
 
 
 def test_what_a_client_missed_while_it_was_away_was_committed_meanwhile() -> None:

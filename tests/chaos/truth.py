@@ -176,6 +176,13 @@ class Facts(msgspec.Struct, frozen=True):
                 at = each.end + RECOVERY
         return at
 
+    def impaired_since(self, node: int, at: float) -> float:
+        """When it began that a node was impaired at a time, or had just been; that time where it was not."""
+        for each in sorted(self.hampering(node), key=lambda one: one.begin, reverse=True):
+            if each.begin <= at <= each.end + RECOVERY:
+                at = each.begin
+        return at
+
     def blind(self, node: int, at: float) -> bool:
         """Whether a node may have told at a time what was before, because it could not read the store."""
         harms = (Harm.CUT_OFF, Harm.SHAKEN, Harm.STORE_AWAY)
@@ -192,10 +199,11 @@ class Facts(msgspec.Struct, frozen=True):
         has recovered. The store's outages take nothing away: presence freezes then.
         """
         pieces: list[Interval] = []
-        alive = {
-            session: self._alive_until(session) for session in self.sessions if session.user == user and session.greeted
-        }
+        # Who went before they were greeted may have been let in all the same, and their goodbye ends a hold.
+        alive = {session: self._alive_until(session) for session in self.sessions if session.user == user}
         for session, end in alive.items():
+            if not session.greeted:
+                continue
             goodbye = session.goodbye and end == session.end
             until = end if goodbye else self._held_until(session, end, alive)
             pieces += self._while_node_was_there(session, (session.begin, until), alive)
@@ -288,11 +296,7 @@ class Facts(msgspec.Struct, frozen=True):
             heard_by.append((mine[-2], mine[-2].end))
         since = min([heard.at, *(until for _session, until in heard_by)])
         # One whose node was away is told late, and perhaps alone: for others a change and the next were netted out.
-        for session, until in heard_by:
-            for each in self.hampering(session.node):
-                if each.begin <= until <= each.end + RECOVERY:
-                    since = min(since, each.begin)
-        return since
+        return min([since, *(self.impaired_since(session.node, until) for session, until in heard_by)])
 
     # Who was surely gone
 
