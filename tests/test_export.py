@@ -352,6 +352,15 @@ async def test_a_failure_in_the_middle_leaves_nothing(engine: Engine, database: 
     assert await database.progress() == seen
 
 
+async def test_a_beginning_that_fails_is_not_taken_for_somebody_else_s(engine: Engine, database: Database) -> None:
+    assert await database.progress() is None
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE presence_export RENAME COLUMN at TO was_at"))
+    with pytest.raises(DatabaseError) as caught:
+        await database.resynchronise(None, Snapshot(0, ()), 0, "")
+    assert not isinstance(caught.value, OvertakenError)
+
+
 async def test_a_failure_shows_no_row_of_anyones(database: Database) -> None:
     seen = await begin(database)
     with pytest.raises(DatabaseError) as caught:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import bindparam, create_engine, event, func, insert, make_url, select, tuple_, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from gateway.errors import DatabaseError, OvertakenError
 from gateway.export.address import dialect_of, is_file
@@ -209,7 +209,7 @@ class Database:
             row = values | {"position": then.position, "at": to_datetime(then.at)}
             try:
                 connection.execute(insert(progress), [row])
-            except DBAPIError:
+            except IntegrityError:
                 raise OvertakenError("another has begun the export") from None
             return Progress(then.position, then.at, 1)
         moved = connection.execute(
