@@ -73,11 +73,18 @@ async def export(settings: Settings) -> None:
 
 
 async def _keep_time(clock: SteadyClock, store: RedisStore) -> None:
+    """Go by Redis's clock, and say when Redis cannot be reached: in this process nothing else does."""
+    away = False
     while True:
         try:
             await follow(clock, store.time)
-        except StoreUnavailableError:
-            pass
+            if away:
+                _log.info("Redis is back")
+            away = False
+        except StoreUnavailableError as error:
+            if not away:
+                _log.warning("Redis cannot be reached; nothing is exported until it is back", error=str(error))
+            away = True
         except Exception:
             _log.exception("Redis's clock cannot be read; trying again")
         await asyncio.sleep(LOOK)

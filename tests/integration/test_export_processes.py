@@ -310,6 +310,24 @@ async def test_the_command_says_what_it_lacks(variables: dict[str, str], message
     assert "hunter2" not in said.decode()
 
 
+async def test_the_command_says_that_it_waits_for_redis(tmp_path: Path) -> None:
+    async with redis_server() as server:
+        variables = {"REDIS_URL": server.url, "EXPORT_DATABASE_URL": f"sqlite:///{tmp_path}/presence.db"}
+        server.stop()
+        async with export_process(**variables) as process:
+            await says(process, "Redis cannot be reached")
+            await server.start()
+            await says(process, "Redis is back")
+
+
+async def says(process: asyncio.subprocess.Process, words: str) -> None:
+    """Wait until a process logs it."""
+    assert process.stderr is not None
+    async with asyncio.timeout(4 * STEP):
+        while words not in (line := (await process.stderr.readline()).decode()):
+            assert line, f"it ended, and did not say: {words}"
+
+
 async def test_the_command_ends_well_when_it_is_asked_to(site: Site, shared_postgres: PostgresServer) -> None:
     url = shared_postgres.make_database()
     async with export_process(**site.variables, EXPORT_DATABASE_URL=url) as process:
