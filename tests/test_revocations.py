@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta, timezone
@@ -252,6 +253,51 @@ async def test_what_could_not_be_given_back_is_given_later() -> None:
     assert revoker.known.cover(bearer(jti="theirs"))
     await revoker.load()
     assert put == [of(jti="ours"), of(jti="ours")]
+
+
+async def test_one_that_is_revoked_again_and_again_while_redis_is_away_waits_once() -> None:
+    away, put = [True], list[Revocation]()
+
+    class Away:
+        async def put(self, revocations: Sequence[Revocation], now: int) -> Sequence[Revocation]:
+            if away:
+                raise StoreUnavailableError
+            put.extend(revocations)
+            return []
+
+        async def follow(self, now: int) -> tuple[Sequence[Revocation], bool]:
+            return [], True
+
+        async def close(self) -> None: ...
+
+    revoker = Revoker(Away(), LocalBus(), Clock(T))
+    for after in range(3):
+        with pytest.raises(StoreUnavailableError):
+            await revoker.revoke(of(user_id="alice", now=T + after))
+    away.clear()
+    await revoker.load()
+    await revoker.load()
+    assert put == [of(user_id="alice", now=T + 2)]
+
+
+async def test_what_is_revoked_further_while_it_is_put_is_put_again() -> None:
+    put = list[Revocation]()
+
+    class Slow:
+        async def put(self, revocations: Sequence[Revocation], now: int) -> Sequence[Revocation]:
+            put.extend(revocations)
+            await asyncio.sleep(0)
+            return []
+
+        async def follow(self, now: int) -> tuple[Sequence[Revocation], bool]:
+            return [], True
+
+        async def close(self) -> None: ...
+
+    revoker = Revoker(Slow(), LocalBus(), Clock(T))
+    first, further = of(user_id="alice"), of(user_id="alice", now=T + 1)
+    await asyncio.gather(revoker.revoke(first), revoker.revoke(further))
+    assert put == [first, further]
 
 
 async def test_one_that_redis_refuses_keeps_nobody_from_hearing_of_others() -> None:

@@ -62,8 +62,8 @@ class Revoker:
         self._loaded = asyncio.Event()
         if register is None:
             self._loaded.set()
-        self._waiting: list[Revocation] = []
-        """What is to be put into the register."""
+        self._waiting: dict[str, Revocation] = {}
+        """What is to be put into the register, by name."""
         self._lost: list[Revocation] = []
         """What is to be given back to it."""
         self._wake = asyncio.Event()
@@ -98,11 +98,12 @@ class Revoker:
         self._apply([revocation])
         if self._register is None:
             return
-        self._waiting.append(revocation)
+        name, waiting = revocation.name, self._waiting.get(revocation.name)
+        self._waiting[name] = revocation if waiting is None else waiting.joined_with(revocation)
         async with self._turn:
-            if revocation in self._waiting:  # else another has put it
+            if name in self._waiting:  # else another has put it
                 await self._put(self._register)
-        if revocation.name not in self.known:
+        if name not in self.known:
             raise full(self._most)
 
     async def load(self) -> None:
@@ -182,9 +183,11 @@ class Revoker:
 
     async def _put(self, register: Register) -> None:
         """Put what waits into the register. What finds no place there is not kept here either."""
-        waiting = list(self._waiting)
+        waiting = list(self._waiting.values())
         full = await register.put(waiting, self._clock())
-        self._waiting = self._waiting[len(waiting) :]
+        for revocation in waiting:
+            if self._waiting[revocation.name] == revocation:  # else it was revoked further meanwhile
+                del self._waiting[revocation.name]
         for revocation in full:
             self.known.remove(revocation)
         if full:
