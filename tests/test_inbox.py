@@ -16,6 +16,7 @@ from gateway.delivery.notifications import Notification
 from gateway.delivery.queue import Found, Limits, Queued
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
+from gateway.tasks import end
 
 LIMITS = Limits(size=3, bytes=1000, ttl=60_000, largest=500)
 
@@ -23,7 +24,7 @@ LIMITS = Limits(size=3, bytes=1000, ttl=60_000, largest=500)
 class Queues(MemoryQueues):
     """Queues that can be away."""
 
-    away = False
+    away = stuck = False
     reads = 0
 
     async def read(self, tenant: str, user_id: str, now: int) -> Found:
@@ -35,6 +36,8 @@ class Queues(MemoryQueues):
 
     async def acknowledge(self, tenant: str, user_id: str, ids: Collection[str], now: int) -> Sequence[str]:
         self._check()
+        if self.stuck:
+            await asyncio.Event().wait()
         return await super().acknowledge(tenant, user_id, ids, now)
 
     def _check(self) -> None:
@@ -116,6 +119,19 @@ async def test_what_was_acknowledged_last_is_told_at_the_end(clock: Clock) -> No
     house = House(clock)
     await house.put("a")
     house.inbox.acknowledge("acme", "alice", "a")
+    await house.inbox.close()
+    assert not house.queues.waits("acme", "alice")
+
+
+async def test_what_was_being_told_as_the_node_stopped_is_told_at_the_end(clock: Clock) -> None:
+    house = House(clock)
+    await house.put("a")
+    house.queues.stuck = True
+    running = asyncio.create_task(house.inbox.run())
+    house.inbox.acknowledge("acme", "alice", "a")
+    await eventually(lambda: not house.inbox._untold)
+    await end([running])
+    house.queues.stuck = False
     await house.inbox.close()
     assert not house.queues.waits("acme", "alice")
 

@@ -242,17 +242,25 @@ class Inbox:
     async def _tell_now(self) -> None:
         self._told.clear()
         untold, self._untold = self._untold, {}
-        done = await asyncio.gather(
-            *(self._tell_of(*user, tuple(ids)) for user, ids in untold.items()), return_exceptions=True
-        )
+        try:
+            done = await asyncio.gather(
+                *(self._tell_of(*user, tuple(ids)) for user, ids in untold.items()), return_exceptions=True
+            )
+        except asyncio.CancelledError:  # the node stops; `close` tells what this has not
+            for user, ids in untold.items():
+                self._tell_again(user, ids)
+            raise
         failed = None
         for (user, ids), error in zip(untold.items(), done, strict=True):
             if error is not None:
-                self._untold[user] = ids | self._untold.get(user, {})
-                self._told.set()
+                self._tell_again(user, ids)
                 failed = error
         if failed is not None:
             raise failed
+
+    def _tell_again(self, user: tuple[str, str], ids: dict[str, None]) -> None:
+        self._untold[user] = ids | self._untold.get(user, {})
+        self._told.set()
 
     async def _tell_of(self, tenant: str, user_id: str, ids: Sequence[str]) -> None:
         removed = await self._queues.acknowledge(tenant, user_id, ids, self._clock())
