@@ -508,6 +508,7 @@ class Gateway:
             for close in self._to_close:
                 closing.push_async_callback(close)
             closing.push_async_callback(self._inbox.close)
+            closing.push_async_callback(self._cluster.close, FLUSH_TIMEOUT)
             if self._webhooks is not None:
                 closing.push_async_callback(self._webhooks.close)
             if isinstance(self._leases, RedisLeases):

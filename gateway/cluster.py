@@ -13,6 +13,7 @@ from gateway.delivery.inbox import check_wait, new_id
 from gateway.delivery.notifications import Delivery, Notification
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
 from gateway.reads import check_ids
+from gateway.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,6 +138,12 @@ class Cluster:
         if recovery is not None:
             recovery.readers["notification"] = lambda data: msgspec.json.decode(data, type=Notification).reading()
             recovery.readers["kick"] = lambda data: msgspec.json.decode(data, type=_Kick).reading()
+
+    async def close(self, within: float) -> None:
+        """Do what is still to be done for others, for so many seconds at the most; nothing more is heard of them."""
+        if self._later:
+            await asyncio.wait(self._later, timeout=within)
+        await end(list(self._later))
 
     async def notify(
         self, tenant: str, user_id: str, event: str, data: object, *, wait: float | None = None
