@@ -13,7 +13,7 @@ from gateway.errors import InvalidPayloadError, RateLimitedError, TenantFullErro
 from gateway.presence.model import NOBODY
 from gateway.quotas import LIMITS, Quotas
 from gateway.redis.connection import connect
-from gateway.redis.tallies import Tallies
+from gateway.redis.tallies import INTERVAL, Tallies
 
 
 def who(user: str = "alice", tenant: str = "acme") -> Identity:
@@ -167,4 +167,20 @@ async def test_nodes_know_what_the_others_count(redis_url: str) -> None:
     assert (await exchange(0))[0] == {}
     for n in (0, 2):
         await nodes[n].close()
+    await client.aclose()
+
+
+async def test_a_node_with_a_short_lease_is_not_forgotten_between_two_times_that_it_tells(redis_url: str) -> None:
+    prefix, clock, heard = fresh_prefix(), Clock(), list[dict[str, int]]()
+    client = connect(redis_url, timeout=STEP)
+    one, other = (
+        Tallies(client, prefix, name, keep=1, clock=clock, mine=lambda: {"acme": 1}, on_others=heard.append)
+        for name in ("one", "other")
+    )
+    await one.exchange()
+    clock.advance(s=2 * INTERVAL)  # it was held up
+    await other.exchange()
+    assert heard == [{}, {"acme": 1}]
+    await one.close()
+    await other.close()
     await client.aclose()

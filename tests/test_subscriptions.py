@@ -12,7 +12,7 @@ from redis_servers import fresh_prefix
 
 from gateway.channels.membership import Membership
 from gateway.channels.names import parse_scope, scope_of
-from gateway.channels.subscriptions import CHUNK, RedisSubscriptions, Subscriptions
+from gateway.channels.subscriptions import CHUNK, INTERVAL, RedisSubscriptions, Subscriptions
 from gateway.redis.connection import connect
 
 KEEP = 10.0
@@ -58,13 +58,13 @@ class Node:
 
 
 @pytest.fixture
-async def join(redis_url: str, clock: Clock) -> AsyncIterator[Callable[[], Node]]:
+async def join(redis_url: str, clock: Clock) -> AsyncIterator[Callable[..., Node]]:
     async with AsyncExitStack() as stack:
         prefix, names = fresh_prefix(), iter("abcdefgh")
 
-        def make() -> Node:
+        def make(keep: float = KEEP) -> Node:
             client, name = connect(redis_url, timeout=STEP), next(names)
-            node = Node(lambda here: RedisSubscriptions(here, client, prefix, name, keep=KEEP, clock=clock))
+            node = Node(lambda here: RedisSubscriptions(here, client, prefix, name, keep=keep, clock=clock))
             stack.push_async_callback(client.aclose)
             stack.push_async_callback(node.subscriptions.close)
             return node
@@ -85,7 +85,7 @@ async def test_one_node_alone_counts_its_own() -> None:
     assert await node.exchange() == [("acme", "a", 0)]
 
 
-async def test_nodes_add_up_and_each_hears_of_what_changed(join: Callable[[], Node]) -> None:
+async def test_nodes_add_up_and_each_hears_of_what_changed(join: Callable[..., Node]) -> None:
     a, b = join(), join()
     a.here.put("a", 2)
     b.here.put("a", 3)
@@ -104,7 +104,7 @@ async def test_nodes_add_up_and_each_hears_of_what_changed(join: Callable[[], No
     assert await a.exchange() == [("acme", "b", 0)]
 
 
-async def test_a_node_that_comes_later_hears_of_all(join: Callable[[], Node]) -> None:
+async def test_a_node_that_comes_later_hears_of_all(join: Callable[..., Node]) -> None:
     a = join()
     for n in range(CHUNK + 10):
         a.here.put(f"room-{n}", 1)
@@ -114,7 +114,18 @@ async def test_a_node_that_comes_later_hears_of_all(join: Callable[[], Node]) ->
     assert late.count("room-5") == 1
 
 
-async def test_what_a_dead_node_counted_runs_out_once(join: Callable[[], Node], clock: Clock) -> None:
+async def test_what_a_node_with_a_short_lease_counts_holds_until_it_tells_again(
+    join: Callable[..., Node], clock: Clock
+) -> None:
+    a, b = join(keep=1), join(keep=1)
+    a.here.put("a", 2)
+    await a.exchange()
+    clock.advance(s=2 * INTERVAL)  # it was held up
+    await b.exchange()
+    assert b.count() == 2
+
+
+async def test_what_a_dead_node_counted_runs_out_once(join: Callable[..., Node], clock: Clock) -> None:
     dead, a, b = join(), join(), join()
     for n in range(CHUNK + 10):
         dead.here.put(f"room-{n}", 1)
@@ -132,7 +143,7 @@ async def test_what_a_dead_node_counted_runs_out_once(join: Callable[[], Node], 
     assert (a.count(), b.count(), b.count("room-1")) == (1, 1, 0)
 
 
-async def test_a_node_that_was_taken_for_dead_counts_again(join: Callable[[], Node], clock: Clock) -> None:
+async def test_a_node_that_was_taken_for_dead_counts_again(join: Callable[..., Node], clock: Clock) -> None:
     slept, other = join(), join()
     slept.here.put("a", 2)
     slept.here.put("b", 1)
@@ -147,7 +158,7 @@ async def test_a_node_that_was_taken_for_dead_counts_again(join: Callable[[], No
     assert (slept.count(), other.count(), other.count("b")) == (2, 2, 0)
 
 
-async def test_a_node_that_stops_counts_no_more_at_once(join: Callable[[], Node]) -> None:
+async def test_a_node_that_stops_counts_no_more_at_once(join: Callable[..., Node]) -> None:
     a, b = join(), join()
     a.here.put("a", 2)
     await a.exchange()
@@ -156,7 +167,7 @@ async def test_a_node_that_stops_counts_no_more_at_once(join: Callable[[], Node]
     assert await b.exchange() == [("acme", "a", 0)]
 
 
-async def test_after_redis_lost_all_each_node_tells_its_own_again(join: Callable[[], Node], redis_url: str) -> None:
+async def test_after_redis_lost_all_each_node_tells_its_own_again(join: Callable[..., Node], redis_url: str) -> None:
     a, b = join(), join()
     a.here.put("a", 2)
     b.here.put("a", 1)

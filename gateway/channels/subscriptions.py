@@ -101,7 +101,7 @@ class RedisSubscriptions(Subscriptions):
         client: how to reach Redis.
         prefix: what its keys begin with.
         node: this node's name, new with each start.
-        keep: seconds that a node's counts hold which is not heard of any more.
+        keep: seconds that a node's counts hold which is not heard of any more; three times `INTERVAL` at the least.
         clock: the time, in Unix milliseconds.
     """
 
@@ -112,7 +112,7 @@ class RedisSubscriptions(Subscriptions):
         self._commands = Commands(client)
         self._base = f"{base_of(prefix)}said:counts"
         self._node = node
-        self._keep = round(keep * 1000)
+        self._keep = round(max(keep, 3 * INTERVAL) * 1000)
         self._clock = clock
         self._position = b""
         """Of the last change that was heard of; empty for one that has to hear all."""

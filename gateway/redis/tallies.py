@@ -39,7 +39,7 @@ class Tallies:
         client: how to reach Redis.
         prefix: what its keys begin with; the store's.
         node: this node's name.
-        keep: seconds that a node's counts hold which is not heard of any more.
+        keep: seconds that a node's counts hold which is not heard of any more; three times `INTERVAL` at the least.
         clock: the time, in Unix milliseconds.
         mine: what this node counts, by name.
         on_others: called with what all others count, each time that it was heard.
@@ -60,7 +60,7 @@ class Tallies:
         base = base_of(prefix)
         self._keys = [f"{base}tally", f"{base}tally:until"]
         self._node = node
-        self._keep = round(keep * 1000)
+        self._keep = round(max(keep, 3 * INTERVAL) * 1000)
         self._clock = clock
         self._mine = mine
         self._on_others = on_others
