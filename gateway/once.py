@@ -11,6 +11,7 @@ import structlog
 from gateway.duty import Duty
 from gateway.errors import LogTrimmedError, StoreUnavailableError
 from gateway.presence.model import Transition
+from gateway.presence.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,6 @@ _log = structlog.get_logger(__name__)
 
 RETRY = 0.25
 """Seconds to wait after the store failed, before it is asked again."""
-
-LOOK = 1.0
-"""Seconds without news, after which it is asked whether the log is still the one that was read."""
 
 NOTE = 1.0
 """Seconds between two times that a position is kept which no call of the hook has led to."""
@@ -129,13 +127,20 @@ class OnceHooks:
     async def _work(self, registration: Registration) -> None:
         while not self._follower.loaded:  # noqa: ASYNC110 - once, where the store is away at the start
             await asyncio.sleep(RETRY)
+        tail = Tail(self._store)
+        try:
+            await self._follow(registration, tail)
+        finally:
+            tail.stop()
+
+    async def _follow(self, registration: Registration, tail: Tail) -> None:
         name = registration.name
         position = await self._positions.begin(name, self._follower.position)
         noted, loop = position, asyncio.get_running_loop()
         noted_at = loop.time()
         while True:
             try:
-                entries = await self._read(position)
+                entries = await tail.read(position)
             except StoreUnavailableError:
                 await asyncio.sleep(RETRY)
                 continue
@@ -156,21 +161,6 @@ class OnceHooks:
             if noted < position and loop.time() - noted_at >= NOTE:
                 await self._keep(self._positions.advance, name, position)
                 noted, noted_at = position, loop.time()
-
-    async def _read(self, position: int) -> Sequence[Entry]:
-        """Read on as soon as there is something.
-
-        Raises:
-            LogTrimmedError: the log does not go on from there, or has become another that does not come so far.
-        """
-        reading = asyncio.ensure_future(self._store.read(position, wait=True))
-        try:
-            while not (await asyncio.wait([reading], timeout=LOOK))[0]:
-                if await self._store.position() < position and not reading.done():
-                    raise LogTrimmedError("the log ends before what was read of it")
-            return reading.result()
-        finally:
-            reading.cancel()
 
     async def _call(self, registration: Registration, entries: Sequence[Entry]) -> int:
         """Call the hook with what of these entries is its, and return the position of the last; 0 for none."""

@@ -252,7 +252,7 @@ async def test_a_store_that_begins_anew_is_a_gap(engine: Engine, database: Datab
 async def test_a_log_that_ends_before_what_was_read_is_found_though_nothing_comes(
     engine: Engine, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.export.exporter.WATCH", 0.02)
+    monkeypatch.setattr("gateway.presence.tail.WATCH", 0.02)
     seen = await begin(database)
     await database.write(seen, Progress(1_000_000, 0), changes(1))
     async with exporting(MemoryStore(TIMING), database, clock):
@@ -263,7 +263,7 @@ async def test_a_log_that_ends_before_what_was_read_is_found_though_nothing_come
 async def test_quiet_is_noted_so_that_a_gap_does_not_begin_hours_ago(
     engine: Engine, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.export.exporter.WATCH", 0.02)
+    monkeypatch.setattr("gateway.presence.tail.WATCH", 0.02)
     store = MemoryStore(TIMING)
     async with exporting(store, database, clock):
         await eventually(lambda: rows(engine, progress))

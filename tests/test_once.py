@@ -181,7 +181,7 @@ async def test_what_is_no_longer_on_the_log_is_counted_as_missed(world: World, m
 async def test_a_log_that_went_back_is_noticed_while_nothing_comes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(once_module, "LOOK", 0.02)
+    monkeypatch.setattr("gateway.presence.tail.WATCH", 0.02)
     monkeypatch.setattr(once_module, "RETRY", 0.01)
     await world.positions.reset("hear", 10**9)
     hooks, node = world.node()

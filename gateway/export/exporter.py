@@ -16,6 +16,7 @@ import structlog
 from gateway.errors import DatabaseError, LogTrimmedError, OvertakenError, StoreUnavailableError
 from gateway.export.sessions import Change, Progress
 from gateway.presence.model import Transition, to_datetime
+from gateway.presence.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -33,9 +34,6 @@ BATCH = 1000
 
 GATHERED = 0.2
 """Seconds between transactions of an export that is not behind: what comes meanwhile is one."""
-
-WATCH = 2.0
-"""Seconds without an entry, after which the store is asked whether its log is still the one that was read."""
 
 NOTED = 1000
 """Milliseconds after which the database is told how far the log was read, though nothing in it was of interest."""
@@ -96,6 +94,7 @@ class Exporter:
         self.running = False
         """Whether it is this node that exports."""
         self._store = store
+        self._tail = Tail(store)
         self._database = database
         self._clock = clock
         self._sleep = sleep
@@ -105,8 +104,6 @@ class Exporter:
         self._reminded_at = 0
         self._failures = 0
         self._overtaken = 0
-        self._reading: asyncio.Future[Sequence[Entry]] | None = None
-        """What waits for the log to go on."""
 
     @property
     def lag(self) -> float:
@@ -141,7 +138,7 @@ class Exporter:
             _log.exception("the export failed; trying again")
             return self._fail("see above")
         finally:
-            self._stop_reading()
+            self._tail.stop()
         return RETRY
 
     async def _export(self) -> None:
@@ -152,7 +149,7 @@ class Exporter:
         reached, noted_at = progress.position, progress.at
         while True:
             try:
-                entries = await self._read(reached)
+                entries = await self._tail.read(reached)
             except LogTrimmedError as error:
                 progress = await self._resynchronise(progress, str(error))
                 reached, noted_at = progress.position, progress.at
@@ -165,28 +162,6 @@ class Exporter:
                 progress = await self._note(progress, reached)
             if len(entries) < BATCH:
                 await self._sleep(GATHERED)
-
-    async def _read(self, after: int) -> Sequence[Entry]:
-        """Read on; nothing where nothing has come for a while, and the next call goes on waiting.
-
-        Raises:
-            LogTrimmedError: the log does not go on from there, or ends before it.
-        """
-        reading = self._reading
-        if reading is None:
-            reading = self._reading = asyncio.ensure_future(self._store.read(after, wait=True))
-        if (await asyncio.wait([reading], timeout=WATCH))[0]:
-            self._reading = None
-            return reading.result()
-        if await self._store.position() < after and not reading.done():
-            self._stop_reading()
-            raise LogTrimmedError("the log ends before what was read of it")
-        return ()
-
-    def _stop_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            self._reading = None
 
     async def _write(self, progress: Progress, entries: Sequence[Entry]) -> Progress:
         """Write what of these entries others were told. What only a user is told of themselves stays out."""
