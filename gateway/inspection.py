@@ -96,7 +96,7 @@ class Explained(Body):
     """The most recent, oldest first."""
 
 
-def user_sessions(sessions: Iterable[model.Session]) -> UserSessions:
+def user_sessions(sessions: Iterable[model.OnlineSession]) -> UserSessions:
     """A user's sessions, for that user and for backends alone."""
     return UserSessions(
         sessions=[

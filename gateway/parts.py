@@ -19,7 +19,7 @@ from gateway.recovery.sessions import NoDirectory, Session
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
-from gateway.redis.sessions import RedisDirectory
+from gateway.redis.directory import RedisDirectory
 from gateway.webhooks.outbox_memory import MemoryOutbox
 from gateway.webhooks.outbox_redis import RedisOutbox
 from gateway.webhooks.sender import Webhooks

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.presence.clock import Clock
-    from gateway.presence.model import Choice, Connection, Session
+    from gateway.presence.model import Choice, Connection, OnlineSession
     from gateway.presence.store import Store
     from gateway.presence.view import View
 
@@ -60,7 +60,7 @@ class StoreReads(Reads):
         self._store = store
         self._clock = clock
 
-    async def sessions(self, user_id: str, *, limit: int = 20, tenant: str = DEFAULT_TENANT) -> list[Session]:
+    async def sessions(self, user_id: str, *, limit: int = 20, tenant: str = DEFAULT_TENANT) -> list[OnlineSession]:
         """The last times that a user was online, newest first; the first may last, and is without an end then.
 
         It is the truth, also of a user who is or was invisible: show it to nobody but the user.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.export.sessions import Change, Session, Sessions
+from gateway.export.sessions import Change, SessionRow, Sessions
 from gateway.presence.model import Event, Status, Transition, UserStatus
 from gateway.presence.view import RESYNCHRONISED
 
@@ -21,9 +21,9 @@ def change(at: int, was: Status, now: UserStatus, reason: str = "connected") -> 
     return found
 
 
-def going_on(user_id: str = "ann", began_at: int = 1000, **more: Any) -> Session:
+def going_on(user_id: str = "ann", began_at: int = 1000, **more: Any) -> SessionRow:
     values: dict[str, Any] = {"id": 7, "began_by": "connected", "status": Status.ONLINE} | more
-    return Session(tenant="t", user_id=user_id, began_at=began_at, **values)
+    return SessionRow(tenant="t", user_id=user_id, began_at=began_at, **values)
 
 
 def test_a_session_lasts_from_coming_to_going_whatever_the_status_is_in_between() -> None:

@@ -18,9 +18,9 @@ from gateway.presence.model import (
     Device,
     Ending,
     Forgotten,
+    OnlineSession,
     Profile,
     Retention,
-    Session,
     Status,
     UserStatus,
 )
@@ -74,7 +74,7 @@ async def sweep(store: Store, now: int) -> None:
     await store.sweep(now)
 
 
-async def sessions(store: Store, now: int = T, *, user: str = "alice", limit: int = 100) -> list[Session]:
+async def sessions(store: Store, now: int = T, *, user: str = "alice", limit: int = 100) -> list[OnlineSession]:
     return list(await store.sessions("acme", user, now, limit))
 
 
@@ -101,7 +101,7 @@ async def test_whoever_was_never_there_has_no_session(store: Store) -> None:
 async def test_a_session_lasts_from_coming_to_going_whatever_comes_between(store: Store) -> None:
     await store.connect(tab(user_agent="Firefox", meta_json=b'{"page":"inbox"}'), T)
     device = Device(door="socketio", user_agent="Firefox", meta_json=b'{"page":"inbox"}')
-    assert await sessions(store) == [Session(begun_at=T, connections=1, device=device)]
+    assert await sessions(store) == [OnlineSession(begun_at=T, connections=1, device=device)]
     await store.connect(tab("phone", node="n2", door="websocket"), T + 1)
     await store.connect(tab("phone", node="n2", door="websocket"), T + 2)  # the same again
     await sweep(store, T + AWAY_AFTER)
@@ -109,7 +109,9 @@ async def test_a_session_lasts_from_coming_to_going_whatever_comes_between(store
     assert await spans(store) == [(0, None, 2, None)]
     gone = T + AWAY_AFTER + 2
     await store.disconnect(tab("phone", node="n2"), Ending.GOODBYE, gone)
-    assert await sessions(store) == [Session(begun_at=T, ended_at=gone, connections=2, reason="goodbye", device=device)]
+    assert await sessions(store) == [
+        OnlineSession(begun_at=T, ended_at=gone, connections=2, reason="goodbye", device=device)
+    ]
 
 
 async def test_coming_back_within_the_grace_goes_on_with_the_session(store: Store) -> None:
@@ -145,7 +147,7 @@ async def test_a_session_ends_with_its_node(store: Store) -> None:
 
 async def test_heartbeats_and_backends_make_sessions_without_a_device(store: Store) -> None:
     await store.beat("n1", [hold(T)])
-    assert await sessions(store) == [Session(begun_at=T)]
+    assert await sessions(store) == [OnlineSession(begun_at=T)]
     await store.release("acme", "alice", T + 1)
     await store.beat("n1", [hold(T + 2)])
     await sweep(store, T + 2 + TTL)

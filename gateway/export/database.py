@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from gateway.errors import DatabaseError, OvertakenError
 from gateway.export.address import dialect_of, is_file
-from gateway.export.sessions import Progress, Session, Sessions
+from gateway.export.sessions import Progress, SessionRow, Sessions
 from gateway.export.tables import SCHEMA, gaps, metadata, progress, sessions, transitions
 from gateway.presence.model import Status, to_datetime
 
@@ -273,16 +273,16 @@ _END = (
 )
 
 
-def _sessions(connection: Connection, users: Iterable[tuple[str, str]]) -> Iterator[Session]:
+def _sessions(connection: Connection, users: Iterable[tuple[str, str]]) -> Iterator[SessionRow]:
     """The sessions of some users that go on."""
     for chunk in _chunks(sorted(users)):
         query: Select[Any] = _OPEN.where(tuple_(sessions.c.tenant, sessions.c.user_id).in_(chunk))
         yield from map(_to_session, connection.execute(query))
 
 
-def _to_session(row: Row[Any]) -> Session:
+def _to_session(row: Row[Any]) -> SessionRow:
     status = row._mapping.get("status")  # noqa: SLF001 - public by SQLAlchemy's documentation
-    return Session(
+    return SessionRow(
         id=row.id,
         tenant=row.tenant,
         user_id=row.user_id,
@@ -322,7 +322,7 @@ def _transition_row(change: Change) -> dict[str, object]:
     }
 
 
-def _session_row(session: Session) -> dict[str, object]:
+def _session_row(session: SessionRow) -> dict[str, object]:
     return {
         "tenant": session.tenant,
         "user_id": session.user_id,

@@ -24,8 +24,8 @@ class Progress(msgspec.Struct, frozen=True):
     """Of the row that says so: it grows with each transaction."""
 
 
-class Session(msgspec.Struct, kw_only=True):
-    """A time in which a user was online. Times are Unix milliseconds."""
+class SessionRow(msgspec.Struct, kw_only=True):
+    """A row of ``presence_sessions``: a time in which a user was online. Times are Unix milliseconds."""
 
     tenant: str
     user_id: str
@@ -81,11 +81,11 @@ class Sessions:
         known: those that the database has as going on, of all users who change.
     """
 
-    def __init__(self, known: Iterable[Session]) -> None:
+    def __init__(self, known: Iterable[SessionRow]) -> None:
         self._open = {(session.tenant, session.user_id): session for session in known}
-        self.begun: list[Session] = []
+        self.begun: list[SessionRow] = []
         """Those that the database has not; some have ended as well."""
-        self.ended: list[Session] = []
+        self.ended: list[SessionRow] = []
         """Those that the database has as going on, and that have ended."""
 
     def follow(self, changes: Iterable[Change]) -> None:
@@ -119,7 +119,7 @@ class Sessions:
         return changes
 
     def _differences(
-        self, known: Session | None, status: UserStatus, position: int, since: int, now: int
+        self, known: SessionRow | None, status: UserStatus, position: int, since: int, now: int
     ) -> list[Change]:
         goes_on = known is not None and status.online_since == known.began_at
         if status.online:
@@ -151,6 +151,6 @@ class Sessions:
                 self.ended.append(session)
             session = None
         if status.online and session is None:
-            session = Session(tenant=status.tenant, user_id=status.user_id, began_at=since, began_by=reason)
+            session = SessionRow(tenant=status.tenant, user_id=status.user_id, began_at=since, began_by=reason)
             self._open[key] = session
             self.begun.append(session)

@@ -178,7 +178,7 @@ class Connection(Device, frozen=True, kw_only=True, omit_defaults=True):
         return Device(door=self.door, user_agent=self.user_agent, meta_json=self.meta_json)
 
 
-class Session(msgspec.Struct, frozen=True, kw_only=True):
+class OnlineSession(msgspec.Struct, frozen=True, kw_only=True):
     """One time that a user was online, from coming to going. It is the truth, also of one who was invisible."""
 
     begun_at: int

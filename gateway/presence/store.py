@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from gateway.presence.model import NO_CHOICE, Chosen, Connection, Entry, Session, Status, Transition, UserStatus
+from gateway.presence.model import NO_CHOICE, Chosen, Connection, Entry, OnlineSession, Status, Transition, UserStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,7 +244,7 @@ class Store(ABC):
         """Read all that the store knows of one user."""
 
     @abstractmethod
-    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[Session]:
+    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[OnlineSession]:
         """Read a user's last sessions that are kept at `now`, newest first; the first may last."""
 
     @abstractmethod

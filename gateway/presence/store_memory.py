@@ -36,11 +36,11 @@ from gateway.presence.model import (
     Entry,
     Forgotten,
     Held,
+    OnlineSession,
     Outage,
     Own,
     PrivateChange,
     Profile,
-    Session,
     Timing,
     Transition,
     UserStatus,
@@ -78,7 +78,7 @@ class _Record:
         self.due: int | None = None
         self.recent: tuple[Transition, ...] = ()
         """The last few; not a deque, of which each takes more than they do."""
-        self.sessions: tuple[Session, ...] = ()
+        self.sessions: tuple[OnlineSession, ...] = ()
         """The last few, oldest first."""
         self.opened: int | None = None
         """How many connections were opened in the session that lasts; None where none does."""
@@ -305,7 +305,7 @@ class MemoryStore(Store):
             transitions=record.recent,
         )
 
-    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[Session]:
+    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[OnlineSession]:
         """Read a user's sessions; see the port."""
         record = self._records.get((tenant, user_id))
         if record is None or not self._retention.sessions:
@@ -470,7 +470,7 @@ class MemoryStore(Store):
 
     def _begin_session(self, record: _Record, now: int, opener: Connection | None) -> None:
         if self._retention.sessions:
-            session = Session(begun_at=now, device=None if opener is None else opener.device)
+            session = OnlineSession(begun_at=now, device=None if opener is None else opener.device)
             kept = (each for each in record.sessions if each.is_kept_at(now, self._retention))
             record.sessions = (*kept, session)[-self._retention.sessions :]
             record.opened = len(record.held.connections)

@@ -24,11 +24,11 @@ from gateway.presence.model import (
     Ending,
     Entry,
     Forgotten,
+    OnlineSession,
     Own,
     PrivateChange,
     Profile,
     Retention,
-    Session,
     Status,
     Transition,
     UserStatus,
@@ -384,7 +384,7 @@ class RedisStore(Store):
             ),
         )
 
-    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[Session]:
+    async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[OnlineSession]:
         """Read a user's sessions; see the port."""
         key, recent = self._user_keys(user_of(tenant, user_id))
         written, opened, texts = await self._together(
@@ -553,11 +553,11 @@ def _read_retention(text: bytes | None) -> Retention:
     return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None)
 
 
-def _session(text: bytes, opened: bytes | None) -> Session:
+def _session(text: bytes, opened: bytes | None) -> OnlineSession:
     begun_at, ended_at, connections, reason, device = _decode_session(text)
     if connections is None:
         connections = int(opened or 0)
-    return Session(begun_at=begun_at, ended_at=ended_at, connections=connections, reason=reason, device=device)
+    return OnlineSession(begun_at=begun_at, ended_at=ended_at, connections=connections, reason=reason, device=device)
 
 
 def _transition(position: bytes, body: bytes) -> Transition:

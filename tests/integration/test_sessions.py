@@ -326,7 +326,7 @@ async def test_one_session_is_taken_by_one_node(
 async def test_sessions_that_redis_lost_are_written_again(
     serve: Serve, closing: AsyncExitStack, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.redis.sessions.KEEP", 0.1)
+    monkeypatch.setattr("gateway.redis.directory.KEEP", 0.1)
     shared: dict[str, Any] = {"redis_url": redis_url, "redis_prefix": fresh_prefix()}
     first, second = [await serve(**shared) for _ in range(2)]
     tab = await Tab.open(closing, first)
