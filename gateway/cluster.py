@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.bus import Bus
     from gateway.connections import Connections
     from gateway.delivery.inbox import Inbox
+    from gateway.delivery.queue import Put
     from gateway.presence.model import Connection
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View
@@ -172,7 +173,7 @@ class Cluster:
         if not here or self._inbox.is_looking(tenant, user_id):
             item_id = new_id(awaited=False)
             try:
-                put = await self._inbox.put(notification, item_id, unless_connected=not here)
+                put = await self._put(notification, item_id, unless_connected=not here)
                 if put.queued:
                     return Delivery(sent=True, method="realtime" if here else "queued")
             except StoreUnavailableError:
@@ -198,12 +199,17 @@ class Cluster:
 
     async def _notify_and_wait(self, notification: Notification, wait: float) -> Delivery:
         tenant, user_id, item_id = notification.tenant, notification.user_id, new_id(awaited=True)
-        put = await self._inbox.put(notification, item_id)
-        if put.nodes:
-            self._bus.publish("look", _Look(tenant, user_id))
+        put = await self._put(notification, item_id)
         here = self._is_here(tenant, user_id)
         acknowledged = await self._inbox.acknowledgement(item_id, wait)
         return Delivery(sent=True, method="realtime" if here or put.nodes else "queued", acknowledged=acknowledged)
+
+    async def _put(self, notification: Notification, item_id: str, *, unless_connected: bool = False) -> Put:
+        """Queue a notification, and let each node that its user is connected to hand it over; see `Inbox.put`."""
+        put = await self._inbox.put(notification, item_id, unless_connected=unless_connected)
+        if put.queued and put.nodes:
+            self._bus.publish("look", _Look(notification.tenant, notification.user_id))
+        return put
 
     def _is_here(self, tenant: str, user_id: str) -> bool:
         return self._connections is not None and bool(self._connections.of_user(tenant, user_id))

@@ -22,29 +22,52 @@ from gateway.presence.view import View
 
 
 class Queues(MemoryQueues):
-    """Queues that are away for some time."""
+    """Queues that are away for some time, and that know on which other nodes a user is."""
 
     away_for = 0
+    nodes: tuple[str, ...] = ()
 
     async def put(self, tenant: str, user_id: str, item: Queued, now: int, **how: Any) -> Put:
         if self.away_for:
             self.away_for -= 1
             raise StoreUnavailableError("away")
-        return await super().put(tenant, user_id, item, now, **how)
+        put = await super().put(tenant, user_id, item, now, **how)
+        return msgspec.structs.replace(put, nodes=self.nodes)
 
 
-class Nobody:
-    """A node whose connections have just ended."""
+class Tab:
+    def __init__(self) -> None:
+        self.handed: list[str] = []
 
-    def of_user(self, _tenant: str, _user_id: str) -> Sequence[Any]:
-        return ()
+    def hand(self, queued: Sequence[Queued]) -> None:
+        self.handed += [each.event for each in queued]
+
+
+class Connections:
+    def __init__(self, tabs: Sequence[Tab]) -> None:
+        self.tabs = tabs
+
+    def of_user(self, _tenant: str, _user_id: str) -> Sequence[Tab]:
+        return self.tabs
+
+
+class Bus(LocalBus):
+    """A bus that keeps what it was to tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def publish(self, topic: str, data: Any) -> None:
+        super().publish(topic, data)
+        self.said.append(topic)
 
 
 class Node:
-    def __init__(self, clock: Clock) -> None:
-        self.queues, self.bus, nobody = Queues(Limits()), LocalBus(), Nobody()
-        inbox = Inbox(self.queues, Limits(), clock, "n1", nobody.of_user)
-        self.cluster = Cluster(self.bus, MemoryStore(TIMING), View(), inbox, nobody)  # type: ignore[arg-type]
+    def __init__(self, clock: Clock, *tabs: Tab) -> None:
+        self.queues, self.bus, connections = Queues(Limits()), Bus(), Connections(tabs)
+        self.inbox = Inbox(self.queues, Limits(), clock, "n1", connections.of_user)
+        self.cluster = Cluster(self.bus, MemoryStore(TIMING), View(), self.inbox, connections)  # type: ignore[arg-type]
 
     async def hear(self) -> None:
         """Hear of a notification for one whom the store still believes to be connected here."""
@@ -71,3 +94,15 @@ async def test_a_node_that_goes_waits_for_a_store_that_is_away_for_a_time_only(c
     await node.hear()
     await node.cluster.close(0.01)
     assert not node.cluster._later
+
+
+async def test_what_is_queued_behind_others_is_handed_over_on_other_nodes_too(clock: Clock) -> None:
+    tab = Tab()
+    node = Node(clock, tab)
+    node.queues.nodes = ("n2",)
+    looking = node.inbox.look_soon("acme", "alice")
+    delivery = await node.cluster.notify("acme", "alice", "said", 1)
+    await looking
+    assert delivery.method == "realtime"
+    assert tab.handed == ["said"]
+    assert node.bus.said == ["look"]
