@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import structlog
 
 from gateway.channels.changes import EVENTS as CHANNEL_EVENTS
 from gateway.channels.changes import ChannelChange, change_of
+from gateway.functions import is_async
 from gateway.presence.model import Event, Transition
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Hooks:
             raise ValueError(f"once is for {', '.join(Event)}: what happens to channels is told once by webhooks")
         if self._running:
             raise RuntimeError("register hooks before the application starts")
-        if not _is_async(hook):
+        if not is_async(hook):
             raise TypeError(
                 f"{_name(hook)} is no async function: write `async def`, and await asyncio.to_thread(…) for what blocks"
             )
@@ -176,10 +176,6 @@ class Hooks:
 
 async def _call(hook: Hook, transition: Change) -> None:
     await hook(transition)
-
-
-def _is_async(hook: object) -> bool:
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004 - an object's
 
 
 def _name(hook: object) -> str:

@@ -67,7 +67,7 @@ def rooms_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.presence")))
 def test_presence_knows_nothing_above_it(name: str) -> None:
-    allowed = {"gateway", "gateway.errors", "gateway.wire", "gateway.timers", "gateway.presence"}
+    allowed = {"gateway", "gateway.errors", "gateway.functions", "gateway.wire", "gateway.timers", "gateway.presence"}
     if name == "gateway.presence.store_redis":
         allowed |= {"gateway.redis"}
     assert rooms_of(name) <= allowed

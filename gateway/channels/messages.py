@@ -28,6 +28,7 @@ from gateway.channels.names import (
 )
 from gateway.channels.receipts import Unread
 from gateway.errors import ForbiddenError, StoreUnavailableError, UnavailableError
+from gateway.functions import takes_tenant
 from gateway.presence.model import PART
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Messages:
         self._clock = clock
         self._visibility = visibility
         self._rule = rule
-        self._takes_tenant = rule is not None and _takes_tenant(rule)
+        self._takes_tenant = rule is not None and takes_tenant(rule)
 
     async def send(
         self,
@@ -337,13 +338,6 @@ def _message(
         return RoomMessage(message_id, place.room, profile.role, name, content, "text", created_at)
     author = Author(sender, profile.name, profile.avatar, profile.role)
     return DirectMessage(message_id, content, sender, place.party, False, created_at, author)
-
-
-def _takes_tenant(rule: MessageRule) -> bool:
-    try:
-        return "tenant" in inspect.signature(rule).parameters
-    except ValueError:  # one of C's that does not say
-        return False
 
 
 def _id_of(once: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from gateway import wire
+from gateway.functions import is_async, takes_tenant
 from gateway.presence.model import OFFLINE, Event, UserStatus
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Visibility:
         asked = batch if rule is None else rule
         if asked is None or (rule is not None and batch is not None):
             raise ValueError("pass visibility, for one pair, or visibility_of, for one viewer and many users")
-        if inspect.iscoroutinefunction(asked) or inspect.iscoroutinefunction(getattr(asked, "__call__", None)):  # noqa: B004
+        if is_async(asked):
             raise TypeError("a visibility rule is a plain function: what it decides by has to be at hand")
         self.on_flip: Callable[[str, str, str, bool], object] | None = None
         """Called with a tenant, a viewer, a user, and whether the one sees the other from now on, where an answer is
@@ -91,7 +91,7 @@ class Visibility:
         """The position of the log at which an application last said that a rule had changed, by tenant."""
         self._rule = rule
         self._batch = batch
-        self._takes_tenant = _takes_tenant(asked)
+        self._takes_tenant = takes_tenant(asked)
         self._ttl = ttl
         self._limit = limit
         self._clock = clock
@@ -349,11 +349,3 @@ def _known(answers: dict[str, int], viewer: str, user_ids: Iterable[str], now: i
 
 def _stale(until: int) -> int:
     return 1 if until > 0 else -1
-
-
-def _takes_tenant(rule: Callable[..., object]) -> bool:
-    try:
-        parameters = inspect.signature(rule).parameters
-    except ValueError:  # one of C's that does not say
-        return False
-    return "tenant" in parameters
