@@ -78,7 +78,7 @@ from gateway.timers import RunningLoop, TimerWheel
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
 
     from aiohttp.typedefs import Middleware
@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     from gateway.channels.messages import MessageRule
     from gateway.delivery.notifications import Delivery
     from gateway.doors.activity import UserOf
-    from gateway.once import Positions
     from gateway.presence.visibility import BatchRule, Rule
     from gateway.redis.connection import Client
     from gateway.settings import Settings
@@ -505,14 +504,12 @@ class Gateway:
             closing.push_async_callback(self._store.close)
             closing.push_async_callback(self._channels.close)
             closing.push_async_callback(self._bus.close)
-            for close in self._to_close:
-                closing.push_async_callback(close)
+            closing.push_async_callback(self._once.close)
             closing.push_async_callback(self._inbox.close)
             closing.push_async_callback(self._cluster.close, FLUSH_TIMEOUT)
             if self._webhooks is not None:
                 closing.push_async_callback(self._webhooks.close)
-            if isinstance(self._leases, RedisLeases):
-                closing.push_async_callback(self._leases.close)
+            closing.push_async_callback(self._leases.close)
             if self._export is not None:
                 closing.push_async_callback(self._export.close)
             if self._tallies is not None:  # when its `run` has ended, which would tell anew what is counted here
@@ -540,18 +537,13 @@ class Gateway:
     def _call_once(self, client: Client | None) -> OnceHooks:
         """What calls the hooks that one node calls for all."""
         settings = self.settings
-        positions: Positions = LocalPositions()
-        self._to_close: tuple[Callable[[], Awaitable[None]], ...] = ()
-        if client is not None:
-            positions = kept = RedisPositions(client, settings.redis_prefix)
-            self._to_close = (kept.close,)
         return OnceHooks(
             self._hooks,
             self._leases,
             ttl=settings.node_lease,
             store=self._store,
             follower=self._follower,
-            positions=positions,
+            positions=LocalPositions() if client is None else RedisPositions(client, settings.redis_prefix),
         )
 
     def _count_together(self, client: Client | None, node: str) -> Tallies | None:

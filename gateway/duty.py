@@ -42,6 +42,9 @@ class Leases(Protocol):
             StoreUnavailableError: the store is away; the lease ends by itself.
         """
 
+    async def close(self) -> None:
+        """Let go of whatever the adapter holds."""
+
 
 class LocalLeases:
     """The leases of a node that is alone: all are its own."""
@@ -52,6 +55,9 @@ class LocalLeases:
 
     async def give_back(self, name: str) -> None:
         """Nobody waits for it."""
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class Duty:

@@ -55,6 +55,9 @@ class Positions(Protocol):
             StoreUnavailableError: whether it was kept is not known.
         """
 
+    async def close(self) -> None:
+        """Let go of whatever the adapter holds."""
+
 
 class LocalPositions:
     """The positions of a node that is alone, and forgets them with its log."""
@@ -73,6 +76,9 @@ class LocalPositions:
     async def reset(self, name: str, position: int) -> None:
         """Go on from a position; see the port."""
         self._at[name] = position
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class OnceHooks:
@@ -123,6 +129,10 @@ class OnceHooks:
         self._stopping = True
         if self._calling:
             await asyncio.wait(list(self._calling), timeout=within)
+
+    async def close(self) -> None:
+        """Let go of the positions; `run` has ended."""
+        await self._positions.close()
 
     async def _work(self, registration: Registration) -> None:
         while not self._follower.loaded:  # noqa: ASYNC110 - once, where the store is away at the start

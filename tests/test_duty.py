@@ -58,6 +58,9 @@ class NodeLeases:
         if self.shared.holders.get(name, ("", 0.0))[0] == self.node:
             del self.shared.holders[name]
 
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
 
 class Node:
     """A node with one duty, and whether it does it."""
