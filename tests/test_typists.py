@@ -150,3 +150,21 @@ async def test_a_backend_s_own_is_left_to_it(nodes: Nodes) -> None:
             )  # fmt: skip
             one.on_said[USER_TYPING](said)
     assert loop.waiting() == []
+
+
+async def test_a_connection_that_ends_while_it_is_over_elsewhere_ends_well(nodes: Nodes) -> None:
+    _loop, one, typists, two, _ = nodes
+    for channel in ("room-1", "room-2"):
+        await typists.type("acme", channel, ALICE, is_typing=True, source="a")
+    say = one.say
+
+    async def slow(tenant: str, channels: list[str], *said: Any, **how: Any) -> None:
+        """The store takes its time, in which both have sent what they typed."""
+        one.say = say  # type: ignore[method-assign]
+        for channel in ("room-1", "room-2"):
+            await typists.stop("acme", channel, "alice", None)
+        await say(tenant, channels, *said, **how)
+
+    one.say = slow  # type: ignore[method-assign]
+    await typists.end(ended("a"))
+    assert one.told == two.told == [BEGAN, BEGAN, ENDED, ENDED]

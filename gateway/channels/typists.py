@@ -117,7 +117,9 @@ class Typists:
     async def end(self, subscriber: Subscriber) -> None:
         """Let a connection that has ended type no more."""
         for key in tuple(self._by_source.get(subscriber.connection_id, ())):
-            typist = self._typists[key]
+            typist = self._typists.get(key)
+            if typist is None:  # it was over meanwhile
+                continue
             self._drop(key, typist, subscriber.connection_id)
             with suppress(UnavailableError):  # those who heard of it find by themselves that it is over
                 await self._stop(key, typist, None)
