@@ -239,21 +239,34 @@ def _hearings(
     Whoever comes anew to a node that was away may hear from it what another has told before.
     """
     doubtful = {(one.channel, one.number) for one in spoken if _around(losses, one.begun, one.at)}
-    nodes: dict[str, int] = {}
     stays: dict[str, int] = {}
-    for record in records:
+    trace = list(records)
+    anew = _anew(trace)
+    for place, record in enumerate(trace):
         match record:
-            case Up(client=client, node=node):
-                nodes[client] = node
-            case Joined(client=client, again=False, at=at) if any(
-                each.node in (None, nodes.get(client)) and each.begin <= at <= each.end + RECOVERY
-                for each in facts.impairments
+            case Up(client=client, node=node, at=at) if place in anew and any(
+                each.node in (None, node) and each.begin <= at <= each.end + RECOVERY for each in facts.impairments
             ):
                 stays[client] = stays.get(client, 0) + 1
             case Message() if (record.channel, record.number) not in doubtful:
                 yield f"{record.client} {stays.get(record.client, 0)}", record
             case _:
                 pass
+
+
+def _anew(trace: Sequence[Record]) -> set[int]:
+    """Where in a trace connections begin for which nothing is recovered: they hear before they are told that they may."""
+    again: dict[str, bool] = {}
+    found: set[int] = set()
+    for place in reversed(range(len(trace))):
+        match trace[place]:
+            case Joined() as joined:
+                again[joined.client] = joined.again
+            case Up(client=client) if not again.pop(client, True):
+                found.add(place)
+            case _:
+                pass
+    return found
 
 
 def unheard(

@@ -161,6 +161,10 @@ def test_one_who_comes_anew_to_a_node_that_was_away_hears_what_another_told_befo
     assert rules(shuffled(cut, [*trace, *again], [], said)) == []
     assert rules(repeated(cut, [*trace, *again, message(9020, 2)], [], said)) == [Rule.REPEATED]
     assert rules(repeated(NOTHING, [*trace, *again], [], said)) == [Rule.REPEATED] * 2
+    early = [message(1305, 1), joined(1310)]  # heard before it is told that it is in the channel
+    assert rules(repeated(cut, [*trace, *early], [], said)) == []
+    back = [message(1305, 1), joined(1310, again=True)]
+    assert rules(repeated(cut, [*trace, *back], [], said)) == [Rule.REPEATED]
 
 
 def test_messages_in_two_orders() -> None:
