@@ -255,7 +255,7 @@ def _hearings(
 
 
 def _anew(trace: Sequence[Record]) -> set[int]:
-    """Where in a trace connections begin for which nothing is recovered: they hear before they are told that they may."""
+    """Where in a trace connections begin that recover nothing: these hear before they are told that they may."""
     again: dict[str, bool] = {}
     found: set[int] = set()
     for place in reversed(range(len(trace))):
