@@ -117,12 +117,18 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
 def _serve(make: Callable[[Settings], Gateway], options: argparse.Namespace) -> int:
     given = {"host": options.host, "port": options.port, "dev": options.dev}
     settings = Settings.load(**{name: value for name, value in given.items() if value is not None})
-    configure_logs(settings.log_format, settings.log_level)
+    _begin_to_log(settings)
     gateway = make(settings)
     _calm_the_collector()
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(_run_until_stopped(gateway, settings))
     return 0
+
+
+def _begin_to_log(settings: Settings) -> None:
+    configure_logs(settings.log_format, settings.log_level)
+    for sentence in settings.strangers():
+        _log.warning(sentence)
 
 
 def _calm_the_collector() -> None:
@@ -200,7 +206,7 @@ def _for_url(host: str) -> str:
 
 def _export(_options: argparse.Namespace) -> int:
     settings = Settings.load(dev=True)  # it verifies no tokens
-    configure_logs(settings.log_format, settings.log_level)
+    _begin_to_log(settings)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         runner.run(export(settings))
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from gateway.addresses import Addresses
 from gateway.channels.log import Kept
@@ -20,6 +21,7 @@ from gateway.limits import Rate
 from gateway.presence.model import Retention, Timing
 from gateway.pusher.signature import Signer
 from gateway.redis.connection import check_url
+from gateway.settings_words import strangers, worded
 from gateway.webhooks.courier import Policy
 from gateway.webhooks.endpoint import DEFAULT, Endpoint, keys_of, types_of
 from gateway.webhooks.outbox import Bounds
@@ -396,8 +398,8 @@ class Settings(BaseSettings):
         keys = [name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(self, name)]
         if not keys and not self.dev:
             raise ValueError(
-                "no key to verify tokens with: set JWT_SECRET (or JWT_PUBLIC_KEY, or JWT_JWKS_URL),"
-                " or start with --dev (in process: Settings(dev=True)) to try it out"
+                "no key to verify tokens with: set JWT_SECRET (openssl rand -hex 32 makes one; or JWT_PUBLIC_KEY, or"
+                " JWT_JWKS_URL), or start with --dev (in process: Settings(dev=True)) to try it out"
             )
         if len(keys) > 1:
             raise ValueError(f"set one of {', '.join(name.upper() for name in keys)}, not several")
@@ -483,9 +485,14 @@ class Settings(BaseSettings):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ConfigurationError(
-                "\n".join(_describe(problem["loc"], problem["msg"]) for problem in error.errors())
-            ) from None
+            problems = [worded(problem, cls.model_fields) for problem in error.errors()]
+            raise ConfigurationError("\n".join([*problems, *cls.strangers()])) from None
+
+    @classmethod
+    def strangers(cls) -> list[str]:
+        """What ``.env`` and the environment set that is no setting, a sentence each: see `settings_words.strangers`."""
+        known = {str(field.validation_alias or name).upper() for name, field in cls.model_fields.items()}
+        return strangers(known, DotEnvSettingsSource(cls).env_vars, os.environ)
 
 
 def _check_webhook_url(url: str, example: str = "https://app.example/hooks/presence") -> None:
@@ -496,9 +503,3 @@ def _check_webhook_url(url: str, example: str = "https://app.example/hooks/prese
         known = False
     if not known or UNPRINTABLE.search(url) or " " in url:
         raise ValueError(f"takes an address such as {example}")
-
-
-def _describe(location: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    within = "".join(f"{part} of " if isinstance(part, str) else f"number {part + 1}: " for part in location[:0:-1])
-    return f"{str(location[0]).upper()}: {within}{message}" if location else message

@@ -197,9 +197,9 @@ def test_a_bad_value_stops_the_start_and_names_its_variable(
 def test_every_wrong_variable_is_named_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, JWT_SECRET=SECRET, PORT="70000", RATE_LIMIT_EVENTS="fast", LOG_FORMAT="xml")
     assert message.splitlines() == [
-        "PORT: Input should be less than or equal to 65535",
+        "PORT: takes a whole number from 0 to 65535",
         "RATE_LIMIT_EVENTS: a rate reads 100/s, 60/min or 1000/h",
-        "LOG_FORMAT: Input should be 'console' or 'json'",
+        "LOG_FORMAT: takes console or json",
     ]
 
 
@@ -208,8 +208,8 @@ def test_every_wrong_variable_is_named_with_what_it_takes(monkeypatch: pytest.Mo
 
 def test_without_a_key_it_refuses_to_start_and_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(monkeypatch) == (
-        "no key to verify tokens with: set JWT_SECRET (or JWT_PUBLIC_KEY, or JWT_JWKS_URL),"
-        " or start with --dev (in process: Settings(dev=True)) to try it out"
+        "no key to verify tokens with: set JWT_SECRET (openssl rand -hex 32 makes one; or"
+        " JWT_PUBLIC_KEY, or JWT_JWKS_URL), or start with --dev (in process: Settings(dev=True)) to try it out"
     )
     assert refusal(monkeypatch, JWT_SECRET="").startswith("no key to verify tokens with: set JWT_SECRET")
 
