@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import structlog
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from aiohttp import web
+
+_log = structlog.get_logger(__name__)
+
+TOLD = 100
+"""Origins that were refused and are told of in the log, each once: a browser does not let its page read why."""
+
+_SHOWN = 255
+"""Characters of one."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -34,10 +44,21 @@ class Origins:
     def __init__(self, allowed: Iterable[str], *, dev: bool) -> None:
         self._allowed = frozenset(allowed)
         self._dev = dev
+        self._told: set[str] = set()
 
     def allows(self, origin: str | None, request: web.BaseRequest) -> bool:
         """Whether a request with this ``Origin`` header may be served; one without comes from no page."""
-        return "*" in self._allowed or (self._dev and origin == "null") or self.trusts(origin, request)
+        allowed = "*" in self._allowed or (self._dev and origin == "null") or self.trusts(origin, request)
+        if not allowed:
+            self._tell((origin or "")[:_SHOWN])
+        return allowed
+
+    def _tell(self, origin: str) -> None:
+        if origin not in self._told and len(self._told) < TOLD:
+            self._told.add(origin)
+            _log.warning(
+                "a page of another origin was refused; CORS_ALLOWED_ORIGINS names those that may", origin=origin
+            )
 
     def cookies(self, request: web.BaseRequest) -> Mapping[str, str]:
         """The cookies that a token may be taken from.

@@ -2,7 +2,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from gateway.origins import Origins, is_loopback
+from structlog.testing import capture_logs
+
+from gateway.origins import TOLD, Origins, is_loopback
 
 
 def request(host: str = "gateway.example", **headers: str) -> web.Request:
@@ -84,3 +86,26 @@ def test_cookies_count_only_from_pages_that_are_trusted_by_name(
 def test_loopback_by_name_and_address() -> None:
     names = ("localhost", "127.0.0.1", "::1", "example.org", None)
     assert [is_loopback(name) for name in names] == [True, True, True, False, False]
+
+
+def test_a_page_that_is_refused_is_told_of_in_the_log_once_with_the_setting() -> None:
+    origins = Origins([], dev=False)
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert not origins.allows("https://app.example", request())
+        assert not origins.allows("https://other.example", request())
+        assert origins.allows("http://gateway.example", request())
+    assert [(entry["origin"], entry["log_level"]) for entry in logs] == [
+        ("https://app.example", "warning"),
+        ("https://other.example", "warning"),
+    ]
+    assert all("CORS_ALLOWED_ORIGINS" in entry["event"] for entry in logs)
+
+
+def test_a_flood_of_origins_fills_neither_the_log_nor_the_memory() -> None:
+    origins = Origins([], dev=False)
+    with capture_logs() as logs:
+        for number in range(1000):
+            assert not origins.allows(f"https://{number}.example/{'x' * 1000}", request())
+    assert len(logs) == TOLD
+    assert max(len(entry["origin"]) for entry in logs) < 300

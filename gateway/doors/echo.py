@@ -23,7 +23,15 @@ from gateway.channels.model import ADDED, Asker, Subscriber
 from gateway.channels.names import Kind, is_name, kind_of
 from gateway.channels.wire import MemberChanged
 from gateway.engine.namespace import EventCodec, Namespace
-from gateway.errors import CloseCode, ForbiddenError, InvalidPayloadError, RateLimitedError, RefusedError, RequestError
+from gateway.errors import (
+    CloseCode,
+    ForbiddenError,
+    InvalidPayloadError,
+    RateLimitedError,
+    RefusedError,
+    RequestError,
+    UnknownEventError,
+)
 from gateway.presence.model import DEFAULT_TENANT, Ending
 
 if TYPE_CHECKING:
@@ -74,6 +82,14 @@ class EchoCodec(EventCodec):
     def encode_said(self, said: Said) -> Batch:
         """Encode what was said in a channel."""
         return self.batch([(laravel_name(said.event), said.channel, said.data)])
+
+
+_ELSEWHERE = wire.Failure(
+    error=wire.ErrorBody(
+        code=UnknownEventError.code,
+        message="no such request in the namespace /, which is Laravel Echo's: connect to /ws/messages",
+    )
+)
 
 
 def _member(user_id: str, info: msgspec.Raw) -> dict[str, object]:
@@ -204,11 +220,17 @@ class EchoDoor(Namespace):
         event: str,
         args: list[Any],
         *,
-        acknowledged: bool,  # noqa: ARG002 - Echo awaits no answer
-    ) -> Coroutine[Any, Any, None] | None:
-        """Do what a page asks for; see the port. Of what else it asks it is told nothing, as by Laravel's server."""
+        acknowledged: bool,
+    ) -> Coroutine[Any, Any, None] | wire.Failure | None:
+        """Do what a page asks for; see the port.
+
+        Of what else it asks it is told nothing, as by Laravel's server. Echo awaits no answer, so whoever does is a
+        client that has left out its namespace: it would be connected, and hear of nobody.
+        """
         client, handler = self._clients[sid], self._requests.get(event)
-        return None if handler is None else handler(client, args)
+        if handler is not None:
+            return handler(client, args)
+        return _ELSEWHERE if acknowledged else None
 
     # What a page asks for
 

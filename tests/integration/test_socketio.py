@@ -22,7 +22,7 @@ from clients import (
     brief_token,
     is_timestamp,
 )
-from conftest import Running, eventually, make_settings, make_token
+from conftest import STEP, Running, eventually, make_settings, make_token
 
 from gateway import Gateway, wire
 from gateway.presence.model import Transition
@@ -787,6 +787,19 @@ async def test_a_second_tab_is_no_activity_but_the_list_shows_who_is_away(
     data = (await bob.ask("get-online-users"))["data"]
     assert data["count"] == 1
     assert data["users"][0]["online"] is True
+
+
+@pytest.mark.parametrize("transport", ["websocket", "polling"])
+async def test_a_request_without_the_namespace_is_answered_with_where_it_belongs(
+    serve: Serve, closing: AsyncExitStack, transport: str
+) -> None:
+    gateway = await serve()
+    client = socketio.AsyncClient(reconnection=False)
+    closing.push_async_callback(client.disconnect)
+    await client.connect(gateway.url, auth={"token": make_token("alice")}, transports=[transport])
+    answer = await client.call("get-online-users", timeout=STEP)
+    assert (answer["event"], answer["error"]["code"]) == ("error", "UNKNOWN_EVENT")
+    assert answer["error"]["message"].endswith("connect to /ws/messages")
 
 
 async def test_users_events_come_to_every_observer_in_one_order_with_versions_in_a_row(
