@@ -21,6 +21,7 @@ from gateway.app import Gateway, create_app
 from gateway.auth import issue_token
 from gateway.errors import ConfigurationError
 from gateway.export.command import export
+from gateway.parts import weakness_of
 from gateway.presence.clock import SteadyClock
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
@@ -40,9 +41,15 @@ BACKLOG = 4096
 """TCP connections that the system takes in before they are accepted: all of a node's clients may come back at once, and
 each that finds no place tries again only after a second, and then after two."""
 
+MAX_TTL = 3_153_600_000
+"""Seconds: a hundred years."""
+
 ACCEPTORS = 8
 """How many connections are accepted in one turn of the loop. Of each socket that listens libuv accepts one; when all
 come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs."""
+
+
+_VARIABLES = "Everything else is set by environment variables, or a .env file here: see .env.example and the README."
 
 
 def main(arguments: Sequence[str] | None = None, *, make: Callable[[Settings], Gateway] = Gateway) -> int:
@@ -67,12 +74,18 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gateway",
         description="The server that knows, in real time, who is online.",
-        epilog="Everything else is set by environment variables, or a .env file: see .env.example.",
+        epilog=_VARIABLES,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the gateway")
+    serve = commands.add_parser(
+        "serve",
+        help="run the gateway",
+        description="Run the gateway until SIGTERM or SIGINT. JWT_SECRET, or another key to verify tokens with, is to"
+        " be set, but for --dev.",
+        epilog=_VARIABLES,
+    )
     serve.add_argument("--host", help="the address to listen on (HOST, 127.0.0.1)")
     serve.add_argument("--port", type=int, help="the port to listen on (PORT, 3000); 0 takes a free one")
     serve.add_argument(
@@ -83,10 +96,21 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
     )
     serve.set_defaults(command=partial(_serve, make))
 
-    exporting = commands.add_parser("export", help="export presence to EXPORT_DATABASE_URL, in a process of its own")
+    exporting = commands.add_parser(
+        "export",
+        help="export presence to EXPORT_DATABASE_URL, in a process of its own",
+        description="Write who was online when to EXPORT_DATABASE_URL, until SIGTERM or SIGINT, apart from the gateways"
+        " whose REDIS_URL and REDIS_PREFIX it has.",
+        epilog=_VARIABLES,
+    )
     exporting.set_defaults(command=_export)
 
-    token = commands.add_parser("token", help="print a token signed with JWT_SECRET")
+    token = commands.add_parser(
+        "token",
+        help="print a token signed with JWT_SECRET",
+        description="Print a token that a gateway with the same JWT_SECRET takes, to try it with; in production a"
+        " backend signs them.",
+    )
     token.add_argument("user", metavar="USER", help="the user id: the token's sub")
     token.add_argument("--tenant", help="the tenant; the default one where none is named")
     token.add_argument("--name", help="the name that others see")
@@ -94,7 +118,8 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
     token.add_argument("--ttl", type=float, default=3600.0, help="seconds until it expires (3600)")
     token.set_defaults(command=_token)
 
-    hooks = commands.add_parser("webhooks", help="list webhooks that failed, and send them again (with REDIS_URL)")
+    about = "list webhooks that failed, and send them again (with REDIS_URL)"
+    hooks = commands.add_parser("webhooks", help=about, description=_sentence(about))
     actions = hooks.add_subparsers(required=True, metavar="ACTION", dest="action")
     for name, about in (
         ("list", "show dead letters, and what waits for each endpoint"),
@@ -102,7 +127,7 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
         ("resume", "send to an endpoint again that had answered 410"),
         ("forget", "let go of all that is kept for an endpoint that is configured no more"),
     ):
-        action = actions.add_parser(name, help=about)
+        action = actions.add_parser(name, help=about, description=_sentence(about))
         which = "of this endpoint only; default is PRESENCE_WEBHOOK_URL"
         action.add_argument("--endpoint", metavar="NAME", help=which, required=name == "forget")
         if name == "forget":
@@ -112,6 +137,10 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
             action.add_argument("--all", action="store_true", help="all of them")
     hooks.set_defaults(command=_webhooks)
     return parser
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _serve(make: Callable[[Settings], Gateway], options: argparse.Namespace) -> int:
@@ -166,8 +195,10 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         try:
             await _listen(runner, settings.host, settings.port)
         except OSError as error:
-            where, why = f"{settings.host}:{settings.port}", os.strerror(error.errno) if error.errno else error
-            raise ConfigurationError(f"cannot listen on {where}: {why}; HOST and PORT say where to listen") from None
+            where, why = f"{_for_url(settings.host)}:{settings.port}", _reason(error)
+            raise ConfigurationError(
+                f"cannot listen on {where}: {why}; HOST and PORT, or --host and --port, say where to listen"
+            ) from None
         host, port = runner.addresses[0][:2]
         _log.info("listening", address=f"http://{_for_url(host)}:{port}", version=__version__, compiled=COMPILED)
         if settings.dev:
@@ -200,6 +231,13 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
             await web.SockSite(runner, again, backlog=BACKLOG).start()
 
 
+def _reason(error: OSError) -> str:
+    """Why, in the system's words: asyncio's tell the address again."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
+
+
 def _for_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -221,8 +259,14 @@ def _token(options: argparse.Namespace) -> int:
         )
     if not is_id(options.user):
         raise ConfigurationError("USER takes 1 to 128 characters without control characters")
+    if options.tenant is not None and not is_id(options.tenant):
+        raise ConfigurationError("--tenant takes 1 to 128 characters without control characters")
+    if not 0 < options.ttl <= MAX_TTL:
+        raise ConfigurationError(f"--ttl takes a number of seconds, more than 0, {MAX_TTL} at the most")
     claims = {"name": options.name, "role": options.role, settings.jwt_tenant_claim: options.tenant}
     secret = settings.jwt_secret.get_secret_value()
+    if warning := weakness_of(secret):
+        print(f"gateway: {warning}", file=sys.stderr)
     print(issue_token(settings, secret, options.user, now=SteadyClock()(), ttl=options.ttl, claims=claims))
     return 0
 

@@ -162,7 +162,7 @@ class Authenticator:
         except jwt.PyJWKClientConnectionError:
             raise KeysUnavailableError("the keys to verify tokens with cannot be fetched; try again later") from None
         except (jwt.PyJWTError, TypeError, ValueError) as error:  # the last two: a key of another kind, no UTF-8
-            raise TokenInvalidError(f"the token is not accepted: {str(error)[:_MAX_REASON]}") from None
+            raise TokenInvalidError(f"the token is not accepted: {self._why(error, token)}") from None
         identity = _identity(claims, settings.jwt_tenant_claim)
         if self._check is not None:
             self._check(identity)
@@ -171,6 +171,30 @@ class Authenticator:
     def knows_service_key(self, key: str) -> bool:
         """Whether `key` is one of ``SERVICE_API_KEYS``, in a time that does not tell how nearly."""
         return any(hmac.compare_digest(known, key.encode(errors="surrogatepass")) for known in self._service_keys)
+
+    def _why(self, error: Exception, token: str) -> str:
+        """What is wrong with a token, in words for whoever made or sent it."""
+        settings, detail = self._settings, str(error)[:_MAX_REASON]
+        match error:
+            case jwt.InvalidSignatureError():
+                if keys := [
+                    name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(settings, name)
+                ]:
+                    return f"it was signed with another key than the gateway's {keys[0].upper()}"
+                return "it was signed with another key than this run's, which /dev/token signs with"
+            case jwt.InvalidAlgorithmError():
+                return f"its algorithm is not {' or '.join(self._algorithms)}"
+            case jwt.MissingRequiredClaimError():
+                return f"it has no {error.claim!r}"
+            case jwt.InvalidIssuerError():
+                return "its iss is not JWT_ISSUER"
+            case jwt.InvalidAudienceError():
+                return "its aud is not JWT_AUDIENCE"
+            case jwt.DecodeError() if token.lower().startswith("bearer "):
+                return "it begins with Bearer; send what is behind that"
+            case jwt.DecodeError():
+                return f"it is no JWT: {detail}"
+        return detail
 
     async def _key_for(self, token: str) -> Any:
         if self._published is None:
@@ -297,7 +321,9 @@ def issue_token(
     payload = {"sub": user_id, "iat": now // 1000, "exp": int(now / 1000 + ttl)}
     optional = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience, **claims}
     payload |= {name: value for name, value in optional.items() if value is not None}
-    return jwt.encode(payload, secret, algorithm=(*settings.jwt_algorithms, "HS256")[0])
+    encoder = jwt.PyJWT()
+    _prepare_hmac(encoder)  # a secret that is short is warned of where it is set
+    return encoder.encode(payload, secret.encode(), algorithm=(*settings.jwt_algorithms, "HS256")[0])
 
 
 def _public_key(pem: str) -> tuple[Any, tuple[str, ...]]:

@@ -132,12 +132,19 @@ def make_store_and_bus(
     return store, RedisBus(client, settings.redis_prefix, node), outbox
 
 
+def weakness_of(secret: str) -> str | None:
+    """What is to be said of a secret that is too short; None of one that is long enough."""
+    if len(secret.encode()) >= MIN_SECRET:
+        return None
+    return f"JWT_SECRET can be guessed: it has fewer than {MIN_SECRET} bytes; openssl rand -hex 32 makes one"
+
+
 def signing_secret(settings: Settings) -> str | None:
     """The secret that development tokens are signed with; None where tokens are another's to sign."""
     if settings.jwt_secret is not None:
         secret = settings.jwt_secret.get_secret_value()
-        if len(secret.encode()) < MIN_SECRET:
-            _log.warning("JWT_SECRET can be guessed: it has fewer than 32 bytes; openssl rand -hex 32 makes one")
+        if warning := weakness_of(secret):
+            _log.warning(warning)
         return secret
     if settings.jwt_public_key is not None or settings.jwt_jwks_url is not None:
         return None

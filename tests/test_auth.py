@@ -194,9 +194,44 @@ async def test_an_expired_token_is_told_apart() -> None:
 async def test_a_token_must_expire_unless_that_is_not_required() -> None:
     token = make_token(exp=None)
     error = await refusal(by_secret(), token)
-    assert str(error) == 'the token is not accepted: Token is missing the "exp" claim'
+    assert str(error) == "the token is not accepted: it has no 'exp'"
     assert (await by_secret(jwt_require_exp=False).identify(token)).expires_at is None
     assert type(await refusal(by_secret(jwt_require_exp=False), make_token(ttl=-10))) is TokenExpiredError
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("abc", "it is no JWT: Not enough segments"),
+        ("a.b.c", "it is no JWT: "),
+        ("{'token': 'x'}", "it is no JWT: "),
+        (f"Bearer {make_token()}", "it begins with Bearer; send what is behind that"),
+        (make_token(secret="x" * 32), "it was signed with another key than the gateway's JWT_SECRET"),
+        (jwt.encode({"sub": "a"}, "x" * 64, "HS512"), "its algorithm is not HS256"),
+        (jwt.encode({"sub": "a", "exp": 4e9, "nbf": 4e9}, SECRET, "HS256"), "The token is not yet valid (nbf)"),
+    ],
+)
+async def test_what_is_wrong_with_a_token_is_said_in_words_for_who_sent_it(token: str, says: str) -> None:
+    error = await refusal(by_secret(), token)
+    assert str(error).startswith(f"the token is not accepted: {says}")
+
+
+async def test_a_token_of_another_run_of_development_mode_is_told_where_to_get_one() -> None:
+    authenticator = Authenticator(make_settings(dev=True, jwt_secret=None), "y" * 32)
+    assert "/dev/token" in str(await refusal(authenticator, make_token()))
+
+
+@pytest.mark.parametrize(
+    ("claims", "says"),
+    [
+        ({"iss": "other", "aud": "gateway"}, "its iss is not JWT_ISSUER"),
+        ({"iss": "issuer", "aud": "other"}, "its aud is not JWT_AUDIENCE"),
+        ({"iss": "issuer"}, "it has no 'aud'"),
+    ],
+)
+async def test_a_token_for_others_is_told_by_which_setting(claims: dict[str, Any], says: str) -> None:
+    error = await refusal(by_secret(jwt_issuer="issuer", jwt_audience="gateway"), make_token(**claims))
+    assert str(error) == f"the token is not accepted: {says}"
 
 
 @pytest.mark.parametrize(

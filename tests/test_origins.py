@@ -1,7 +1,6 @@
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-
 from structlog.testing import capture_logs
 
 from gateway.origins import TOLD, Origins, is_loopback

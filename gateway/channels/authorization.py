@@ -81,7 +81,7 @@ class Authorizer:
         if identity is None:
             raise ForbiddenError(f"{channel} takes a token; send one with the connection")
         if not is_allowed(identity, channel):
-            raise ForbiddenError(f"{channel} is not for this user")
+            raise ForbiddenError(_why_not(channel))
         return person_of(identity) if kind is Kind.PRESENCE else None
 
     async def _ask_rule(self, rule: ChannelRule, identity: Identity, channel: str) -> bool | Mapping[str, Any] | None:
@@ -107,6 +107,16 @@ def is_allowed(identity: Identity, channel: str) -> bool:
     if (conversation := conversation_in(channel)) is not None:
         return identity.user_id in (parties_of(conversation) or ())
     return channel == "private-admin" and identity.profile.role == ADMIN
+
+
+def _why_not(channel: str) -> str:
+    """What whoever is refused by the built-in rules is told."""
+    conversation = conversation_in(channel)
+    if conversation is not None and parties_of(conversation) is None:
+        return f"{channel} is of no two users: a conversation is named by their ids, as alice-bob"
+    if conversation is None and owner_of(channel) is None and channel != "private-admin":
+        return f"{channel} is for nobody until channel_auth or CHANNEL_AUTH_URL says for whom"
+    return f"{channel} is not for this user"
 
 
 def person_of(identity: Identity, info: object = None) -> Person:

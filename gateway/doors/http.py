@@ -549,10 +549,21 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem(NotFoundError("there is no such file"))
     except web.HTTPClientError as error:
         kind = {HTTPStatus.FORBIDDEN: ForbiddenError, HTTPStatus.NOT_FOUND: NotFoundError}
-        said = kind.get(HTTPStatus(error.status), InvalidPayloadError)(f"{request.method} {request.path}: {error.text}")
+        said = kind.get(HTTPStatus(error.status), InvalidPayloadError)(_said_of(request, error))
         response = problem(said, error.status)
         response.headers.update({name: error.headers[name] for name in ("Allow", "Upgrade") if name in error.headers})
         return response
+
+
+def _said_of(request: web.Request, error: web.HTTPClientError) -> str:
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
+    if error.text == f"{error.status}: {error.reason}":  # aiohttp's own
+        more = "; /docs shows what there is" if error.status == HTTPStatus.NOT_FOUND else ""
+        return (
+            f"there is nothing at {request.path}{more}" if more else f"{request.method} {request.path}: {error.reason}"
+        )
+    return f"{request.method} {request.path}: {error.text}"
 
 
 def problem(error: RequestError | RefusedError, status: int | None = None) -> web.Response:

@@ -482,8 +482,12 @@ async def test_a_body_too_large_is_refused(serve: Serve, closing: AsyncExitStack
 
 async def test_there_is_nothing_where_there_is_nothing(serve: Serve, closing: AsyncExitStack) -> None:
     http = await callers(closing, await serve())
-    assert (await http.backend.get("/no/such/path")).status == 404
-    assert (await http.backend.call("PUT", "/presence/heartbeat")).status == 405
+    nothing = await http.backend.get("/no/such/path")
+    nothing.problem(404, "NOT_FOUND")
+    assert nothing.json["detail"] == "there is nothing at /no/such/path; /docs shows what there is"
+    method = await http.backend.call("PUT", "/presence/heartbeat")
+    method.problem(405, "INVALID_PAYLOAD")
+    assert method.json["detail"] == "/presence/heartbeat takes OPTIONS, POST, not PUT"
 
 
 # Health

@@ -141,7 +141,12 @@ async def test_help_names_the_commands() -> None:
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [("serve", ["--host", "--port", "--dev"]), ("token", ["USER", "--tenant", "--name", "--role", "--ttl"])],
+    [
+        ("serve", ["--host", "--port", "--dev", "JWT_SECRET", ".env"]),
+        ("token", ["USER", "--tenant", "--name", "--role", "--ttl", "JWT_SECRET"]),
+        ("export", ["EXPORT_DATABASE_URL", "REDIS_URL", ".env"]),
+        ("webhooks", ["list", "replay", "resume", "forget", "REDIS_URL"]),
+    ],
 )
 def test_help_of_a_command_names_what_it_takes(
     command: str, words: list[str], capsys: pytest.CaptureFixture[str]
@@ -188,6 +193,37 @@ def test_no_token_is_printed_for_what_is_no_user(
     output, errors = capsys.readouterr()
     assert output == ""
     assert "USER" in errors
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--ttl", "0"), ("--ttl", "-5"), ("--ttl", "nan"), ("--ttl", "1e300"), ("--tenant", "")]
+)
+def test_no_token_is_printed_that_no_gateway_would_take(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", SECRET)
+    assert main(["token", "alice", f"{option}={value}"]) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(f"gateway: {option} takes ")
+
+
+def test_a_token_of_a_short_secret_is_printed_with_a_warning_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", "short")
+    assert main(["token", "alice"]) == 0  # and no warning of PyJWT's, which would be an error here
+    output, errors = capsys.readouterr()
+    assert output.count(".") == 2
+    assert errors.startswith("gateway: JWT_SECRET can be guessed: ")
+
+
+async def test_a_host_that_is_none_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    status, _output, errors = await run("serve", "--host", "no.host.invalid", directory=tmp_path, JWT_SECRET=SECRET)
+    assert status == 2
+    assert "gateway: cannot listen on no.host.invalid:3000: " in errors
+    assert "Unknown error" not in errors
+    assert "HOST and PORT, or --host and --port, say where to listen" in errors
 
 
 # Logs
