@@ -174,27 +174,29 @@ class Authenticator:
 
     def _why(self, error: Exception, token: str) -> str:
         """What is wrong with a token, in words for whoever made or sent it."""
-        settings, detail = self._settings, str(error)[:_MAX_REASON]
+        why = str(error)[:_MAX_REASON]
         match error:
             case jwt.InvalidSignatureError():
-                if keys := [
-                    name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(settings, name)
-                ]:
-                    return f"it was signed with another key than the gateway's {keys[0].upper()}"
-                return "it was signed with another key than this run's, which /dev/token signs with"
+                why = f"it was signed with another key than {self._whose_key()}"
             case jwt.InvalidAlgorithmError():
-                return f"its algorithm is not {' or '.join(self._algorithms)}"
+                why = f"its algorithm is not {' or '.join(self._algorithms)}"
             case jwt.MissingRequiredClaimError():
-                return f"it has no {error.claim!r}"
+                why = f"it has no {error.claim!r}"
             case jwt.InvalidIssuerError():
-                return "its iss is not JWT_ISSUER"
+                why = "its iss is not JWT_ISSUER"
             case jwt.InvalidAudienceError():
-                return "its aud is not JWT_AUDIENCE"
+                why = "its aud is not JWT_AUDIENCE"
             case jwt.DecodeError() if token.lower().startswith("bearer "):
-                return "it begins with Bearer; send what is behind that"
+                why = "it begins with Bearer; send what is behind that"
             case jwt.DecodeError():
-                return f"it is no JWT: {detail}"
-        return detail
+                why = f"it is no JWT: {why}"
+        return why
+
+    def _whose_key(self) -> str:
+        for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url"):
+            if getattr(self._settings, name):
+                return f"the gateway's {name.upper()}"
+        return "this run's, which /dev/token signs with"
 
     async def _key_for(self, token: str) -> Any:
         if self._published is None:
