@@ -1,11 +1,12 @@
 """A small application with sessions of its own, whose pages need no socket to be seen: any request says who is there.
 
-Run it:  JWT_SECRET=$(openssl rand -hex 32) python examples/activity.py
+Run it:  JWT_SECRET=$(openssl rand -hex 32) .venv/bin/python examples/activity.py
 Try it:  curl -c jar -d name=alice localhost:8080/login && curl -b jar localhost:8080/who
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 
 from aiohttp import web
@@ -62,4 +63,4 @@ def create_app(settings: Settings) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(create_app(Settings()), host="127.0.0.1", port=8080, access_log=None)
+    web.run_app(create_app(Settings()), host="127.0.0.1", port=int(os.environ.get("PORT", "8080")), access_log=None)

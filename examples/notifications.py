@@ -1,6 +1,6 @@
 """An application of its own, with the gateway inside: it asks who is there before it decides how to notify.
 
-Run it, in the environment that make set up::
+Run it, in the environment that make set up (another port: PORT=8081)::
 
     export JWT_SECRET=change-me-to-32-characters-or-more
     .venv/bin/python examples/notifications.py
@@ -15,6 +15,8 @@ page's log shows the ``notification``.
 """
 
 from __future__ import annotations
+
+import os
 
 import structlog
 from aiohttp import web
@@ -65,4 +67,4 @@ def create_app(settings: Settings) -> web.Application:
 
 if __name__ == "__main__":
     # No access log: its lines would hold the tokens of ?token=.
-    web.run_app(create_app(Settings()), host="127.0.0.1", port=8080, access_log=None)
+    web.run_app(create_app(Settings()), host="127.0.0.1", port=int(os.environ.get("PORT", "8080")), access_log=None)

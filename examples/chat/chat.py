@@ -1,6 +1,7 @@
 """A chat: rooms, who is here, who is typing, messages between two people, and what they have read.
 
-Run it:  python examples/chat/chat.py     and open http://127.0.0.1:8080 in two windows, one of them private
+Run it:  .venv/bin/python examples/chat/chat.py     and open http://127.0.0.1:8080 in two windows, one of them private
+Another port:  PORT=8081 .venv/bin/python examples/chat/chat.py
 """
 
 from __future__ import annotations
@@ -51,4 +52,4 @@ def create_app(settings: Settings) -> web.Application:
 
 if __name__ == "__main__":
     os.environ.setdefault("JWT_SECRET", secrets.token_hex(32))  # for this run; whoever is in has to come in again
-    web.run_app(create_app(Settings()), host="127.0.0.1", port=8080, access_log=None)
+    web.run_app(create_app(Settings()), host="127.0.0.1", port=int(os.environ.get("PORT", "8080")), access_log=None)

@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib.util
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +12,8 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from conftest import ROOT, SERVICE_KEY, STEP, eventually, make_settings, make_token
+from conftest import ROOT, SECRET, SERVICE_KEY, STEP, eventually, make_settings, make_token
+from redis_servers import free_port
 
 
 @asynccontextmanager
@@ -91,3 +94,24 @@ async def test_pages_without_a_socket_are_seen_by_their_requests() -> None:
         assert not await is_online()
         assert await ask("GET", "/who") == (401, None)
         assert not await is_online()
+
+
+@pytest.mark.parametrize("name", ["chat/chat", "activity", "notifications"])
+async def test_an_example_takes_another_port(name: str) -> None:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-u", str(ROOT / "examples" / f"{name}.py")),
+        env={**os.environ, "PORT": str(port), "JWT_SECRET": SECRET},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            while line := await process.stdout.readline():
+                if f"http://127.0.0.1:{port}".encode() in line:
+                    break
+        assert line
+    finally:
+        process.kill()
+        await process.wait()

@@ -60,6 +60,38 @@ async def test_the_python_script_runs(dev: Process, tmp_path: Path) -> None:
     assert "'userId': 'robot'" in await run(sys.executable, str(path))
 
 
+async def test_pusher_js_and_echo_find_the_gateway_where_the_page_says(
+    spawn: Callable[..., Awaitable[Process]], tmp_path: Path
+) -> None:
+    node = require_program("node")
+    application = {"PUSHER_APP_ID": "1", "PUSHER_APP_KEY": "app-key", "PUSHER_APP_SECRET": "secret"}
+    dev = await spawn("--dev", **application)
+    code = block("Coming from Laravel Echo, Pusher or Socket.IO", "js")
+    assert "wsPort: 3000" in code
+    code = code.replace("http://127.0.0.1:3000", dev.url).replace(
+        "wsPort: 3000", f"wsPort: {dev.url.rsplit(':', 1)[1]}"
+    )
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    (tmp_path / "page.mjs").write_text(code)
+    page = await asyncio.create_subprocess_exec(
+        node, "page.mjs", cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        assert page.stdout is not None
+        lines = [(await asyncio.wait_for(page.stdout.readline(), 30)).decode() for _ in range(2)]
+        assert sorted(lines) == ["echo [ { name: 'Alice' } ]\n", "pusher { alice: { name: 'Alice' } }\n"]
+    finally:
+        page.kill()
+        await page.wait()
+
+
+def test_every_link_to_a_place_on_the_page_leads_there() -> None:
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    places = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) - places == set()
+
+
 @pytest.mark.parametrize(
     ("secret", "of_the_receiver"),
     [("whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="), ("any-text", "YW55LXRleHQ=")],
