@@ -8,7 +8,7 @@ import msgspec
 
 from gateway import wire
 from gateway.errors import InvalidPayloadError
-from gateway.presence.model import DEFAULT_TENANT, UserStatus
+from gateway.presence.model import DEFAULT_TENANT, Chosen, UserStatus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +106,8 @@ def to_choice(status: str, text: str | None, expires_in: float | None, now: int)
     Raises:
         InvalidPayloadError: one is not acceptable; the message says which.
     """
+    if status not in (choices := [str(choice) for choice in Chosen]):
+        raise InvalidPayloadError(f"status takes {', '.join(choices)}; not {status!r:.100}")
     said = {"status": status, "statusText": text, "expiresIn": expires_in}
     try:
         return msgspec.convert(said, wire.SetStatus).choice(now)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -57,6 +58,10 @@ SET_STATUS_USAGE = (
 )
 
 
+_PATTERN = re.compile(r" matching regex '.*'")
+"""What nobody reads in an error; the usage behind it says the same in words."""
+
+
 def validate(payload: object, to: type[wire.Body], usage: str, *, strict: bool = True) -> Any:
     """Turn a decoded JSON payload into its type; no payload is an empty one.
 
@@ -72,7 +77,9 @@ def validate(payload: object, to: type[wire.Body], usage: str, *, strict: bool =
     try:
         return msgspec.convert({} if payload is None else payload, to, strict=strict)
     except msgspec.ValidationError as error:
-        raise InvalidPayloadError(f"{error}; {usage}") from None
+        raise InvalidPayloadError(
+            f"{_PATTERN.sub(' of the characters that it may have', str(error))}; {usage}"
+        ) from None
 
 
 def encode_meta(meta: dict[str, Any] | None) -> bytes | None:

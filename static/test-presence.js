@@ -20,7 +20,7 @@
 
   const REFUSALS = {
     TOKEN_MISSING: 'Get a development token, or paste one.',
-    TOKEN_INVALID: 'It was made for another key, issuer or audience. Get a new one.',
+    TOKEN_INVALID: 'Get a development token, or another.',
     TOKEN_EXPIRED: 'Get a new one.',
     TOO_MANY_CONNECTIONS: 'Close another window of this user.',
   };

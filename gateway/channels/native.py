@@ -97,21 +97,23 @@ class ChannelRequests:
 
     def add_to(self, requests: Requests) -> None:
         """Add these requests to the others."""
-        requests.add("join-channel", JoinChannel, "joined-channel", self._join, 'join-channel takes {"channel": "…"}')
-        requests.add("leave-channel", LeaveChannel, "left-channel", self._leave, 'leave-channel takes {"channel": "…"}')
+        name = 'takes {"channel": "…"} of 1 to 164 characters A-Z a-z 0-9 _ - = @ , . ; :'
+        usage = f'join-channel {name}, and "since": a position, as text, where it was in it before'
+        requests.add("join-channel", JoinChannel, "joined-channel", self._join, usage)
+        requests.add("leave-channel", LeaveChannel, "left-channel", self._leave, f"leave-channel {name}")
         requests.add(
             "join-conversation",
             JoinConversation,
             "joined-conversation",
             self._join_conversation,
-            'join-conversation takes {"conversationId": "…"}',
+            'join-conversation takes {"conversationId": "…"}, the ids of the two users, as alice-bob',
         )
         requests.add(
             "leave-conversation",
             LeaveConversation,
             "left-conversation",
             self._leave_conversation,
-            'leave-conversation takes {"conversationId": "…"}',
+            'leave-conversation takes {"conversationId": "…"}, the ids of the two users, as alice-bob',
         )
 
     @staticmethod

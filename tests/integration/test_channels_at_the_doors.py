@@ -46,6 +46,15 @@ def changes(client: Client) -> list[tuple[str, str]]:
     return [(name, data["userId"]) for name, data in client.heard if name.startswith("member-")]
 
 
+async def test_a_name_that_is_none_is_refused_in_words(serve: Serve, closing: AsyncExitStack) -> None:
+    alice = await Client.connect(closing, (await serve()).url, "alice")
+    answer = await alice.ask("join-channel", {"channel": "room 1"})
+    assert answer["error"]["code"] == "INVALID_PAYLOAD"
+    message = answer["error"]["message"]
+    assert message.startswith("Expected `str` of the characters that it may have - at `$.channel`; join-channel takes ")
+    assert "A-Z a-z 0-9 _ - = @ , . ; :" in message
+
+
 async def test_members_are_told_by_both_doors_and_strangers_nothing(
     serve: Serve, closing: AsyncExitStack, store: dict[str, Any]
 ) -> None:

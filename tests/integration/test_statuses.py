@@ -327,3 +327,9 @@ async def test_one_who_is_invisible_is_still_notified_and_kicked(
     await other.gateway.notify("alice", "notification", {"message": "hi"})
     assert (await alice.until("notification"))["data"] == {"message": "hi"}
     assert await other.gateway.disconnect("alice") == 1
+
+
+async def test_a_status_that_is_none_is_refused_with_those_that_are(serve: Serve) -> None:
+    presence = (await serve()).gateway.presence
+    with pytest.raises(InvalidPayloadError, match="status takes online, away, busy, dnd, invisible; not 'bussy'"):
+        await presence.set_status("alice", "bussy")
