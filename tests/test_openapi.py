@@ -57,6 +57,25 @@ async def test_what_signs_for_pushers_clients_is_described_where_it_is_served(se
     assert set(document["components"]["schemas"]["AuthorizeChannel"]["properties"]) == {"socket_id", "channel_name"}
 
 
+@pytest.mark.parametrize(
+    ("path", "heading"),
+    [
+        ("/online-status", "Presence"),
+        ("/api/users/{id}/explain", "Presence"),
+        ("/api/users/{id}/reauthorize", "Channels"),
+        ("/api/channels/{channel}/events", "Channels"),
+        ("/api/messages", "Channels"),
+        ("/api/rooms/{id}/activity", "Channels"),
+        ("/api/notifications", "Notifications"),
+        ("/api/tokens/revoke", "Tokens"),
+        ("/api/webhooks/replay", "Webhooks"),
+        ("/health/live", "Health"),
+    ],
+)
+async def test_calls_are_shown_under_headings(document: dict[str, Any], path: str, heading: str) -> None:
+    assert [row["tags"] for row in document["paths"][path].values()] == [[heading]]
+
+
 async def test_every_operation_has_an_id_of_its_own(document: dict[str, Any]) -> None:
     ids = [row["operationId"] for row in operations(document).values()]
     assert len(set(ids)) == len(ids)

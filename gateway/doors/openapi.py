@@ -26,6 +26,18 @@ _TENANT = {
     "description": "With a service key: whose users. A user's token names its own.",
     "schema": {"type": "string", "default": "default"},
 }
+_GROUPS = {
+    "/api/channels": "Channels",
+    "/api/messages": "Channels",
+    "/api/rooms": "Channels",
+    "/api/users/{id}/reauthorize": "Channels",
+    "/broadcasting": "Channels",
+    "/api/notifications": "Notifications",
+    "/api/tokens": "Tokens",
+    "/api/webhooks": "Webhooks",
+    "/health": "Health",
+}
+"""Under which heading ``/docs`` shows a call, by what its path begins with; the others are about presence."""
 _IN_PATH = {
     name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": length}}
     for name, length in (("id", 128), ("channel", MAX_NAME))
@@ -53,6 +65,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
         query = components[row.query.__name__]
         described: dict[str, Any] = {
             "operationId": _operation_id(row),
+            "tags": [_group(row.path)],
             "summary": row.summary,
             "security": _SECURITY[row.caller],
             "parameters": [
@@ -75,7 +88,9 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
         "info": {
             "title": "Presence gateway",
             "version": version,
-            "description": "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket.",
+            "description": "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket. To try"
+            " it, authorize with a user's token (development mode gives one at /dev/token?user=alice), or with a service"
+            " key, one of SERVICE_API_KEYS.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
@@ -99,6 +114,10 @@ def _query_parameters(query: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _response(description: str, content_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {content_type: {"schema": schema}}}
+
+
+def _group(path: str) -> str:
+    return next((group for beginning, group in _GROUPS.items() if path.startswith(beginning)), "Presence")
 
 
 def _operation_id(row: Operation) -> str:
