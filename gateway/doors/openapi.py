@@ -38,6 +38,11 @@ _GROUPS = {
     "/health": "Health",
 }
 """Under which heading ``/docs`` shows a call, by what its path begins with; the others are about presence."""
+_ABOUT = (
+    "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket. To try it, authorize with"
+    " a user's token (development mode gives one at /dev/token?user=alice), or with a service key, one of"
+    " SERVICE_API_KEYS."
+)
 _IN_PATH = {
     name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": length}}
     for name, length in (("id", 128), ("channel", MAX_NAME))
@@ -88,9 +93,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
         "info": {
             "title": "Presence gateway",
             "version": version,
-            "description": "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket. To try"
-            " it, authorize with a user's token (development mode gives one at /dev/token?user=alice), or with a service"
-            " key, one of SERVICE_API_KEYS.",
+            "description": _ABOUT,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
