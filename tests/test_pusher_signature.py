@@ -1,11 +1,13 @@
 """What a Pusher application's secret signs, against the examples of Pusher's own documentation."""
 
+import base64
 import hashlib
 
 import pytest
+from pusher.crypto import generate_shared_secret
 
 from gateway.errors import SignatureError
-from gateway.pusher.signature import TOLERANCE, Signer
+from gateway.pusher.signature import TOLERANCE, Signer, master_key_of
 
 SIGNER = Signer("278d425bdf160c739803", "7ad3773142a6692b25b8")
 NOW = 1_353_088_179
@@ -48,6 +50,22 @@ def test_a_presence_channel_is_signed_with_who_the_client_is() -> None:
     assert SIGNER.is_channel_auth(auth, "1234.1234", "presence-foobar", data)
     assert not SIGNER.is_channel_auth(auth, "1234.1234", "presence-foobar", data.replace("10", "11"))
     assert not SIGNER.is_channel_auth(auth, "1234.1234", "presence-foobar")
+
+
+def test_an_encrypted_channel_has_the_secret_that_pushers_libraries_make() -> None:
+    key = "01234567890123456789012345678901"  # as in the tests of pusher-http-python
+    signer = Signer("key", "secret", key.encode())
+    for channel in ("private-encrypted-tst", "private-encrypted-a=b;c"):
+        right = base64.b64encode(generate_shared_secret(channel.encode(), key.encode())).decode()
+        assert signer.shared_secret(channel) == right
+    assert SIGNER.shared_secret("private-encrypted-tst") is None
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_a_master_key_has_32_bytes(length: int) -> None:
+    assert master_key_of(base64.b64encode(bytes(32)).decode()) == bytes(32)
+    with pytest.raises(ValueError, match="openssl rand -base64 32"):
+        master_key_of(base64.b64encode(bytes(length)).decode())
 
 
 def test_a_user_is_signed_as_the_documentation_has_it() -> None:

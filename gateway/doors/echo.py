@@ -20,7 +20,7 @@ from gateway.buckets import TokenBucket
 from gateway.channels.channels import encoded
 from gateway.channels.events import laravel_name
 from gateway.channels.model import ADDED, Asker, Subscriber
-from gateway.channels.names import Kind, is_name, kind_of
+from gateway.channels.names import Kind, is_encrypted, is_name, kind_of
 from gateway.channels.wire import MemberChanged
 from gateway.engine.namespace import EventCodec, Namespace
 from gateway.errors import CloseCode, ForbiddenError, InvalidPayloadError, RateLimitedError, RefusedError, RequestError
@@ -266,6 +266,8 @@ class EchoDoor(Namespace):
         subscriber = client.subscriber
         if said.channel not in subscriber.channels or kind_of(said.channel) is Kind.PUBLIC:
             return  # as Laravel's server: whispers are for those who are in a private channel
+        if is_encrypted(said.channel):
+            return  # whose members could not read it
         data = msgspec.Raw(encoded(said.data))
         if not said.event.startswith(WHISPER) or len(said.event) > wire.MAX_EVENT or len(bytes(data)) > MAX_WHISPER:
             return

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gateway import wire
 from gateway.channels.membership import is_presence
-from gateway.channels.names import check_name
+from gateway.channels.names import check_name, is_cache
 from gateway.errors import (
     InternalError,
     InvalidPayloadError,
@@ -56,7 +56,6 @@ _RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS}) | _OWN
 _RESERVED_PREFIXES = ("pusher:", "pusher_internal:")
 
 _ATTRIBUTES = frozenset({"user_count", "subscription_count", "cache"})
-_CACHES = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
 
 
 class Trigger(msgspec.Struct):
@@ -257,7 +256,7 @@ class PusherAPI:
         attributes = _attributes(request.query.get("info"))
         if "user_count" in attributes and not is_presence(name):
             raise InvalidPayloadError("Cannot retrieve the user count unless the channel is a presence channel")
-        if "cache" in attributes and not name.startswith(_CACHES):
+        if "cache" in attributes and not is_cache(name):
             raise InvalidPayloadError("Cannot retrieve the cache unless the channel is a cache channel")
         answer = {
             "occupied": self._channels.membership.is_occupied(DEFAULT_TENANT, name),

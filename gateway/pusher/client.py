@@ -13,7 +13,7 @@ from gateway.auth import Identity, clean_text, find_token
 from gateway.buckets import TokenBucket
 from gateway.channels.authorization import person_named
 from gateway.channels.model import ADDED, Asker, Subscriber
-from gateway.channels.names import Kind, is_name, kind_of
+from gateway.channels.names import Kind, is_cache, is_encrypted, is_name, kind_of
 from gateway.channels.wire import MemberChanged
 from gateway.engine.batch import Batch
 from gateway.engine.stream import write_all
@@ -442,7 +442,7 @@ class Client:
             if not is_name(channel):
                 raise InvalidPayloadError("Invalid channel name")
             person = await self._authorized(asked)
-            since = 0 if frames.is_cache(channel) else None
+            since = 0 if is_cache(channel) else None
             await self._door.channels.join(
                 self.subscriber, channel, person, since=since, limit=1, answer=self._answer_subscription
             )
@@ -487,7 +487,7 @@ class Client:
     def _answer_subscription(self, joined: Joined) -> None:
         channel = joined.channel
         self._tell(frames.succeeded(channel, joined.members))
-        if frames.is_cache(channel):
+        if is_cache(channel):
             last = joined.history.events[-1:] if joined.history is not None else ()
             self._tell(frames.said_in(last[0]) if last else frames.cache_miss(channel))
 
@@ -531,7 +531,7 @@ class Client:
         channel = frame.channel
         if channel is None or channel not in self.subscriber.channels:
             raise InvalidPayloadError("Client event rejected: the connection is not in the channel")
-        if kind_of(channel) is Kind.PUBLIC or frames.is_encrypted(channel):
+        if kind_of(channel) is Kind.PUBLIC or is_encrypted(channel):
             raise InvalidPayloadError("Client event rejected: only for private and presence channels, not encrypted")
         if len(frame.event) > MAX_EVENT:
             raise InvalidPayloadError(f"Client event rejected: a name may have {MAX_EVENT} characters")

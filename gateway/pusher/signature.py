@@ -1,10 +1,12 @@
 """What a Pusher application's secret signs: channels, users, requests of its HTTP API, and webhooks.
 
-Everything is HMAC-SHA256, in hexadecimal digits, of a text that the Pusher protocol lays down.
+Everything is HMAC-SHA256, in hexadecimal digits, of a text that the Pusher protocol lays down. What is said in an
+encrypted channel is not signed but hidden, by what the application's master key makes of the channel's name.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Final
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 TOLERANCE: Final = 600.0
 """Seconds that a request's timestamp may be away from this node's clock, either way."""
 
+MASTER_KEY: Final = 32
+"""Bytes of an application's master key."""
+
 _VERSION: Final = "1.0"
 _MAX_DIGITS: Final = 12
 
@@ -27,11 +32,13 @@ class Signer:
     Args:
         key: the application's; no secret.
         secret: what is never sent.
+        master_key: what makes the secrets of encrypted channels, never sent either; None where somebody else has it.
     """
 
-    def __init__(self, key: str, secret: str) -> None:
+    def __init__(self, key: str, secret: str, master_key: bytes | None = None) -> None:
         self.key = key
         self._secret = secret.encode()
+        self._master_key = master_key
 
     # What a backend gives its clients
 
@@ -59,6 +66,12 @@ class Signer:
     def is_user_auth(self, auth: str, socket_id: str, user_data: str) -> bool:
         """Whether `user_auth` of the same would be this."""
         return self._is_auth(auth, f"{socket_id}::user::{user_data}")
+
+    def shared_secret(self, channel: str) -> str | None:
+        """What a client reads an encrypted channel with, in base64; None where there is no master key here."""
+        if self._master_key is None:
+            return None
+        return base64.b64encode(hashlib.sha256(channel.encode() + self._master_key).digest()).decode()
 
     # The HTTP API
 
@@ -130,6 +143,21 @@ class Signer:
 
     def _sign(self, text: str | bytes) -> str:
         return hmac.new(self._secret, text if isinstance(text, bytes) else _bytes(text), hashlib.sha256).hexdigest()
+
+
+def master_key_of(text: str) -> bytes:
+    """The master key that a text in base64 is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != MASTER_KEY:
+        raise ValueError(f"takes {MASTER_KEY} bytes in base64: openssl rand -base64 {MASTER_KEY} makes them")
+    return key
 
 
 def _place(socket_id: str, channel: str, channel_data: str | None) -> str:

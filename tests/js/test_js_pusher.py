@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
-from conftest import STEP, Process
+from conftest import STEP, Process, Running, make_token
+from pusher import Pusher
 from test_js_client import Heard, node
 
 TESTS = 11
@@ -17,6 +21,7 @@ APP = {"PUSHER_APP_ID": "1", "PUSHER_APP_KEY": KEY, "PUSHER_APP_SECRET": PUSHER_
 ENGINES = ["fast", "stock"]
 
 Spawn = Callable[..., Awaitable[Process]]
+Serve = Callable[..., Awaitable[Running]]
 
 
 async def run_tests(*gateways: Process) -> None:
@@ -58,3 +63,53 @@ async def test_a_client_whose_node_drains_connects_again_at_once(spawn: Spawn, e
         process.stdin.close()
         assert await asyncio.wait_for(process.wait(), STEP) == 0
         await heard.reading
+
+
+@pytest.mark.parametrize("channel", ["private-encrypted-orders", "private-encrypted-cache-orders"])
+async def test_what_a_backend_encrypts_a_client_reads_and_nobody_between(serve: Serve, channel: str) -> None:
+    async def rule(_identity: Any, _channel: str) -> bool:
+        return True
+
+    master_key = base64.b64encode(bytes(range(32))).decode()
+    app = {name.lower(): value for name, value in APP.items()}
+    running = await serve(**app, pusher_encryption_master_key_base64=master_key, channel_auth=rule)
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    backend = Pusher(
+        app_id="1",
+        key=KEY,
+        secret=PUSHER_SECRET,
+        ssl=False,
+        host=host,
+        port=int(port),
+        encryption_master_key_base64=master_key,
+    )
+    variables = {"PUSHER_KEY": KEY, "CHANNEL": channel, "TOKEN": make_token("alice")}
+    script = "pusher-encrypted.mjs"
+    try:
+        async with (
+            node(script, url=running.url, transports="websocket", **variables) as process,
+            node(script, url=running.url, transports="websocket", **variables) as other,
+        ):
+            heard, others = Heard(process), Heard(other)
+            for each in (heard, others):
+                await each.next("pusher:subscription_succeeded")
+            await asyncio.to_thread(backend.trigger, channel, "shipped", {"to": "Köln", "secret": 42})
+            for each in (heard, others):
+                assert await each.next("shipped") == {"to": "Köln", "secret": 42}
+            frames = [payload for name, payload in heard.lines if name == "frame" and payload["event"] == "shipped"]
+            assert [set(frame["data"]) for frame in frames] == [{"nonce", "ciphertext"}]
+            assert "Köln" not in json.dumps(frames, ensure_ascii=False)
+
+            assert process.stdin is not None
+            process.stdin.write(b"client-typing\n")
+            refused = await heard.frame("pusher:error")
+            assert "not encrypted" in refused["data"]["message"]
+            assert not any(name == "client-typing" for name, _payload in others.lines)
+            for each_process in (process, other):
+                assert each_process.stdin is not None
+                each_process.stdin.close()
+                assert await asyncio.wait_for(each_process.wait(), STEP) == 0
+            await asyncio.gather(heard.reading, others.reading)
+    finally:
+        for client in (backend._pusher_client, backend._authentication_client):
+            client.http.session.close()
