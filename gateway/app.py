@@ -194,6 +194,7 @@ class Gateway:
                 *([] if self._webhooks is None else [self._webhooks.publish]),
             ],
             outbox=outbox,
+            notes=None if self._webhooks is None else self._webhooks.notes,
         )
         listeners += [self._privacy.publish, self._hooks.publish, self._channels.channels.publish]
         listeners.append(self._channels.statuses.publish)

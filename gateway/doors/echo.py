@@ -276,15 +276,7 @@ class EchoDoor(Namespace):
                 self._connections.quotas.admit_typing(client.identity, self._clock() / 1000)
             except RateLimitedError:
                 return  # a page that is told of it would take itself for one that is not in the channel
-        await self._channels.say(
-            subscriber.tenant,
-            [said.channel],
-            said.event,
-            data,
-            sender=subscriber.user_id,
-            source=subscriber.connection_id,
-            keep=False,
-        )
+        await self._channels.say_to_others(subscriber, said.channel, said.event, data)
 
     # Who it is
 

@@ -218,6 +218,11 @@ def _collect_webhooks(webhooks: Webhooks, now: int) -> Iterator[Metric]:
         "Webhooks in a queue that this node could not read; they became dead letters.",
         value=webhooks.unreadable,
     )
+    yield CounterMetricFamily(
+        "presence_webhooks_lost",
+        "Client events, missed caches and counts that came faster than they could be written into the outbox.",
+        value=webhooks.notes.lost,
+    )
     waiting = GaugeMetricFamily(
         "presence_webhooks_waiting", "Webhooks in a queue; on the node that sends.", labels=["endpoint"]
     )

@@ -490,6 +490,8 @@ class Client:
         if is_cache(channel):
             last = joined.history.events[-1:] if joined.history is not None else ()
             self._tell(frames.said_in(last[0]) if last else frames.cache_miss(channel))
+            if not last:
+                self._door.channels.on_cache_miss(self.subscriber.tenant, channel)
 
     async def _unsubscribe(self, asked: frames.Unsubscribe) -> None:
         await self._door.channels.leave(self.subscriber, asked.channel)
@@ -540,16 +542,7 @@ class Client:
         if self._said.take(self._door.loop_time()):
             self._tell(frames.error(Code.CLIENT_EVENT_REJECTED, "Client event rejected: more than 10 in a second"))
             return
-        person = self.subscriber.channels[channel]
-        await self._door.channels.say(
-            self.subscriber.tenant,
-            [channel],
-            frame.event,
-            frame.data,
-            sender=self.subscriber.user_id if person is None else person.user_id,
-            source=self.socket_id,
-            keep=False,
-        )
+        await self._door.channels.say_to_others(self.subscriber, channel, frame.event, frame.data)
 
 
 _SUBSCRIPTIONS: Final = frozenset({frames.SUBSCRIBE, frames.UNSUBSCRIBE})

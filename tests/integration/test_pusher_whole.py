@@ -78,6 +78,9 @@ class Page:
         await self._ws.send_json({"event": "pusher:subscribe", "data": data})
         return await self.until("pusher_internal:subscription_succeeded", channel)
 
+    async def whisper(self, channel: str, event: str, data: Any) -> None:
+        await self._ws.send_str(json.dumps({"event": event, "channel": channel, "data": data}, separators=(",", ":")))
+
     async def sign_in(self) -> Any:
         data = await self.sign("/broadcasting/user-auth")
         await self._ws.send_json({"event": "pusher:signin", "data": data})
