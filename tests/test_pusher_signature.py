@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import hmac
 
 import pytest
 from pusher.crypto import generate_shared_secret
@@ -31,7 +32,7 @@ def check(
 def signed(**changes: str | None) -> dict[str, str]:
     """The query with changes, signed."""
     query = {name: value for name, value in (QUERY | changes).items() if value is not None}
-    return query | {"auth_signature": SIGNER.request_signature("POST", PATH, query)}
+    return query | {"auth_signature": SIGNER.request_signature("POST", PATH, query.items())}
 
 
 def test_a_private_channel_is_signed_as_the_documentation_has_it() -> None:
@@ -84,8 +85,15 @@ def test_an_auth_of_another_form_is_wrong_and_no_more(auth: str) -> None:
     assert not SIGNER.is_user_auth(auth, "1234.1234", "\ud800")
 
 
+def test_a_list_is_signed_as_pushers_ruby_library_signs_it() -> None:
+    query = [("name", "a&b"), ("channels[]", "c"), ("Info", "x"), ("channels[]", "a")]
+    text = f"POST\n{PATH}\ninfo=x&channels[]=c&channels[]=a&name=a&b"
+    right = hmac.new(b"7ad3773142a6692b25b8", text.encode(), hashlib.sha256).hexdigest()
+    assert SIGNER.request_signature("POST", PATH, query) == right
+
+
 def test_a_request_is_signed_as_the_documentation_has_it() -> None:
-    assert SIGNER.request_signature("POST", PATH, QUERY) == QUERY["auth_signature"]
+    assert SIGNER.request_signature("POST", PATH, QUERY.items()) == QUERY["auth_signature"]
     check(QUERY)
 
 

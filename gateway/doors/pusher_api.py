@@ -29,6 +29,7 @@ from gateway.errors import (
 )
 from gateway.presence.model import DEFAULT_TENANT, Event
 from gateway.pusher.data import from_text, to_text
+from gateway.pusher.signature import LIST
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ TO_USER = "#server-to-user-"
 _OWN = frozenset({"member-added", "member-removed", "channel-members", "channel-left"})
 _RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS}) | _OWN
 _RESERVED_PREFIXES = ("pusher:", "pusher_internal:")
+
+_LISTS = frozenset({"channels"})
+"""The parameters that are lists."""
 
 _ATTRIBUTES = frozenset({"user_count", "subscription_count", "cache"})
 
@@ -122,6 +126,7 @@ class PusherAPI:
             web.post("/apps/{app}/batch_events", partial(self._handle, self._batch_events)),
             web.get("/apps/{app}/channels", partial(self._handle, self._list)),
             web.get("/apps/{app}/channels/{channel}", partial(self._handle, self._channel)),
+            web.post("/apps/{app}/channels/{channel}/events", partial(self._handle, self._channel_events, status=202)),
             web.get("/apps/{app}/channels/{channel}/users", partial(self._handle, self._users)),
             web.post("/apps/{app}/users/{user}/events", partial(self._handle, self._user_events)),
             web.post("/apps/{app}/users/{user}/terminate_connections", terminate),
@@ -130,12 +135,13 @@ class PusherAPI:
 
     # Around each call
 
-    async def _handle(self, answer: Answer, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, answer: Answer, request: web.Request, *, status: int = 200) -> web.StreamResponse:
         try:
             body = await self._check(request)
             if not self._channels.membership.tracker.ready:
                 raise UnavailableError("this node is starting; try again in a moment")
-            return web.Response(body=wire.encode(await answer(request, body)), content_type="application/json")
+            answered = wire.encode(await answer(request, body))
+            return web.Response(body=answered, status=status, content_type="application/json")
         except RequestError as error:
             return _refusal(error)
         except StoreUnavailableError:
@@ -173,8 +179,8 @@ class PusherAPI:
 
     # Events
 
-    async def _events(self, _request: web.Request, body: bytes) -> object:
-        event = _decode(body, Trigger)
+    async def _events(self, request: web.Request, body: bytes) -> object:
+        event = _read(request, body, Trigger)
         self._check_event(event)
         attributes = _attributes(event.info)
         await self._say(event)
@@ -197,8 +203,22 @@ class PusherAPI:
             return {}
         return {"batch": [self._info(event.targets[0], asked) for event, asked in zip(events, attributes, strict=True)]}
 
+    async def _channel_events(self, request: web.Request, body: bytes) -> object:
+        """As it was before 2012: the body is the data, and all else is in the query."""
+        name, socket_id = request.query.get("name"), request.query.get("socket_id")
+        if name is None:
+            raise InvalidPayloadError("The query has no name: the body of this call is the event's data, and no more")
+        try:
+            data = body.decode()
+        except UnicodeDecodeError:
+            raise InvalidPayloadError("The data is not UTF-8") from None
+        event = Trigger(name=name, data=data, channel=request.match_info["channel"], socket_id=socket_id)
+        self._check_event(event)
+        await self._say(event)
+        return {}
+
     async def _user_events(self, request: web.Request, body: bytes) -> object:
-        event = _decode(body, UserEvent)
+        event = _read(request, body, UserEvent)
         self._check_text(event.name, event.data)
         self._cluster.tell(DEFAULT_TENANT, _user_id(request.match_info["user"]), event.name, _json(event.data))
         return {}
@@ -296,7 +316,32 @@ class PusherAPI:
         return {}
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
+def _read(request: web.Request, body: bytes, kind: type[Any]) -> Any:
+    """Read what a call is given: by its body, by its query, as Pusher allows, or partly by each.
+
+    Raises:
+        InvalidPayloadError: it is not of its form, or query and body do not say the same.
+    """
+    given: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        named = f"{field.name}{LIST}" if field.name in _LISTS else field.name
+        if field.name in _LISTS and field.name in request.query:
+            raise InvalidPayloadError(f"In a query {field.name} is written {named}=…&{named}=…, once for each")
+        if named in request.query:
+            given[field.name] = request.query.getall(named) if field.name in _LISTS else request.query[named]
+    if not given:
+        return _decode(body, kind)
+    fields = _decode(body, dict[str, Any]) if body else {}
+    for name, value in given.items():
+        if fields.setdefault(name, value) != value:
+            raise InvalidPayloadError(f"The query has another {name} than the body; give it once")
+    try:
+        return msgspec.convert(fields, kind)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPayloadError(f"The query and the body are not what this call takes: {error}") from None
+
+
+def _decode(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError) as error:

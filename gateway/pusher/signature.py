@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import SignatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 TOLERANCE: Final = 600.0
 """Seconds that a request's timestamp may be away from this node's clock, either way."""
 
 MASTER_KEY: Final = 32
 """Bytes of an application's master key."""
+
+LIST: Final = "[]"
+"""What the names of parameters end with in a query that may come several times."""
 
 _VERSION: Final = "1.0"
 _MAX_DIGITS: Final = 12
@@ -75,17 +78,18 @@ class Signer:
 
     # The HTTP API
 
-    def request_signature(self, method: str, path: str, query: Mapping[str, str]) -> str:
+    def request_signature(self, method: str, path: str, query: Iterable[tuple[str, str]]) -> str:
         """Sign a request of the HTTP API.
 
         Args:
             method: GET or POST.
             path: as it is sent, from its first slash to before the question mark.
-            query: its parameters, unescaped; ``auth_signature`` is left out if it is among them.
+            query: its parameters, unescaped; ``auth_signature`` is left out if it is among them. Those of one name, as
+                a list's are, stay in their order.
         """
-        names = sorted(name for name in query if name != "auth_signature")
+        pairs = sorted(((name, value) for name, value in query if name != "auth_signature"), key=lambda pair: pair[0])
         return self._sign(
-            "\n".join((method.upper(), path, "&".join(f"{name.lower()}={query[name]}" for name in names)))
+            "\n".join((method.upper(), path, "&".join(f"{name.lower()}={value}" for name, value in pairs)))
         )
 
     def check_request(self, method: str, path: str, query: Iterable[tuple[str, str]], body: bytes, now: float) -> None:
@@ -101,9 +105,10 @@ class Signer:
         Raises:
             SignatureError: it is not; the message says what is wrong with it.
         """
+        query = list(query)
         parameters: dict[str, str] = {}
         for name, value in query:
-            if name in parameters:
+            if name in parameters and not name.endswith(LIST):
                 raise SignatureError(f"the query has {name!r} twice")
             parameters[name] = value
         if not _same(parameters.get("auth_key", ""), self.key):
@@ -116,7 +121,7 @@ class Signer:
         if digest is not None and not _same(digest.lower(), hashlib.md5(body, usedforsecurity=False).hexdigest()):
             raise SignatureError("body_md5 is not the body's")
         # Before the clock's, so that what says how wrong the clock is says so to nobody else.
-        if not _same(parameters.get("auth_signature", ""), self.request_signature(method, path, parameters)):
+        if not _same(parameters.get("auth_signature", ""), self.request_signature(method, path, query)):
             raise SignatureError("auth_signature is not what the application's secret makes of this request")
         timestamp = parameters.get("auth_timestamp", "")
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= _MAX_DIGITS):
