@@ -87,7 +87,7 @@ def test_an_auth_of_another_form_is_wrong_and_no_more(auth: str) -> None:
 
 def test_a_list_is_signed_as_pushers_ruby_library_signs_it() -> None:
     query = [("name", "a&b"), ("channels[]", "c"), ("Info", "x"), ("channels[]", "a")]
-    text = f"POST\n{PATH}\ninfo=x&channels[]=c&channels[]=a&name=a&b"
+    text = f"POST\n{PATH}\nchannels[]=c&channels[]=a&info=x&name=a&b"
     right = hmac.new(b"7ad3773142a6692b25b8", text.encode(), hashlib.sha256).hexdigest()
     assert SIGNER.request_signature("POST", PATH, query) == right
 

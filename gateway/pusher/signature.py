@@ -87,10 +87,9 @@ class Signer:
             query: its parameters, unescaped; ``auth_signature`` is left out if it is among them. Those of one name, as
                 a list's are, stay in their order.
         """
-        pairs = sorted(((name, value) for name, value in query if name != "auth_signature"), key=lambda pair: pair[0])
-        return self._sign(
-            "\n".join((method.upper(), path, "&".join(f"{name.lower()}={value}" for name, value in pairs)))
-        )
+        pairs = [(name.lower(), value) for name, value in query if name != "auth_signature"]
+        pairs.sort(key=lambda pair: pair[0])
+        return self._sign("\n".join((method.upper(), path, "&".join(f"{name}={value}" for name, value in pairs))))
 
     def check_request(self, method: str, path: str, query: Iterable[tuple[str, str]], body: bytes, now: float) -> None:
         """Take a request of the HTTP API for its application's, or not.
