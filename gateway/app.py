@@ -29,7 +29,7 @@ from gateway.doors.echo import EchoDoor
 from gateway.doors.http import HTTPDoor, problems
 from gateway.doors.messages import message_operations
 from gateway.doors.metrics import NodeCollector, metrics_handler
-from gateway.doors.openapi import document
+from gateway.doors.openapi import Row, document
 from gateway.doors.pages import add_pages, dev_token_handler
 from gateway.doors.pusher import PusherDoor
 from gateway.doors.pusher_api import PusherAPI
@@ -299,11 +299,13 @@ class Gateway:
         http.add(webhook_operations(self._webhooks))
         http.add(channel_operations(self.channels))
         http.add(message_operations(self._channels.messages, self._connections.quotas, self._tracker))
+        described: list[Row] = []
         if self._pusher is not None:
             signer = self._pusher.signer
             http.add(broadcasting_operations(signer, self._channels.authorizer))
             api = PusherAPI(settings, signer, self._channels.channels, self._cluster, self._clock)
             app.router.add_routes(api.routes())
+            described += api.operations
             app.router.add_get("/app/{key}", self._pusher.handle)
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
@@ -321,7 +323,7 @@ class Gateway:
         collector.webhooks = self._webhooks
         collector.channel_auth = self._channels.backend
         app.router.add_get("/metrics", metrics_handler(collector))
-        add_pages(app, document(http.operations, __version__))
+        add_pages(app, document([*http.operations, *described], __version__))
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)

@@ -17,6 +17,7 @@ from gateway.channels.model import Occupancy
 from gateway.channels.names import is_name
 from gateway.doors.pusher_api import MAX_CHANNELS, MAX_EVENT, TO_USER, PusherAPI
 from gateway.errors import InvalidPayloadError
+from gateway.pusher.api import BatchTriggered, Triggered
 from gateway.pusher.signature import Signer
 from gateway.wire import is_id
 
@@ -74,7 +75,7 @@ def feed(call: str, body: bytes, query: str = "") -> tuple[Channels, Cluster] | 
     except InvalidPayloadError as error:
         refused = error
     if refused is None:
-        assert isinstance(answer, dict)
+        assert isinstance(answer, Triggered | BatchTriggered)
         return channels, cluster
     assert refused.http_status in {400, 413}
     assert len(str(refused)) > 10

@@ -78,6 +78,7 @@ class Caller(StrEnum):
     USER = "a user's token"
     SERVICE = "a service key"
     USER_OR_SERVICE = "a user's token or a service key"
+    APPLICATION = "the signature of the Pusher application's secret"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -112,6 +113,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: type[wire.Body] | None = None
     form: bool = False
     """Whether the body may also be a form."""
+    status: int = 200
+    """Of the answer."""
+    deprecated: bool = False
+    operation_id: str | None = None
+    """What ``/openapi.json`` calls it; None for what its path makes."""
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """What a body may be."""
+        return ("application/json", *(["application/x-www-form-urlencoded"] if self.form else []))
 
 
 class OnlineStatusQuery(wire.Body):
