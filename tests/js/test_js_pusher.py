@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import STEP, Process, Running, make_token
 from pusher import Pusher
+from redis_servers import fresh_prefix
 from test_js_client import Heard, node
 
 TESTS = 11
@@ -43,10 +44,10 @@ async def test_the_clients_find_what_they_found_before(spawn: Spawn, engine: str
     await run_tests(await spawn(GATEWAY_ENGINE=engine, PRESENCE_OFFLINE_GRACE="1", **APP))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-async def test_it_is_the_same_over_two_nodes(spawn: Spawn, engine: str, redis_url: str) -> None:
-    options = {"GATEWAY_ENGINE": engine, "REDIS_URL": redis_url, "PRESENCE_OFFLINE_GRACE": "1", **APP}
-    await run_tests(await spawn(**options), await spawn(**options))
+@pytest.mark.parametrize(("engine", "nodes"), [("fast", 2), ("stock", 2), ("fast", 3)])
+async def test_it_is_the_same_over_several_nodes(spawn: Spawn, engine: str, nodes: int, redis_url: str) -> None:
+    shared = {"REDIS_URL": redis_url, "REDIS_PREFIX": fresh_prefix(), "PRESENCE_OFFLINE_GRACE": "1"}
+    await run_tests(*[await spawn(GATEWAY_ENGINE=engine, **shared, **APP) for _ in range(nodes)])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
