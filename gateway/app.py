@@ -322,6 +322,7 @@ class Gateway:
         )
         collector.webhooks = self._webhooks
         collector.channel_auth = self._channels.backend
+        collector.channels, collector.pusher = self._channels.channels, self._pusher
         app.router.add_get("/metrics", metrics_handler(collector))
         add_pages(app, document([*http.operations, *described], __version__))
         if settings.dev and self._signing_secret is not None:

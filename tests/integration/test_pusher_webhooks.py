@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 from clients import Client
 from conftest import Running, eventually, make_token
 from pusher import Pusher
 from redis_servers import fresh_prefix
+from test_idle import figures
 from test_pusher_whole import Page
 
 Serve = Callable[..., Awaitable[Running]]
@@ -190,5 +190,4 @@ async def test_what_more_came_than_could_be_written_is_counted(serve: Serve, bac
     running = await serve(**APP, **endpoint(backend))
     assert running.gateway._webhooks is not None
     running.gateway._webhooks.notes.lost = 3
-    async with aiohttp.ClientSession() as session, session.get(f"{running.url}/metrics") as response:
-        assert "presence_webhooks_lost_total 3.0" in await response.text()
+    assert (await figures(running.url))["presence_webhooks_lost_total"] == 3
