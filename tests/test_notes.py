@@ -12,12 +12,16 @@ from conftest import Clock
 from loops import Loop
 
 from gateway.channels.model import Said
+from gateway.duty import Duty, LocalLeases
 from gateway.errors import StoreUnavailableError
+from gateway.webhooks.courier import Policy
+from gateway.webhooks.endpoint import Endpoint, types_of
 from gateway.webhooks.event import NOTE_TYPES, Message
 from gateway.webhooks.notes import AT_ONCE, INTERVAL, LARGE, MISS_INTERVAL, MOST, Notes
 from gateway.webhooks.outbox import Bounds
 from gateway.webhooks.outbox_memory import MemoryOutbox
 from gateway.webhooks.pusher import body_of
+from gateway.webhooks.sender import Webhooks
 
 
 class Away(MemoryOutbox):
@@ -199,3 +203,15 @@ async def test_it_writes_by_itself_until_it_is_cancelled() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_node_that_goes_writes_what_waits_if_it_can(away: bool) -> None:  # noqa: FBT001 - a parameter
+    outbox = Away(Bounds())
+    outbox.away = away
+    endpoint = Endpoint("a", "http://127.0.0.1:1", (b"key",), types_of(["client.event"]))
+    clock = Clock()
+    webhooks = Webhooks(outbox, [endpoint], Policy(), clock, Duty("webhooks", LocalLeases(), ttl=10))
+    webhooks.notes.client_event(said(), None)
+    await webhooks.close()
+    assert [each.type for each in outbox.given] == ["client.event"]

@@ -203,7 +203,9 @@ class Webhooks:
         return await forget(self._outbox, name, self.configured)
 
     async def close(self) -> None:
-        """Let go of the outbox."""
+        """Write what waits for the outbox, and let go of it; `run` has ended."""
+        with suppress(StoreUnavailableError):
+            await self.notes.write()
         await self._outbox.close()
 
 

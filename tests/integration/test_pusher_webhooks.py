@@ -111,8 +111,10 @@ async def test_only_the_events_it_wants_and_none_of_another_tenant(
 async def test_what_clients_tell_each_other_is_told_to_the_backend(
     serve: Serve, backend: Backend, closing: AsyncExitStack, store: dict[str, Any]
 ) -> None:
-    running = await serve(**APP, **endpoint(backend, events=["client.event"]), **store)
-    ada, bob = [await Page.open(closing, running, user) for user in ("ada", "bob")]
+    settings = APP | endpoint(backend, events=["client.event"]) | store
+    here = await serve(**settings)
+    there = await serve(**settings) if store else here
+    ada, bob = await Page.open(closing, here, "ada"), await Page.open(closing, there, "bob")
     for page in (ada, bob):
         for channel in ("presence-room-5", "private-conversation.ada-bob"):
             await page.subscribe(channel)
