@@ -13,6 +13,7 @@ from clients import Client
 from conftest import Running, eventually, make_token
 from pusher import Pusher
 from redis_servers import fresh_prefix
+from test_channels_attacked import Page as EchoPage
 from test_idle import figures
 from test_pusher_whole import Page
 
@@ -133,6 +134,27 @@ async def test_what_clients_tell_each_other_is_told_to_the_backend(
     [last] = [event for event in backend.events if event["socket_id"] == bob.socket_id]
     assert (last["event"], last["data"], last["user_id"]) == ("client-last", "[1,null]", "bob")
     assert not backend.refused
+
+
+async def test_a_whisper_of_laravel_echo_is_a_client_event_too(
+    serve: Serve, backend: Backend, closing: AsyncExitStack
+) -> None:
+    running = await serve(**APP, **endpoint(backend, events=["client.event"]))
+    page = await EchoPage.open(closing, running, make_token("alice"))
+    for channel in ("presence-room-5", "private-user.alice"):
+        await page.subscribe(channel)
+    assert (await page.event())[0] == "presence:subscribed"
+    for channel in ("presence-room-5", "private-user.alice", "presence-elsewhere"):
+        await page.say("client event", channel=channel, event="client-typing", data={"on": True})
+    await eventually(lambda: len(backend.events) == 2)
+    told = {"name": "client_event", "event": "client-typing", "data": '{"on":true}'}
+    [in_room, alone] = sorted(backend.events, key=lambda event: str(event["channel"]))
+    assert in_room == told | {
+        "channel": "presence-room-5",
+        "user_id": "alice",
+        "socket_id": in_room["socket_id"],
+    }
+    assert alone == told | {"channel": "private-user.alice", "socket_id": in_room["socket_id"]}
 
 
 async def test_a_cache_that_was_missed_can_be_filled(
