@@ -26,11 +26,12 @@ from gateway.doors.activity import ActivityMiddleware
 from gateway.doors.broadcasting import broadcasting_operations
 from gateway.doors.channels import channel_operations
 from gateway.doors.echo import EchoDoor
-from gateway.doors.http import HTTPDoor, problems
+from gateway.doors.http import HTTPDoor
 from gateway.doors.messages import message_operations
 from gateway.doors.metrics import NodeCollector, metrics_handler
-from gateway.doors.openapi import document
+from gateway.doors.openapi import Row, document
 from gateway.doors.pages import add_pages, dev_token_handler
+from gateway.doors.problems import problems
 from gateway.doors.pusher import PusherDoor
 from gateway.doors.pusher_api import PusherAPI
 from gateway.doors.socketio import NAMESPACE, SocketIODoor
@@ -194,6 +195,7 @@ class Gateway:
                 *([] if self._webhooks is None else [self._webhooks.publish]),
             ],
             outbox=outbox,
+            notes=None if self._webhooks is None else self._webhooks.notes,
         )
         listeners += [self._privacy.publish, self._hooks.publish, self._channels.channels.publish]
         listeners.append(self._channels.statuses.publish)
@@ -298,11 +300,13 @@ class Gateway:
         http.add(webhook_operations(self._webhooks))
         http.add(channel_operations(self.channels))
         http.add(message_operations(self._channels.messages, self._connections.quotas, self._tracker))
+        described: list[Row] = []
         if self._pusher is not None:
             signer = self._pusher.signer
             http.add(broadcasting_operations(signer, self._channels.authorizer))
             api = PusherAPI(settings, signer, self._channels.channels, self._cluster, self._clock)
             app.router.add_routes(api.routes())
+            described += api.operations
             app.router.add_get("/app/{key}", self._pusher.handle)
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
@@ -319,8 +323,9 @@ class Gateway:
         )
         collector.webhooks = self._webhooks
         collector.channel_auth = self._channels.backend
+        collector.channels, collector.pusher = self._channels.channels, self._pusher
         app.router.add_get("/metrics", metrics_handler(collector))
-        add_pages(app, document(http.operations, __version__))
+        add_pages(app, document([*http.operations, *described], __version__))
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)

@@ -19,7 +19,7 @@ from gateway.errors import ConfigurationError
 from gateway.export.address import check_url as check_database_url
 from gateway.limits import Rate
 from gateway.presence.model import Retention, Timing
-from gateway.pusher.signature import Signer
+from gateway.pusher.signature import Signer, master_key_of
 from gateway.redis.connection import check_url
 from gateway.settings_words import strangers, worded
 from gateway.webhooks.courier import Policy
@@ -187,6 +187,8 @@ class Settings(BaseSettings):
     """Set with the key and the secret, it is the Pusher application that this gateway is."""
     pusher_app_key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")] | None = None
     pusher_app_secret: SecretStr | None = None
+    pusher_encryption_master_key_base64: SecretStr | None = None
+    """What makes the secrets of its encrypted channels, the same that its backend has; None where only that has it."""
     pusher_max_data: int = Field(default=10_240, ge=1024)
     """Bytes of the data of one event over Pusher's HTTP API."""
 
@@ -317,6 +319,13 @@ class Settings(BaseSettings):
                 raise ValueError("takes no user and password: whoever asks is shown by their own Authorization header")
         return value
 
+    @field_validator("pusher_encryption_master_key_base64")
+    @classmethod
+    def _check_master_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            master_key_of(value.get_secret_value())
+        return value
+
     @field_validator("presence_webhook_url")
     @classmethod
     def _check_webhook_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -374,6 +383,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{' and '.join(missing)} is not set: a Pusher application has an id, a key and a secret")
         if self.pusher_app_secret is not None and not self.pusher_app_secret.get_secret_value():
             raise ValueError("PUSHER_APP_SECRET is empty: openssl rand -hex 32 makes one")
+        if self.pusher_encryption_master_key_base64 is not None and missing:
+            raise ValueError(
+                "PUSHER_ENCRYPTION_MASTER_KEY_BASE64 is set without a Pusher application: set PUSHER_APP_ID,"
+                " PUSHER_APP_KEY and PUSHER_APP_SECRET, too"
+            )
 
     def _check_webhooks(self) -> None:
         if self.presence_webhook_url is None and self.presence_webhook_secret is not None:
@@ -452,7 +466,9 @@ class Settings(BaseSettings):
         """What signs for the Pusher application that this gateway is; None where it is none."""
         if self.pusher_app_key is None or self.pusher_app_secret is None:
             return None
-        return Signer(self.pusher_app_key, self.pusher_app_secret.get_secret_value())
+        given = self.pusher_encryption_master_key_base64
+        master_key = None if given is None else master_key_of(given.get_secret_value())
+        return Signer(self.pusher_app_key, self.pusher_app_secret.get_secret_value(), master_key)
 
     def webhook_policy(self) -> Policy:
         """How they are sent."""

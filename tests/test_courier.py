@@ -81,7 +81,10 @@ def test_types_are_named_alone_or_many_at_once() -> None:
     assert types_of(["user.*"]) == users
     assert types_of(["channel.*", "member.added"]) == channels | {"member.added"}
     assert types_of(["user.offline", "user.online"]) == {"user.online", "user.offline"}
-    for wrong in ("user", "user.gone", "channels.*", "", "**"):
+    for named in ("client.event", "channel.cache_miss", "channel.subscription_count"):
+        assert types_of([named]) == {named}, "and by nothing else"
+        assert types_of(["*", named]) == users | channels | members | {named}
+    for wrong in ("user", "user.gone", "channels.*", "client.*", "", "**"):
         with pytest.raises(ValueError, match=r"events takes user\.online, "):
             types_of([wrong])
 

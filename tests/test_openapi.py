@@ -12,7 +12,8 @@ from gateway.app import create_app
 from gateway.version import __version__
 
 # What is no part of the HTTP door: pages, and the doors that speak in events.
-ELSEWHERE = re.compile(r"/|/ws|/(socket\.io|docs|static|dev)(/.*)?|/openapi\.json|/metrics|/test-presence\.html")
+ELSEWHERE = re.compile(r"/|/ws|/(socket\.io|docs|static|dev|app)(/.*)?|/openapi\.json|/metrics|/test-presence\.html")
+APP = {"pusher_app_id": "1", "pusher_app_key": "key", "pusher_app_secret": "secret"}
 
 
 @pytest.fixture
@@ -34,24 +35,60 @@ async def test_it_is_a_valid_openapi_document(document: dict[str, Any]) -> None:
     assert (document["openapi"], document["info"]["version"]) == ("3.1.0", __version__)
 
 
-async def test_every_route_of_the_http_door_is_described_and_nothing_else(document: dict[str, Any]) -> None:
-    app = create_app(Gateway(make_settings()))
-    routes = {
+@pytest.fixture
+async def with_pusher(serve: Any) -> dict[str, Any]:
+    """The document of a gateway that is a Pusher application, too."""
+    running = await serve(**APP)
+    async with ClientSession() as session, session.get(f"{running.url}/openapi.json") as response:
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+def routes_of(**settings: Any) -> set[tuple[str, str]]:
+    app = create_app(Gateway(make_settings(**settings)))
+    return {
         (route.method.lower(), route.resource.canonical)
         for route in app.router.routes()
         if route.resource is not None
         and route.method not in {"OPTIONS", "HEAD"}
         and not ELSEWHERE.fullmatch(route.resource.canonical)
     }
-    assert set(operations(document)) == routes
-    assert ("get", "/online-status") in routes
 
 
-async def test_what_signs_for_pushers_clients_is_described_where_it_is_served(serve: Any) -> None:
-    running = await serve(pusher_app_id="1", pusher_app_key="key", pusher_app_secret="secret")
-    async with ClientSession() as session, session.get(f"{running.url}/openapi.json") as response:
-        document = await response.json()
-    OpenAPIV31SpecValidator(document).validate()
+async def test_every_route_of_the_http_door_is_described_and_nothing_else(document: dict[str, Any]) -> None:
+    assert set(operations(document)) == routes_of()
+    assert ("get", "/online-status") in routes_of()
+
+
+async def test_pushers_api_is_described_where_it_is_served(with_pusher: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(with_pusher).validate()
+    described = operations(with_pusher)
+    assert set(described) == routes_of(**APP)
+    ids = [row["operationId"] for row in described.values()]
+    assert len(set(ids)) == len(ids)
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', msgspec.json.encode(with_pusher).decode()))
+    assert named - set(with_pusher["components"]["schemas"]) == set()
+
+    pushers = {where: row for where, row in described.items() if row["security"] == [{"signature": []}]}
+    assert len(pushers) == 9
+    assert set(pushers) == {where for where in described if where[1].startswith(("/apps/", "/users/"))}
+    for (_method, path), row in pushers.items():
+        assert set(row["responses"]["default"]["content"]) == {"text/plain"}
+        in_path = {parameter["name"] for parameter in row["parameters"] if parameter["in"] == "path"}
+        assert in_path == set(re.findall(r"{(\w+)}", path))
+        in_query = {parameter["name"] for parameter in row["parameters"] if parameter["in"] == "query"}
+        assert {"auth_key", "auth_timestamp", "auth_version", "body_md5"} <= in_query
+    old = pushers["post", "/apps/{app}/channels/{channel}/events"]
+    assert (old["deprecated"], set(old["responses"])) == (True, {"202", "default"})
+    events = pushers["post", "/apps/{app}/events"]
+    assert events["requestBody"]["content"] == {
+        "application/json": {"schema": {"$ref": "#/components/schemas/TriggerEvent"}}
+    }
+    assert set(with_pusher["components"]["schemas"]["TriggerEvent"]["required"]) == {"name", "data"}
+
+
+async def test_what_signs_for_pushers_clients_is_described_where_it_is_served(with_pusher: dict[str, Any]) -> None:
+    document = with_pusher
     body = document["paths"]["/broadcasting/auth"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "application/x-www-form-urlencoded"}
     assert set(document["components"]["schemas"]["AuthorizeChannel"]["properties"]) == {"socket_id", "channel_name"}

@@ -128,6 +128,27 @@ async def test_what_channels_commit_is_told_as_theirs(make: Make) -> None:
     ]
 
 
+async def test_what_no_store_commits_stands_in_one_order_with_the_rest_and_gives_way_to_it(make: Make) -> None:
+    site = await make(Bounds(queue=6))
+    notes = [message("client.event", f"acme\x1f{n}", T, {"n": n}, f"{n}") for n in range(5)]
+    wants = Endpoint("wants", "http://127.0.0.1:1", (b"key",), types_of(["user.*", "client.event"]))
+    await site.online("alice")
+    assert await site.outbox.add(notes[:1]) == 0
+    await site.online("bob")
+    assert await site.outbox.add(notes[1:3]) == 2, "half of the outbox is for what must not be lost"
+    for user in ("carol", "dave", "eve"):
+        await site.online(user)
+    assert await site.outbox.add(notes[3:]) == 2
+    assert await site.outbox.take([ALL, wants], T) == Taken(moved=6), "and nothing of it had to go"
+    online = [("user.online", user) for user in ("alice", "bob", "carol", "dave", "eve")]
+    assert await site.queue() == online
+    assert await site.queue("wants") == [online[0], ("client.event", "0"), *online[1:]]
+    assert await site.outbox.add(notes[1:]) == 1
+    await site.outbox.take([wants], T)
+    waiting = await site.outbox.read("wants", BEGIN, 10)
+    assert [each.message for each in waiting][-3:] == notes[1:4]
+
+
 async def test_two_stores_of_one_prefix_have_one_outbox_and_what_it_lets_go_of_is_counted(
     redis_url: str,
 ) -> None:

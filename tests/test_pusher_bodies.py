@@ -6,7 +6,9 @@ import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 
+from aiohttp.test_utils import make_mocked_request
 from conftest import make_settings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from gateway.channels.model import Occupancy
 from gateway.channels.names import is_name
 from gateway.doors.pusher_api import MAX_CHANNELS, MAX_EVENT, TO_USER, PusherAPI
 from gateway.errors import InvalidPayloadError
+from gateway.pusher.api import BatchTriggered, Triggered
 from gateway.pusher.signature import Signer
 from gateway.wire import is_id
 
@@ -60,18 +63,19 @@ EVENT = st.fixed_dictionaries(
 )
 
 
-def feed(call: str, body: bytes) -> tuple[Channels, Cluster] | None:
+def feed(call: str, body: bytes, query: str = "") -> tuple[Channels, Cluster] | None:
     """What was said by a body; None where it was refused, for which there must be a reason."""
     channels, cluster = Channels(), Cluster()
     given = make_settings(pusher_app_id="1", pusher_app_key="k", pusher_app_secret="s")
     api = PusherAPI(given, Signer("k", "s"), channels, cluster, lambda: 0)  # type: ignore[arg-type]
     refused, answer = None, object()
     try:
-        answer = asyncio.run(getattr(api, call)(None, body))
+        request = make_mocked_request("POST", f"/?{query}")
+        answer = asyncio.run(getattr(api, call)(request, body))
     except InvalidPayloadError as error:
         refused = error
     if refused is None:
-        assert isinstance(answer, dict)
+        assert isinstance(answer, Triggered | BatchTriggered)
         return channels, cluster
     assert refused.http_status in {400, 413}
     assert len(str(refused)) > 10
@@ -101,6 +105,15 @@ def check(said: tuple[Channels, Cluster] | None) -> None:
 @settings(max_examples=1000, deadline=None)
 def test_one_event(body: object) -> None:
     check(feed("_events", json.dumps(body).encode(errors="surrogatepass")))
+
+
+QUERY = st.lists(st.tuples(st.sampled_from(["name", "data", "channel", "channels[]", "socket_id", "info"]), TEXT))
+
+
+@given(QUERY, st.just(b"") | EVENT.map(lambda event: json.dumps(event).encode()))
+@settings(max_examples=1000, deadline=None)
+def test_one_event_by_its_query(query: list[tuple[str, str]], body: bytes) -> None:
+    check(feed("_events", body, urlencode(query)))
 
 
 @given(st.fixed_dictionaries({"batch": st.lists(EVENT, max_size=12) | JSON}))

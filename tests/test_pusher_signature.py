@@ -1,11 +1,14 @@
 """What a Pusher application's secret signs, against the examples of Pusher's own documentation."""
 
+import base64
 import hashlib
+import hmac
 
 import pytest
+from pusher.crypto import generate_shared_secret
 
 from gateway.errors import SignatureError
-from gateway.pusher.signature import TOLERANCE, Signer
+from gateway.pusher.signature import TOLERANCE, Signer, master_key_of
 
 SIGNER = Signer("278d425bdf160c739803", "7ad3773142a6692b25b8")
 NOW = 1_353_088_179
@@ -29,7 +32,7 @@ def check(
 def signed(**changes: str | None) -> dict[str, str]:
     """The query with changes, signed."""
     query = {name: value for name, value in (QUERY | changes).items() if value is not None}
-    return query | {"auth_signature": SIGNER.request_signature("POST", PATH, query)}
+    return query | {"auth_signature": SIGNER.request_signature("POST", PATH, query.items())}
 
 
 def test_a_private_channel_is_signed_as_the_documentation_has_it() -> None:
@@ -50,6 +53,22 @@ def test_a_presence_channel_is_signed_with_who_the_client_is() -> None:
     assert not SIGNER.is_channel_auth(auth, "1234.1234", "presence-foobar")
 
 
+def test_an_encrypted_channel_has_the_secret_that_pushers_libraries_make() -> None:
+    key = "01234567890123456789012345678901"  # as in the tests of pusher-http-python
+    signer = Signer("key", "secret", key.encode())
+    for channel in ("private-encrypted-tst", "private-encrypted-a=b;c"):
+        right = base64.b64encode(generate_shared_secret(channel.encode(), key.encode())).decode()
+        assert signer.shared_secret(channel) == right
+    assert SIGNER.shared_secret("private-encrypted-tst") is None
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_a_master_key_has_32_bytes(length: int) -> None:
+    assert master_key_of(base64.b64encode(bytes(32)).decode()) == bytes(32)
+    with pytest.raises(ValueError, match="openssl rand -base64 32"):
+        master_key_of(base64.b64encode(bytes(length)).decode())
+
+
 def test_a_user_is_signed_as_the_documentation_has_it() -> None:
     data = '{"id":"12345"}'
     auth = SIGNER.user_auth("1234.1234", data)
@@ -66,8 +85,15 @@ def test_an_auth_of_another_form_is_wrong_and_no_more(auth: str) -> None:
     assert not SIGNER.is_user_auth(auth, "1234.1234", "\ud800")
 
 
+def test_a_list_is_signed_as_pushers_ruby_library_signs_it() -> None:
+    query = [("name", "a&b"), ("channels[]", "c"), ("Info", "x"), ("channels[]", "a")]
+    text = f"POST\n{PATH}\nchannels[]=c&channels[]=a&info=x&name=a&b"
+    right = hmac.new(b"7ad3773142a6692b25b8", text.encode(), hashlib.sha256).hexdigest()
+    assert SIGNER.request_signature("POST", PATH, query) == right
+
+
 def test_a_request_is_signed_as_the_documentation_has_it() -> None:
-    assert SIGNER.request_signature("POST", PATH, QUERY) == QUERY["auth_signature"]
+    assert SIGNER.request_signature("POST", PATH, QUERY.items()) == QUERY["auth_signature"]
     check(QUERY)
 
 

@@ -398,6 +398,19 @@ def test_a_wrong_webhook_stops_the_start_and_tells_no_secret(
         ({"PUSHER_APP_ID": "a/b", "PUSHER_APP_KEY": "key", "PUSHER_APP_SECRET": "hush"}, "PUSHER_APP_ID: "),
         ({"PUSHER_APP_ID": "1", "PUSHER_APP_KEY": "a:b", "PUSHER_APP_SECRET": "hush"}, "PUSHER_APP_KEY: "),
         ({"PUSHER_MAX_DATA": "0"}, "PUSHER_MAX_DATA: "),
+        (
+            {"PUSHER_ENCRYPTION_MASTER_KEY_BASE64": "hush"},
+            "PUSHER_ENCRYPTION_MASTER_KEY_BASE64: takes 32 bytes in base64: openssl rand -base64 32 makes them",
+        ),
+        ({"PUSHER_ENCRYPTION_MASTER_KEY_BASE64": "hush!"}, "PUSHER_ENCRYPTION_MASTER_KEY_BASE64: takes 32 bytes"),
+        (
+            {"PUSHER_ENCRYPTION_MASTER_KEY_BASE64": "aHVzaA=="},
+            "PUSHER_ENCRYPTION_MASTER_KEY_BASE64: takes 32 bytes",
+        ),
+        (
+            {"PUSHER_ENCRYPTION_MASTER_KEY_BASE64": f"{43 * 'A'}="},
+            "PUSHER_ENCRYPTION_MASTER_KEY_BASE64 is set without a Pusher application",
+        ),
     ],
 )
 def test_what_channels_and_a_pusher_application_take(

@@ -127,6 +127,10 @@ class Channels:
         """Called with a subscriber whose connection has ended."""
         self.on_said: dict[str, Callable[[Said], None]] = {}
         """By event: called with each that was said in any channel, when this node's clients have been told."""
+        self.on_client_event: Callable[[Said, str | None], None] = lambda _said, _member: None
+        """Called with each that a client of this node has told the others in a channel, and as which member of it."""
+        self.on_cache_miss: Callable[[str, str], None] = lambda _tenant, _channel: None
+        """Called with a tenant and a cache channel that a client of this node found empty."""
         self.of_user: Callable[[str, str], Sequence[LiveConnection]] = lambda _tenant, _user_id: ()
         """The live connections of a user to this node: natively they hear what is said to the user."""
         self._audience = audience
@@ -367,6 +371,18 @@ class Channels:
             return await self.log.say(drafts, self._clock(), once=once)
         except StoreUnavailableError:
             raise UnavailableError("the store is away; try again in a moment") from None
+
+    async def say_to_others(self, subscriber: Subscriber, channel: str, event: str, data: msgspec.Raw) -> None:
+        """Say something for a client to the others who are in a channel with it; the history does not have it.
+
+        Raises:
+            UnavailableError: the store is away.
+        """
+        member = subscriber.member_id(channel)
+        sender, source = member or subscriber.user_id, subscriber.connection_id
+        said = await self.say(subscriber.tenant, [channel], event, data, sender=sender, source=source, keep=False)
+        for each in said:
+            self.on_client_event(each, member)
 
     async def history(self, tenant: str, channel: str, *, after: int | None = None, limit: int = 100) -> History:
         """Read what was said in a channel; see `ChannelLog.history`.

@@ -13,6 +13,9 @@ MAX_NAME = 164
 
 _NAME = re.compile(rf"[A-Za-z0-9_\-=@,.;:]{{1,{MAX_NAME}}}")
 
+_CACHES = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
+_ENCRYPTED = "private-encrypted-"
+
 _CONVERSATION = "private-conversation."
 _USER = "private-user."
 
@@ -32,6 +35,16 @@ def kind_of(channel: str) -> Kind:
     if channel.startswith("private-"):
         return Kind.PRIVATE
     return Kind.PRESENCE if channel.startswith("presence-") else Kind.PUBLIC
+
+
+def is_cache(channel: str) -> bool:
+    """Whether whoever comes into a channel by Pusher's protocol is told what was said in it last."""
+    return channel.startswith(_CACHES)
+
+
+def is_encrypted(channel: str) -> bool:
+    """Whether only its clients, and the backend, can read what is said in a channel."""
+    return channel.startswith(_ENCRYPTED)
 
 
 def is_name(value: object) -> bool:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.redis.connection import Client
     from gateway.settings import Settings
     from gateway.timers import Scheduler
+    from gateway.webhooks.notes import Notes
     from gateway.webhooks.outbox import Outbox
 
 
@@ -64,6 +65,7 @@ class ChannelsPart:
         namespaces: of Socket.IO, whose clients recover.
         listeners: called with each batch of news of who is in channels, and which are occupied.
         outbox: where what webhooks tell waits; None where none are sent.
+        notes: what takes in what webhooks tell besides; likewise.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway
@@ -83,6 +85,7 @@ class ChannelsPart:
         namespaces: Sequence[str] = (),
         listeners: Sequence[Listener] = (),
         outbox: Outbox | None = None,
+        notes: Notes | None = None,
     ) -> None:
         timing, kept = timing_of(settings.timing()), settings.channel_kept()
         log: ChannelLog
@@ -123,6 +126,9 @@ class ChannelsPart:
             namespaces=namespaces,
             most=settings.max_channels_per_connection,
         )
+        if notes is not None:
+            self.channels.on_client_event, self.channels.on_cache_miss = notes.client_event, notes.cache_miss
+            self.subscriptions.listeners.append(notes.count)
         self.statuses = Statuses(
             audience, self.membership, presence, scheduler, settings.presence_flush_interval, visibility
         )

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from gateway import wire
 from gateway.channels.model import Asker
-from gateway.channels.names import Kind, kind_of
+from gateway.channels.names import Kind, is_encrypted, kind_of
 from gateway.channels.wire import ChannelName
 from gateway.doors.http import Call, Caller, Operation
 from gateway.errors import ForbiddenError
@@ -36,6 +36,8 @@ class AuthorizedChannel(wire.Body, omit_defaults=True, rename=None):
     auth: str
     channel_data: str | UnsetType = UNSET
     """Of a presence channel: JSON of ``user_id`` and ``user_info``."""
+    shared_secret: str | UnsetType = UNSET
+    """Of an encrypted channel: what is said in it is read with this, in base64."""
 
 
 class AuthenticateUser(wire.Body, rename=None):
@@ -99,9 +101,26 @@ class _Broadcasting:
         asker = Asker(tenant=call.tenant, connection_id=socket_id, identity=identity, headers=call.headers)
         person = await self._authorizer.person(asker, channel)
         if person is None:
-            return AuthorizedChannel(self._signer.channel_auth(socket_id, channel))
+            auth = self._signer.channel_auth(socket_id, channel)
+            return AuthorizedChannel(auth, shared_secret=self._shared_secret(channel))
         data = wire.encode({"user_id": person.user_id, "user_info": person.info}).decode()
         return AuthorizedChannel(self._signer.channel_auth(socket_id, channel, data), data)
+
+    def _shared_secret(self, channel: str) -> str | UnsetType:
+        """What a client reads an encrypted channel with; UNSET of one that is not encrypted.
+
+        Raises:
+            ForbiddenError: nobody here knows it. Without it a client would be in the channel and understand nothing.
+        """
+        if not is_encrypted(channel):
+            return UNSET
+        secret = self._signer.shared_secret(channel)
+        if secret is None:
+            raise ForbiddenError(
+                f"{channel} is encrypted, and this gateway has no key for it: set PUSHER_ENCRYPTION_MASTER_KEY_BASE64"
+                " to the backend's master key, or let the backend sign"
+            )
+        return secret
 
     async def authenticate(self, call: Call) -> AuthenticatedUser:
         identity = _user(call)

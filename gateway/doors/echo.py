@@ -20,7 +20,7 @@ from gateway.buckets import TokenBucket
 from gateway.channels.channels import encoded
 from gateway.channels.events import laravel_name
 from gateway.channels.model import ADDED, Asker, Subscriber
-from gateway.channels.names import Kind, is_name, kind_of
+from gateway.channels.names import Kind, is_encrypted, is_name, kind_of
 from gateway.channels.wire import MemberChanged
 from gateway.engine.namespace import EventCodec, Namespace
 from gateway.errors import (
@@ -288,6 +288,8 @@ class EchoDoor(Namespace):
         subscriber = client.subscriber
         if said.channel not in subscriber.channels or kind_of(said.channel) is Kind.PUBLIC:
             return  # as Laravel's server: whispers are for those who are in a private channel
+        if is_encrypted(said.channel):
+            return  # whose members could not read it
         data = msgspec.Raw(encoded(said.data))
         if not said.event.startswith(WHISPER) or len(said.event) > wire.MAX_EVENT or len(bytes(data)) > MAX_WHISPER:
             return
@@ -296,15 +298,7 @@ class EchoDoor(Namespace):
                 self._connections.quotas.admit_typing(client.identity, self._clock() / 1000)
             except RateLimitedError:
                 return  # a page that is told of it would take itself for one that is not in the channel
-        await self._channels.say(
-            subscriber.tenant,
-            [said.channel],
-            said.event,
-            data,
-            sender=subscriber.user_id,
-            source=subscriber.connection_id,
-            keep=False,
-        )
+        await self._channels.say_to_others(subscriber, said.channel, said.event, data)
 
     # Who it is
 

@@ -6,8 +6,6 @@ The table makes the routes, decides who may call and what they send, and is what
 from __future__ import annotations
 
 import asyncio
-import errno
-import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
@@ -21,11 +19,11 @@ from aiohttp import web
 
 from gateway import inspection, wire
 from gateway.auth import Authenticator, Identity, find_token
+from gateway.doors.problems import problem
 from gateway.errors import (
     ForbiddenError,
     InternalError,
     InvalidPayloadError,
-    NotFoundError,
     NotReadyError,
     RateLimitedError,
     RefusedError,
@@ -42,8 +40,6 @@ from gateway.revocation.revocations import Revocation
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler
-
     from gateway.cluster import Cluster
     from gateway.connections import Connections
     from gateway.origins import Origins
@@ -78,6 +74,7 @@ class Caller(StrEnum):
     USER = "a user's token"
     SERVICE = "a service key"
     USER_OR_SERVICE = "a user's token or a service key"
+    APPLICATION = "the signature of the Pusher application's secret"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -112,6 +109,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: type[wire.Body] | None = None
     form: bool = False
     """Whether the body may also be a form."""
+    status: int = 200
+    """Of the answer."""
+    deprecated: bool = False
+    operation_id: str | None = None
+    """What ``/openapi.json`` calls it; None for what its path makes."""
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """What a body may be."""
+        return ("application/json", *(["application/x-www-form-urlencoded"] if self.form else []))
 
 
 class OnlineStatusQuery(wire.Body):
@@ -536,58 +543,6 @@ class HTTPDoor:
                 response.headers["Access-Control-Allow-Credentials"] = "true"
             response.headers["Access-Control-Expose-Headers"] = "Retry-After"
             response.headers["Vary"] = "Origin"
-
-
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Word what aiohttp refuses by itself, such as an unknown path, as the gateway words its own errors."""
-    try:
-        return await handler(request)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return problem(NotFoundError("there is no such file"))
-    except web.HTTPClientError as error:
-        kind = {HTTPStatus.FORBIDDEN: ForbiddenError, HTTPStatus.NOT_FOUND: NotFoundError}
-        said = kind.get(HTTPStatus(error.status), InvalidPayloadError)(_said_of(request, error))
-        response = problem(said, error.status)
-        response.headers.update({name: error.headers[name] for name in ("Allow", "Upgrade") if name in error.headers})
-        return response
-
-
-def _said_of(request: web.Request, error: web.HTTPClientError) -> str:
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
-    if error.text == f"{error.status}: {error.reason}":  # aiohttp's own
-        more = "; /docs shows what there is" if error.status == HTTPStatus.NOT_FOUND else ""
-        return (
-            f"there is nothing at {request.path}{more}" if more else f"{request.method} {request.path}: {error.reason}"
-        )
-    return f"{request.method} {request.path}: {error.text}"
-
-
-def problem(error: RequestError | RefusedError, status: int | None = None) -> web.Response:
-    """An error as RFC 9457 has it.
-
-    Args:
-        error: what went wrong.
-        status: the HTTP status, where it is not the error's own.
-    """
-    status = error.http_status if status is None else status
-    retry_after = error.retry_after if isinstance(error, RequestError) else None
-    body = wire.Problem(
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=str(error),
-        code=error.code,
-        retry_after=msgspec.UNSET if retry_after is None else retry_after,
-    )
-    response = web.Response(body=wire.encode(body), status=status, content_type="application/problem+json")
-    if status == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    if retry_after is not None:
-        response.headers["Retry-After"] = str(math.ceil(retry_after))
-    return response
 
 
 def _number_if_one(user_id: str) -> int | str:

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.bus import Bus
     from gateway.channels.backend import HTTPBackend
+    from gateway.channels.channels import Channels
     from gateway.connections import Connections
     from gateway.counts import Counts
     from gateway.delivery.inbox import Inbox
+    from gateway.doors.pusher import PusherDoor
     from gateway.export.exporter import Exporter
     from gateway.presence.follower import Follower
     from gateway.presence.tracker import Tracker
@@ -70,10 +72,20 @@ class NodeCollector(Collector):
         """What is sent to endpoints; None where there are none."""
         self.channel_auth: HTTPBackend | None = None
         """Who is asked who may be in channels; None where nobody is."""
+        self.channels: Channels | None = None
+        """Who is in channels; None where there are none."""
+        self.pusher: PusherDoor | None = None
+        """Pusher's clients; None where there is no application."""
 
     def collect(self) -> Iterator[Metric]:
         """Read every figure now."""
         yield GaugeMetricFamily("presence_connections", "Live connections to this node.", value=len(self._connections))
+        if self.pusher is not None:
+            yield GaugeMetricFamily(
+                "presence_pusher_anonymous",
+                "Clients of the Pusher door that are nobody's, yet; they are not among presence_connections.",
+                value=self.pusher.anonymous,
+            )
         yield from self._collect_connecting()
         yield from self._collect_limits()
         yield GaugeMetricFamily(
@@ -125,11 +137,13 @@ class NodeCollector(Collector):
     def _collect_limits(self) -> Iterator[Metric]:
         refusals = CounterMetricFamily(
             "presence_limit_refusals",
-            "Connections, requests and watch lists that were refused, by the limit that they were over.",
+            "Connections, requests, watch lists and channels that were refused, by the limit that they were over.",
             labels=["limit"],
         )
         for limit, count in self._connections.quotas.refused.items():
             refusals.add_metric([limit], count)
+        if self.channels is not None:
+            refusals.add_metric(["channels_per_connection"], self.channels.refused)
         yield refusals
         hooks = CounterMetricFamily(
             "presence_hook_calls",
@@ -217,6 +231,11 @@ def _collect_webhooks(webhooks: Webhooks, now: int) -> Iterator[Metric]:
         "presence_webhooks_unreadable",
         "Webhooks in a queue that this node could not read; they became dead letters.",
         value=webhooks.unreadable,
+    )
+    yield CounterMetricFamily(
+        "presence_webhooks_lost",
+        "Client events, missed caches and counts that came faster than they could be written into the outbox.",
+        value=webhooks.notes.lost,
     )
     waiting = GaugeMetricFamily(
         "presence_webhooks_waiting", "Webhooks in a queue; on the node that sends.", labels=["endpoint"]

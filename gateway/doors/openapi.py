@@ -3,22 +3,72 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from gateway import wire
 from gateway.channels.names import MAX_NAME
-from gateway.doors.http import Caller, Operation
+from gateway.doors.http import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+class Row(Protocol):
+    """What is described: a row of a door's table."""
+
+    @property
+    def method(self) -> str:
+        """GET, say."""
+
+    @property
+    def path(self) -> str:
+        """With its parameters in braces."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who may call."""
+
+    @property
+    def query(self) -> type[msgspec.Struct]:
+        """The type of the query."""
+
+    @property
+    def body(self) -> Any:
+        """The type of the body; None where there is none."""
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """What a body may be."""
+
+    @property
+    def answers(self) -> Any:
+        """The type of the answer."""
+
+    @property
+    def status(self) -> int:
+        """Of the answer."""
+
+    @property
+    def deprecated(self) -> bool:
+        """Whether it is there for those who have always called it."""
+
+    @property
+    def operation_id(self) -> str | None:
+        """What it is called; None for what its path makes."""
+
 
 _SECURITY: dict[Caller, list[dict[str, list[str]]]] = {
     Caller.ANYONE: [],
     Caller.USER: [{"token": []}],
     Caller.SERVICE: [{"serviceKey": []}],
     Caller.USER_OR_SERVICE: [{"token": []}, {"serviceKey": []}],
+    Caller.APPLICATION: [{"signature": []}],
 }
 _TENANT = {
     "name": "tenant",
@@ -35,6 +85,7 @@ _GROUPS = {
     "/api/notifications": "Notifications",
     "/api/tokens": "Tokens",
     "/api/webhooks": "Webhooks",
+    "/apps/": "Pusher",
     "/health": "Health",
 }
 """Under which heading ``/docs`` shows a call, by what its path begins with; the others are about presence."""
@@ -43,17 +94,23 @@ _ABOUT = (
     " a user's token (development mode gives one at /dev/token?user=alice), or with a service key, one of"
     " SERVICE_API_KEYS."
 )
+_SIGNATURE = {
+    "type": "apiKey",
+    "in": "query",
+    "name": "auth_signature",
+    "description": "HMAC-SHA256 of method, path and query by PUSHER_APP_SECRET, which Pusher's server libraries make.",
+}
 _IN_PATH = {
     name: {"name": name, "in": "path", "required": True, "schema": {"type": "string", "maxLength": length}}
-    for name, length in (("id", 128), ("channel", MAX_NAME))
+    for name, length in (("id", 128), ("channel", MAX_NAME), ("app", 64), ("user", 128))
 }
 
 
-def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
+def document(operations: Iterable[Row], version: str) -> dict[str, Any]:
     """Describe the operations.
 
     Args:
-        operations: the table.
+        operations: the tables of all doors.
         version: the gateway's own.
 
     Returns:
@@ -79,13 +136,17 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
                 *([_TENANT] if row.caller in {Caller.SERVICE, Caller.USER_OR_SERVICE} else []),
             ],
             "responses": {
-                "200": _response("Done.", "application/json", schema_of[repr(row.answers)]),
+                str(row.status): _response("Done.", "application/json", schema_of[repr(row.answers)]),
                 "default": _response("What went wrong; code says which.", "application/problem+json", schemas[-1]),
             },
         }
+        if row.caller is Caller.APPLICATION:
+            described["responses"]["default"] = _response("What went wrong.", "text/plain", {"type": "string"})
+        if row.deprecated:
+            described["deprecated"] = True
         if row.body is not None:
-            kinds = ["application/json", *(["application/x-www-form-urlencoded"] if row.form else [])]
-            described["requestBody"] = {"content": {kind: {"schema": schema_of[repr(row.body)]} for kind in kinds}}
+            schema = schema_of[repr(row.body)]
+            described["requestBody"] = {"content": {kind: {"schema": schema} for kind in row.media}}
         paths.setdefault(row.path, {})[row.method.lower()] = described
     queries = {row.query.__name__ for row in operations}
     return {
@@ -102,6 +163,7 @@ def document(operations: Iterable[Operation], version: str) -> dict[str, Any]:
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
                 "serviceKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                **({"signature": _SIGNATURE} if any(row.caller is Caller.APPLICATION for row in operations) else {}),
             },
         },
     }
@@ -123,6 +185,8 @@ def _group(path: str) -> str:
     return next((group for beginning, group in _GROUPS.items() if path.startswith(beginning)), "Presence")
 
 
-def _operation_id(row: Operation) -> str:
-    words = [word for word in re.split(r"[^a-z]+", row.path) if word and word not in _IN_PATH]
+def _operation_id(row: Row) -> str:
+    if row.operation_id is not None:
+        return row.operation_id
+    words = [word for word in re.split(r"[^a-z]+", re.sub(r"{\w+}", "", row.path)) if word]
     return row.method.lower() + "".join(word.capitalize() for word in words)

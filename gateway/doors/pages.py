@@ -12,7 +12,7 @@ from swagger_ui import api_doc
 
 from gateway import wire
 from gateway.auth import issue_token
-from gateway.doors.http import problem
+from gateway.doors.problems import problem
 from gateway.errors import ForbiddenError, InvalidPayloadError
 from gateway.origins import Origins, is_loopback
 from gateway.wire import is_id

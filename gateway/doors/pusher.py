@@ -85,6 +85,11 @@ class PusherDoor:
         """Seconds on the loop's clock."""
         return asyncio.get_running_loop().time()
 
+    @property
+    def anonymous(self) -> int:
+        """How many clients are nobody's now. It looks at all of them."""
+        return sum(client.live is None for client in self.clients)
+
     def active(self, live: LiveConnection) -> Coroutine[Any, Any, object] | None:
         """Record that a user asked for something; see `Connections.active`."""
         return self.connections.active(live.identity, self.clock())

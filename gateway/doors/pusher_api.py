@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from gateway import wire
 from gateway.channels.membership import is_presence
-from gateway.channels.names import check_name
+from gateway.channels.names import check_name, is_cache
+from gateway.doors.http import Caller
 from gateway.errors import (
     InternalError,
     InvalidPayloadError,
@@ -28,7 +30,27 @@ from gateway.errors import (
     UnavailableError,
 )
 from gateway.presence.model import DEFAULT_TENANT, Event
+from gateway.pusher.api import (
+    ATTRIBUTES,
+    BatchTriggered,
+    CachedEvent,
+    ChannelInfo,
+    ChannelInfos,
+    ChannelState,
+    ChannelUser,
+    ChannelUsers,
+    Done,
+    SignedChannelQuery,
+    SignedChannelsQuery,
+    SignedEventQuery,
+    SignedQuery,
+    TriggerBatch,
+    Triggered,
+    TriggerEvent,
+    TriggerUserEvent,
+)
 from gateway.pusher.data import from_text, to_text
+from gateway.pusher.signature import LIST
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
@@ -55,43 +77,30 @@ _OWN = frozenset({"member-added", "member-removed", "channel-members", "channel-
 _RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS}) | _OWN
 _RESERVED_PREFIXES = ("pusher:", "pusher_internal:")
 
-_ATTRIBUTES = frozenset({"user_count", "subscription_count", "cache"})
-_CACHES = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
-
-
-class Trigger(msgspec.Struct):
-    """The body of ``events``, and one event of ``batch_events``."""
-
-    name: str
-    data: str
-    channels: list[str] | None = None
-    channel: str | None = None
-    socket_id: str | None = None
-    """The one connection that is not told."""
-    info: str | None = None
-    """What the answer is to say of the channels, separated by commas."""
-
-    @property
-    def targets(self) -> list[str]:
-        """Its channels, each once."""
-        named = [] if self.channel is None else [self.channel]
-        return list(dict.fromkeys([*(self.channels or ()), *named]))
-
-
-class Batch(msgspec.Struct):
-    """The body of ``batch_events``."""
-
-    batch: list[Trigger]
-
-
-class UserEvent(msgspec.Struct):
-    """The body of ``users/{id}/events``."""
-
-    name: str
-    data: str
+_LISTS = frozenset({"channels"})
+"""The parameters that are lists."""
 
 
 Answer = Callable[[web.Request, bytes], Awaitable[object]]
+
+
+class SignedOperation(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the API's table, which makes its routes, and its part of ``/openapi.json``."""
+
+    method: str
+    path: str
+    summary: str
+    handler: Answer
+    answers: type[msgspec.Struct]
+    query: type[msgspec.Struct] = SignedQuery
+    body: Any = None
+    """Its type; None where there is none."""
+    media: tuple[str, ...] = ("application/json",)
+    """What a body may be."""
+    status: int = 200
+    deprecated: bool = False
+    operation_id: str | None = None
+    caller: Caller = Caller.APPLICATION
 
 
 class PusherAPI:
@@ -113,30 +122,97 @@ class PusherAPI:
         self._channels = channels
         self._cluster = cluster
         self._now = now
+        self.operations = self._table()
+        """What it can be asked."""
         self._max_body = 2 * MAX_BATCH * settings.pusher_max_data + 65_536  # each quote in a text is two bytes of JSON
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes of the API."""
-        terminate = partial(self._handle, self._terminate)
-        return [
-            web.post("/apps/{app}/events", partial(self._handle, self._events)),
-            web.post("/apps/{app}/batch_events", partial(self._handle, self._batch_events)),
-            web.get("/apps/{app}/channels", partial(self._handle, self._list)),
-            web.get("/apps/{app}/channels/{channel}", partial(self._handle, self._channel)),
-            web.get("/apps/{app}/channels/{channel}/users", partial(self._handle, self._users)),
-            web.post("/apps/{app}/users/{user}/events", partial(self._handle, self._user_events)),
-            web.post("/apps/{app}/users/{user}/terminate_connections", terminate),
-            web.post("/users/{user}/terminate_connections", terminate),  # as pusher-http-python has it
-        ]
+        """The routes of the table."""
+        return [web.route(row.method, row.path, partial(self._handle, row)) for row in self.operations]
+
+    def _table(self) -> tuple[SignedOperation, ...]:
+        terminate = SignedOperation(
+            method="POST",
+            path="/apps/{app}/users/{user}/terminate_connections",
+            summary="Close a user's connections on every node",
+            handler=self._terminate,
+            answers=Done,
+        )
+        return (
+            SignedOperation(
+                method="POST",
+                path="/apps/{app}/events",
+                summary="Say something in channels; the body's fields may stand in the query, channels as channels[]",
+                handler=self._events,
+                body=TriggerEvent,
+                answers=Triggered,
+            ),
+            SignedOperation(
+                method="POST",
+                path="/apps/{app}/batch_events",
+                summary="Say several things, each in one channel",
+                handler=self._batch_events,
+                body=TriggerBatch,
+                answers=BatchTriggered,
+            ),
+            SignedOperation(
+                method="GET",
+                path="/apps/{app}/channels",
+                summary="The channels that somebody is in",
+                handler=self._list,
+                query=SignedChannelsQuery,
+                answers=ChannelInfos,
+            ),
+            SignedOperation(
+                method="GET",
+                path="/apps/{app}/channels/{channel}",
+                summary="What is known of a channel",
+                handler=self._channel,
+                query=SignedChannelQuery,
+                answers=ChannelState,
+                operation_id="getAppsChannel",
+            ),
+            SignedOperation(
+                method="POST",
+                path="/apps/{app}/channels/{channel}/events",
+                summary="Say something in a channel, as libraries did before 2012: the body is the event's data",
+                handler=self._channel_events,
+                query=SignedEventQuery,
+                body=str,
+                media=("application/json", "text/plain"),
+                answers=Done,
+                status=202,
+                deprecated=True,
+            ),
+            SignedOperation(
+                method="GET",
+                path="/apps/{app}/channels/{channel}/users",
+                summary="The members of a presence channel",
+                handler=self._users,
+                answers=ChannelUsers,
+            ),
+            SignedOperation(
+                method="POST",
+                path="/apps/{app}/users/{user}/events",
+                summary="Tell a user something on all connections; the body's fields may stand in the query",
+                handler=self._user_events,
+                body=TriggerUserEvent,
+                answers=Done,
+            ),
+            terminate,
+            # As pusher-http-python has it.
+            msgspec.structs.replace(terminate, path="/users/{user}/terminate_connections"),
+        )
 
     # Around each call
 
-    async def _handle(self, answer: Answer, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, row: SignedOperation, request: web.Request) -> web.StreamResponse:
         try:
             body = await self._check(request)
             if not self._channels.membership.tracker.ready:
                 raise UnavailableError("this node is starting; try again in a moment")
-            return web.Response(body=wire.encode(await answer(request, body)), content_type="application/json")
+            answered = wire.encode(await row.handler(request, body))
+            return web.Response(body=answered, status=row.status, content_type="application/json")
         except RequestError as error:
             return _refusal(error)
         except StoreUnavailableError:
@@ -174,17 +250,17 @@ class PusherAPI:
 
     # Events
 
-    async def _events(self, _request: web.Request, body: bytes) -> object:
-        event = _decode(body, Trigger)
+    async def _events(self, request: web.Request, body: bytes) -> Triggered:
+        event = _read(request, body, TriggerEvent)
         self._check_event(event)
         attributes = _attributes(event.info)
         await self._say(event)
         if not attributes:
-            return {}
-        return {"channels": {name: self._info(name, attributes) for name in event.targets}}
+            return Triggered()
+        return Triggered({name: self._info(name, attributes) for name in event.targets})
 
-    async def _batch_events(self, _request: web.Request, body: bytes) -> object:
-        events = _decode(body, Batch).batch
+    async def _batch_events(self, _request: web.Request, body: bytes) -> BatchTriggered:
+        events = _decode(body, TriggerBatch).batch
         if len(events) > MAX_BATCH:
             raise InvalidPayloadError(f"The event batch size exceeds the maximum of {MAX_BATCH}: it has {len(events)}")
         for event in events:
@@ -195,16 +271,32 @@ class PusherAPI:
         for event in events:
             await self._say(event)
         if not any(attributes):
-            return {}
-        return {"batch": [self._info(event.targets[0], asked) for event, asked in zip(events, attributes, strict=True)]}
+            return BatchTriggered()
+        return BatchTriggered(
+            [self._info(event.targets[0], asked) for event, asked in zip(events, attributes, strict=True)]
+        )
 
-    async def _user_events(self, request: web.Request, body: bytes) -> object:
-        event = _decode(body, UserEvent)
+    async def _channel_events(self, request: web.Request, body: bytes) -> Done:
+        """As it was before 2012: the body is the data, and all else is in the query."""
+        name, socket_id = request.query.get("name"), request.query.get("socket_id")
+        if name is None:
+            raise InvalidPayloadError("The query has no name: the body of this call is the event's data, and no more")
+        try:
+            data = body.decode()
+        except UnicodeDecodeError:
+            raise InvalidPayloadError("The data is not UTF-8") from None
+        event = TriggerEvent(name=name, data=data, channel=request.match_info["channel"], socket_id=socket_id)
+        self._check_event(event)
+        await self._say(event)
+        return Done()
+
+    async def _user_events(self, request: web.Request, body: bytes) -> Done:
+        event = _read(request, body, TriggerUserEvent)
         self._check_text(event.name, event.data)
         self._cluster.tell(DEFAULT_TENANT, _user_id(request.match_info["user"]), event.name, _json(event.data))
-        return {}
+        return Done()
 
-    def _check_event(self, event: Trigger) -> None:
+    def _check_event(self, event: TriggerEvent) -> None:
         self._check_text(event.name, event.data)
         targets = event.targets
         if not 1 <= len(targets) <= MAX_CHANNELS:
@@ -231,7 +323,7 @@ class PusherAPI:
                 " See PUSHER_MAX_DATA"
             )
 
-    async def _say(self, event: Trigger) -> None:
+    async def _say(self, event: TriggerEvent) -> None:
         data = _json(event.data)
         users = [name.removeprefix(TO_USER) for name in event.targets if name.startswith(TO_USER)]
         channels = [name for name in event.targets if not name.startswith(TO_USER)]
@@ -242,7 +334,7 @@ class PusherAPI:
 
     # Who is there
 
-    async def _list(self, request: web.Request, _body: bytes) -> object:
+    async def _list(self, request: web.Request, _body: bytes) -> ChannelInfos:
         prefix = request.query.get("filter_by_prefix", "")
         attributes = _attributes(request.query.get("info")) - {"cache"}
         if "user_count" in attributes and not prefix.startswith("presence-"):
@@ -250,54 +342,79 @@ class PusherAPI:
                 "user_count is only known of presence channels: filter_by_prefix must begin with presence-"
             )
         names = self._channels.membership.occupied(DEFAULT_TENANT, prefix)
-        return {"channels": {name: self._info(name, attributes) for name in names}}
+        return ChannelInfos({name: self._info(name, attributes) for name in names})
 
-    async def _channel(self, request: web.Request, _body: bytes) -> object:
+    async def _channel(self, request: web.Request, _body: bytes) -> ChannelState:
         name = check_name(request.match_info["channel"])
         attributes = _attributes(request.query.get("info"))
         if "user_count" in attributes and not is_presence(name):
             raise InvalidPayloadError("Cannot retrieve the user count unless the channel is a presence channel")
-        if "cache" in attributes and not name.startswith(_CACHES):
+        if "cache" in attributes and not is_cache(name):
             raise InvalidPayloadError("Cannot retrieve the cache unless the channel is a cache channel")
-        answer = {
-            "occupied": self._channels.membership.is_occupied(DEFAULT_TENANT, name),
-            **self._info(name, attributes),
-        }
-        if "cache" in attributes and (cache := await self._cache(name)) is not None:
-            answer["cache"] = cache
-        return answer
+        known = self._info(name, attributes)
+        return ChannelState(
+            occupied=self._channels.membership.is_occupied(DEFAULT_TENANT, name),
+            user_count=known.user_count,
+            subscription_count=known.subscription_count,
+            cache=await self._cache(name) if "cache" in attributes else UNSET,
+        )
 
-    async def _users(self, request: web.Request, _body: bytes) -> object:
+    async def _users(self, request: web.Request, _body: bytes) -> ChannelUsers:
         name = check_name(request.match_info["channel"])
         if not is_presence(name):
             raise InvalidPayloadError("Users can only be retrieved for presence channels")
-        return {"users": [{"id": person.user_id} for person in self._channels.members(DEFAULT_TENANT, name)]}
+        return ChannelUsers([ChannelUser(person.user_id) for person in self._channels.members(DEFAULT_TENANT, name)])
 
-    def _info(self, channel: str, attributes: frozenset[str]) -> dict[str, object]:
+    def _info(self, channel: str, attributes: frozenset[str]) -> ChannelInfo:
         """What is known of a channel; a channel that has none of an attribute goes without."""
         if channel.startswith(TO_USER) or not attributes & {"user_count", "subscription_count"}:
-            return {}
+            return ChannelInfo()
         occupancy = self._channels.occupancy(DEFAULT_TENANT, channel)
         known = {"user_count": occupancy.users, "subscription_count": occupancy.subscriptions}
-        return {name: count for name, count in known.items() if name in attributes and count is not None}
+        return ChannelInfo(**{name: n for name, n in known.items() if name in attributes and n is not None})
 
-    async def _cache(self, channel: str) -> dict[str, object] | None:
-        """The last event of a cache channel, and for how many seconds it stays; None where there is none."""
+    async def _cache(self, channel: str) -> CachedEvent | UnsetType:
+        """The last event of a cache channel; UNSET where there is none."""
         history = await self._channels.history(DEFAULT_TENANT, channel, limit=1)
         if not history.events:
-            return None
+            return UNSET
         last = history.events[-1]
         left = last.at / 1000 + self._settings.channel_history_ttl - self._now() / 1000
-        return {"data": to_text(last.data), "ttl": max(round(left), 0)}
+        return CachedEvent(to_text(last.data), max(round(left), 0))
 
     # Users
 
-    async def _terminate(self, request: web.Request, _body: bytes) -> object:
+    async def _terminate(self, request: web.Request, _body: bytes) -> Done:
         await self._cluster.disconnect(DEFAULT_TENANT, _user_id(request.match_info["user"]), self._now())
-        return {}
+        return Done()
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
+def _read(request: web.Request, body: bytes, kind: type[Any]) -> Any:
+    """Read what a call is given: by its body, by its query, as Pusher allows, or partly by each.
+
+    Raises:
+        InvalidPayloadError: it is not of its form, or query and body do not say the same.
+    """
+    given: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        named = f"{field.name}{LIST}" if field.name in _LISTS else field.name
+        if field.name in _LISTS and field.name in request.query:
+            raise InvalidPayloadError(f"In a query {field.name} is written {named}=…&{named}=…, once for each")
+        if named in request.query:
+            given[field.name] = request.query.getall(named) if field.name in _LISTS else request.query[named]
+    if not given:
+        return _decode(body, kind)
+    fields = _decode(body, dict[str, Any]) if body else {}
+    for name, value in given.items():
+        if fields.setdefault(name, value) != value:
+            raise InvalidPayloadError(f"The query has another {name} than the body; give it once")
+    try:
+        return msgspec.convert(fields, kind)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPayloadError(f"The query and the body are not what this call takes: {error}") from None
+
+
+def _decode(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError) as error:
@@ -320,8 +437,8 @@ def _user_id(value: str) -> str:
 def _attributes(info: str | None) -> frozenset[str]:
     """What is asked for of channels, separated by commas."""
     asked = frozenset(part for part in (info or "").split(",") if part)
-    if unknown := asked - _ATTRIBUTES:
-        raise InvalidPayloadError(f"info takes {', '.join(sorted(_ATTRIBUTES))}; not {min(unknown)!r}")
+    if unknown := asked - ATTRIBUTES:
+        raise InvalidPayloadError(f"info takes {', '.join(sorted(ATTRIBUTES))}; not {min(unknown)!r}")
     return asked
 
 

@@ -13,7 +13,7 @@ from gateway.auth import Identity, clean_text, find_token
 from gateway.buckets import TokenBucket
 from gateway.channels.authorization import person_named
 from gateway.channels.model import ADDED, Asker, Subscriber
-from gateway.channels.names import Kind, is_name, kind_of
+from gateway.channels.names import Kind, is_cache, is_encrypted, is_name, kind_of
 from gateway.channels.wire import MemberChanged
 from gateway.engine.batch import Batch
 from gateway.engine.stream import write_all
@@ -442,7 +442,7 @@ class Client:
             if not is_name(channel):
                 raise InvalidPayloadError("Invalid channel name")
             person = await self._authorized(asked)
-            since = 0 if frames.is_cache(channel) else None
+            since = 0 if is_cache(channel) else None
             await self._door.channels.join(
                 self.subscriber, channel, person, since=since, limit=1, answer=self._answer_subscription
             )
@@ -487,9 +487,11 @@ class Client:
     def _answer_subscription(self, joined: Joined) -> None:
         channel = joined.channel
         self._tell(frames.succeeded(channel, joined.members))
-        if frames.is_cache(channel):
+        if is_cache(channel):
             last = joined.history.events[-1:] if joined.history is not None else ()
             self._tell(frames.said_in(last[0]) if last else frames.cache_miss(channel))
+            if not last:
+                self._door.channels.on_cache_miss(self.subscriber.tenant, channel)
 
     async def _unsubscribe(self, asked: frames.Unsubscribe) -> None:
         await self._door.channels.leave(self.subscriber, asked.channel)
@@ -531,7 +533,7 @@ class Client:
         channel = frame.channel
         if channel is None or channel not in self.subscriber.channels:
             raise InvalidPayloadError("Client event rejected: the connection is not in the channel")
-        if kind_of(channel) is Kind.PUBLIC or frames.is_encrypted(channel):
+        if kind_of(channel) is Kind.PUBLIC or is_encrypted(channel):
             raise InvalidPayloadError("Client event rejected: only for private and presence channels, not encrypted")
         if len(frame.event) > MAX_EVENT:
             raise InvalidPayloadError(f"Client event rejected: a name may have {MAX_EVENT} characters")
@@ -540,16 +542,7 @@ class Client:
         if self._said.take(self._door.loop_time()):
             self._tell(frames.error(Code.CLIENT_EVENT_REJECTED, "Client event rejected: more than 10 in a second"))
             return
-        person = self.subscriber.channels[channel]
-        await self._door.channels.say(
-            self.subscriber.tenant,
-            [channel],
-            frame.event,
-            frame.data,
-            sender=self.subscriber.user_id if person is None else person.user_id,
-            source=self.socket_id,
-            keep=False,
-        )
+        await self._door.channels.say_to_others(self.subscriber, channel, frame.event, frame.data)
 
 
 _SUBSCRIPTIONS: Final = frozenset({frames.SUBSCRIBE, frames.UNSUBSCRIBE})

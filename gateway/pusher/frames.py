@@ -32,9 +32,6 @@ CLIENT_EVENT: Final = "client-"
 TO_USER: Final = "#server-to-user-"
 """What the channel begins with, by its name, that brings a user's own events; nobody else can be in it."""
 
-_CACHES: Final = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
-_ENCRYPTED: Final = "private-encrypted-"
-
 
 # What clients send
 
@@ -124,19 +121,6 @@ def read_signed(text: str, kind: type[_DataT], name: str) -> _DataT:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
         raise InvalidPayloadError(f"{name}: {error}") from None
-
-
-# What a channel's name says to Pusher's clients
-
-
-def is_cache(channel: str) -> bool:
-    """Whether whoever comes into a channel is told what was said in it last."""
-    return channel.startswith(_CACHES)
-
-
-def is_encrypted(channel: str) -> bool:
-    """Whether only its clients can read what is said in a channel."""
-    return channel.startswith(_ENCRYPTED)
 
 
 # What they are sent

@@ -1,10 +1,12 @@
 """What a Pusher application's secret signs: channels, users, requests of its HTTP API, and webhooks.
 
-Everything is HMAC-SHA256, in hexadecimal digits, of a text that the Pusher protocol lays down.
+Everything is HMAC-SHA256, in hexadecimal digits, of a text that the Pusher protocol lays down. What is said in an
+encrypted channel is not signed but hidden, by what the application's master key makes of the channel's name.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Final
@@ -12,10 +14,16 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import SignatureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 TOLERANCE: Final = 600.0
 """Seconds that a request's timestamp may be away from this node's clock, either way."""
+
+MASTER_KEY: Final = 32
+"""Bytes of an application's master key."""
+
+LIST: Final = "[]"
+"""What the names of parameters end with in a query that may come several times."""
 
 _VERSION: Final = "1.0"
 _MAX_DIGITS: Final = 12
@@ -27,11 +35,13 @@ class Signer:
     Args:
         key: the application's; no secret.
         secret: what is never sent.
+        master_key: what makes the secrets of encrypted channels, never sent either; None where somebody else has it.
     """
 
-    def __init__(self, key: str, secret: str) -> None:
+    def __init__(self, key: str, secret: str, master_key: bytes | None = None) -> None:
         self.key = key
         self._secret = secret.encode()
+        self._master_key = master_key
 
     # What a backend gives its clients
 
@@ -60,20 +70,26 @@ class Signer:
         """Whether `user_auth` of the same would be this."""
         return self._is_auth(auth, f"{socket_id}::user::{user_data}")
 
+    def shared_secret(self, channel: str) -> str | None:
+        """What a client reads an encrypted channel with, in base64; None where there is no master key here."""
+        if self._master_key is None:
+            return None
+        return base64.b64encode(hashlib.sha256(channel.encode() + self._master_key).digest()).decode()
+
     # The HTTP API
 
-    def request_signature(self, method: str, path: str, query: Mapping[str, str]) -> str:
+    def request_signature(self, method: str, path: str, query: Iterable[tuple[str, str]]) -> str:
         """Sign a request of the HTTP API.
 
         Args:
             method: GET or POST.
             path: as it is sent, from its first slash to before the question mark.
-            query: its parameters, unescaped; ``auth_signature`` is left out if it is among them.
+            query: its parameters, unescaped; ``auth_signature`` is left out if it is among them. Those of one name, as
+                a list's are, stay in their order.
         """
-        names = sorted(name for name in query if name != "auth_signature")
-        return self._sign(
-            "\n".join((method.upper(), path, "&".join(f"{name.lower()}={query[name]}" for name in names)))
-        )
+        pairs = [(name.lower(), value) for name, value in query if name != "auth_signature"]
+        pairs.sort(key=lambda pair: pair[0])
+        return self._sign("\n".join((method.upper(), path, "&".join(f"{name}={value}" for name, value in pairs))))
 
     def check_request(self, method: str, path: str, query: Iterable[tuple[str, str]], body: bytes, now: float) -> None:
         """Take a request of the HTTP API for its application's, or not.
@@ -88,9 +104,10 @@ class Signer:
         Raises:
             SignatureError: it is not; the message says what is wrong with it.
         """
+        query = list(query)
         parameters: dict[str, str] = {}
         for name, value in query:
-            if name in parameters:
+            if name in parameters and not name.endswith(LIST):
                 raise SignatureError(f"the query has {name!r} twice")
             parameters[name] = value
         if not _same(parameters.get("auth_key", ""), self.key):
@@ -103,7 +120,7 @@ class Signer:
         if digest is not None and not _same(digest.lower(), hashlib.md5(body, usedforsecurity=False).hexdigest()):
             raise SignatureError("body_md5 is not the body's")
         # Before the clock's, so that what says how wrong the clock is says so to nobody else.
-        if not _same(parameters.get("auth_signature", ""), self.request_signature(method, path, parameters)):
+        if not _same(parameters.get("auth_signature", ""), self.request_signature(method, path, query)):
             raise SignatureError("auth_signature is not what the application's secret makes of this request")
         timestamp = parameters.get("auth_timestamp", "")
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= _MAX_DIGITS):
@@ -130,6 +147,21 @@ class Signer:
 
     def _sign(self, text: str | bytes) -> str:
         return hmac.new(self._secret, text if isinstance(text, bytes) else _bytes(text), hashlib.sha256).hexdigest()
+
+
+def master_key_of(text: str) -> bytes:
+    """The master key that a text in base64 is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != MASTER_KEY:
+        raise ValueError(f"takes {MASTER_KEY} bytes in base64: openssl rand -base64 {MASTER_KEY} makes them")
+    return key
 
 
 def _place(socket_id: str, channel: str, channel_data: str | None) -> str:

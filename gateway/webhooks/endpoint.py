@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.pusher.signature import Signer
-from gateway.webhooks.event import ALL_TYPES
+from gateway.webhooks.event import ALL_TYPES, NOTE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,15 +63,19 @@ def _key(secret: str) -> bytes:
 def types_of(patterns: Sequence[str]) -> frozenset[str]:
     """The types that patterns name: a type, ``user.*``, ``channel.*``, ``member.*`` or ``*``.
 
+    None but their own names name those of `NOTE_TYPES`.
+
     Raises:
         ValueError: one names none.
     """
     found: set[str] = set()
     for pattern in patterns:
         head = pattern.removesuffix("*")
-        named = {kind for kind in ALL_TYPES if kind == pattern or (head != pattern and kind.startswith(head))}
+        named = {kind for kind in ALL_TYPES if head != pattern and kind.startswith(head)}
+        named |= {pattern} & {*ALL_TYPES, *NOTE_TYPES}
         if not named:
-            raise ValueError(f"events takes {', '.join(ALL_TYPES)}, user.*, channel.*, member.* or *; not {pattern!r}")
+            known = ", ".join((*ALL_TYPES, *NOTE_TYPES))
+            raise ValueError(f"events takes {known}, user.*, channel.*, member.* or *; not {pattern!r}")
         found |= named
     return frozenset(found)
 

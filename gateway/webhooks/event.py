@@ -26,6 +26,10 @@ CHANNEL_TYPES = {name: name.replace("-", ".") for name in CHANNEL_EVENTS}
 
 ALL_TYPES = (*TYPES.values(), *CHANNEL_TYPES.values())
 
+CLIENT_EVENT, CACHE_MISS, SUBSCRIPTION_COUNT = "client.event", "channel.cache_miss", "channel.subscription_count"
+NOTE_TYPES = (CLIENT_EVENT, CACHE_MISS, SUBSCRIPTION_COUNT)
+"""The types of what no store commits. There may be very many of them: an endpoint that wants one names it."""
+
 
 class Message(msgspec.Struct, frozen=True):
     """One event as it is queued, sent and, where that fails, kept."""

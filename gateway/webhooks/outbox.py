@@ -101,6 +101,14 @@ class Outbox(ABC):
         """Make endpoints known, so that they are listed before anything is sent to them."""
 
     @abstractmethod
+    async def add(self, messages: Sequence[Message]) -> int:
+        """Put events into the outbox that no store commits, while less than half of it is taken.
+
+        Returns:
+            How many there was no room for: the last of them.
+        """
+
+    @abstractmethod
     async def take(self, endpoints: Sequence[Endpoint], now: int) -> Taken:
         """Move some hundred events at the most into the queues of the endpoints that want them."""
 

@@ -69,7 +69,7 @@ class RedisOutbox(Outbox):
         self._bounds = bounds
         self._base = base_of(prefix)
         self._outbox = outbox_key(self._base)
-        self._scripts = {name: _script(name) for name in ("take", "bury", "replay", "resume", "forget")}
+        self._scripts = {name: _script(name) for name in ("add", "take", "bury", "replay", "resume", "forget")}
         self._unreadable = 0
         """Entries that only a newer version can read, when last looked at."""
         self._put_aside = 0
@@ -79,6 +79,10 @@ class RedisOutbox(Outbox):
         """Make endpoints known; see the port."""
         for call in [self._commands.enqueue("HSETNX", self._endpoints, name, "") for name in names]:
             await self._commands.answer(call)
+
+    async def add(self, messages: Sequence[Message]) -> int:
+        """Put events into the outbox; see the port."""
+        return int(await self._run("add", 0, [self._outbox], [_encode(each) for each in messages]))
 
     async def take(self, endpoints: Sequence[Endpoint], now: int) -> Taken:
         """Move events into queues; see the port."""

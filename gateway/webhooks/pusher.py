@@ -8,6 +8,8 @@ import msgspec
 
 from gateway import wire
 from gateway.presence.model import DEFAULT_TENANT
+from gateway.pusher.data import to_text
+from gateway.webhooks.event import CACHE_MISS, CLIENT_EVENT, SUBSCRIPTION_COUNT
 
 if TYPE_CHECKING:
     from gateway.webhooks.event import Message
@@ -17,6 +19,9 @@ NAMES = {
     "channel.vacated": "channel_vacated",
     "member.added": "member_added",
     "member.removed": "member_removed",
+    CLIENT_EVENT: "client_event",
+    CACHE_MISS: "cache_miss",
+    SUBSCRIPTION_COUNT: "subscription_count",
 }
 """Pusher's names of events, by their types."""
 
@@ -25,6 +30,11 @@ class _Data(wire.Body):
     tenant: str
     channel: str
     user_id: str | None = None
+    event: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+    """Of a client event; empty for what has none, which null is not."""
+    socket_id: str | None = None
+    subscription_count: int | None = None
 
 
 class _Body(wire.Body):
@@ -48,6 +58,12 @@ def body_of(message: Message, now: int) -> bytes | None:
     if data.tenant != DEFAULT_TENANT:
         return None
     event: dict[str, Any] = {"name": NAMES[message.type], "channel": data.channel}
-    if data.user_id is not None:
-        event["user_id"] = data.user_id
+    given = {
+        "event": data.event,
+        "data": to_text(data.data) if bytes(data.data) else None,
+        "socket_id": data.socket_id,
+        "user_id": data.user_id,
+        "subscription_count": data.subscription_count,
+    }
+    event |= {name: value for name, value in given.items() if value is not None}
     return wire.encode({"time_ms": now, "events": [event]})

@@ -11,6 +11,7 @@ import structlog
 from gateway.errors import InvalidPayloadError, NotFoundError, StoreUnavailableError
 from gateway.timers import RunningLoop
 from gateway.webhooks.courier import Counts, Courier, Policy
+from gateway.webhooks.notes import Notes
 from gateway.webhooks.post import HTTPPoster
 
 if TYPE_CHECKING:
@@ -58,12 +59,21 @@ class Webhooks:
         """Queued events that this node could not read."""
         self.couriers: Sequence[Courier] = ()
         """Those at work; none where another node sends."""
+        self._news = asyncio.Event()
+        self.notes = Notes(
+            outbox,
+            {kind for endpoint in endpoints for kind in endpoint.types},
+            clock,
+            RunningLoop(),
+            is_sender=lambda: bool(self.couriers),
+            wake=self._news.set,
+        )
+        """What takes in what no store commits."""
         self._outbox = outbox
         self._endpoints = endpoints
         self._policy = policy
         self._clock = clock
         self._duty = duty
-        self._news = asyncio.Event()
 
     def publish(self, transitions: Sequence[Transition]) -> None:  # noqa: ARG002 - the outbox has them
         """Hear from the log that there is something in the outbox."""
@@ -71,7 +81,9 @@ class Webhooks:
 
     async def run(self) -> None:
         """Send whenever it is this node's turn, until cancelled."""
-        await self._duty.run(self.work)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._duty.run(self.work))
+            tasks.create_task(self.notes.run())
 
     async def work(self) -> None:
         """Send until cancelled. One node does so at a time; should two, events come twice, with the same id."""
@@ -191,7 +203,9 @@ class Webhooks:
         return await forget(self._outbox, name, self.configured)
 
     async def close(self) -> None:
-        """Let go of the outbox."""
+        """Write what waits for the outbox, and let go of it; `run` has ended."""
+        with suppress(StoreUnavailableError):
+            await self.notes.write()
         await self._outbox.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +13,7 @@ from aiohttp import web
 from chromium import browser  # noqa: F401 - a fixture
 from conftest import ROOT, STEP, make_settings, make_token
 from playwright.async_api import Browser
+from pusher import Pusher
 
 from gateway import Gateway
 
@@ -20,11 +23,19 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.asyncio(loop_scope
 MODULES = ROOT / "node_modules"
 SCRIPTS = {
     "pusher.js": MODULES / "pusher-js" / "dist" / "web" / "pusher.min.js",
+    "encrypted.js": MODULES / "pusher-js" / "dist" / "web" / "pusher-with-encryption.min.js",
     "echo.js": MODULES / "laravel-echo" / "dist" / "echo.iife.js",
 }
 PAGE = """<!doctype html><meta charset="utf-8"><title>Clients</title><link rel="icon" href="data:,">
 <script src="/socket.io/socket.io.min.js"></script><script src="/pusher.js"></script><script src="/echo.js"></script>"""
-APP = {"pusher_app_id": "42", "pusher_app_key": "app-key", "pusher_app_secret": "the application's secret"}
+ENCRYPTED_PAGE = PAGE.replace("/pusher.js", "/encrypted.js")
+MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
+APP = {
+    "pusher_app_id": "42",
+    "pusher_app_key": "app-key",
+    "pusher_app_secret": "the application's secret",
+    "pusher_encryption_master_key_base64": MASTER_KEY,
+}
 
 JOIN = """async ({kind, token, channel}) => {
   const heard = window.heard = [];
@@ -70,17 +81,23 @@ JOIN = """async ({kind, token, channel}) => {
 @pytest_asyncio.fixture(loop_scope="module")
 async def running() -> AsyncIterator[tuple[str, Gateway]]:
     """Serve the gateway, and a page with all of the clients."""
-    gateway = Gateway(make_settings(**APP))
+
+    async def rule(_identity: object, channel: str) -> bool | None:
+        return True if channel.startswith("private-encrypted-") else None  # None: as it is built in
+
+    gateway = Gateway(make_settings(**APP), channel_auth=rule)
     app = web.Application()
 
-    async def page(_request: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
+    async def page(request: web.Request) -> web.Response:
+        text = ENCRYPTED_PAGE if request.path == "/encrypted" else PAGE
+        return web.Response(text=text, content_type="text/html")
 
     async def script(request: web.Request) -> web.FileResponse:
         return web.FileResponse(SCRIPTS[request.match_info["name"]])
 
     app.router.add_get("/", page)
-    app.router.add_get("/{name:(pusher|echo)\\.js}", script)
+    app.router.add_get("/encrypted", page)
+    app.router.add_get("/{name:(pusher|encrypted|echo)\\.js}", script)
     gateway.attach(app)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
@@ -122,3 +139,42 @@ async def test_four_clients_see_one_world(running: tuple[str, Gateway], browser:
     for page in pages.values():
         await page.close()
     assert problems == []
+
+
+READ = """async ({token, channel}) => {
+  window.heard = [];
+  const { hostname, port } = location;
+  const pusher = new Pusher('app-key', {
+    cluster: 'any', wsHost: hostname, wsPort: Number(port), forceTLS: false, enabledTransports: ['ws'],
+    channelAuthorization: { endpoint: '/broadcasting/auth', headers: { Authorization: `Bearer ${token}` } },
+  });
+  const joined = pusher.subscribe(channel);
+  joined.bind('shipped', (data) => heard.push(data));
+  await new Promise((resolve) => joined.bind('pusher:subscription_succeeded', resolve));
+}"""
+
+
+async def test_what_a_backend_encrypts_a_page_reads(running: tuple[str, Gateway], browser: Browser) -> None:  # noqa: F811
+    home, _gateway = running
+    channel = "private-encrypted-orders"
+    page = await browser.new_page()
+    await page.goto(f"{home}/encrypted")
+    await page.evaluate(READ, {"token": make_token("alice"), "channel": channel})
+    host, _, port = home.removeprefix("http://").partition(":")
+    backend = Pusher(
+        app_id="42",
+        key=APP["pusher_app_key"],
+        secret=APP["pusher_app_secret"],
+        ssl=False,
+        host=host,
+        port=int(port),
+        encryption_master_key_base64=MASTER_KEY,
+    )
+    try:
+        await asyncio.to_thread(backend.trigger, channel, "shipped", {"to": "Köln"})
+    finally:
+        for client in (backend._pusher_client, backend._authentication_client):
+            client.http.session.close()
+    await page.wait_for_function("heard.length", timeout=STEP * 1000)
+    assert await page.evaluate("heard") == [{"to": "Köln"}]
+    await page.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -74,6 +75,35 @@ async def test_a_presence_channel_says_who_it_is(serve: Serve, library: Pusher) 
     # The very text is signed, however its JSON is written.
     right = sign(signer.secret, f"123.456:presence-room-5:{answer['channel_data']}")
     assert answer["auth"] == f"app-key:{right}"
+
+
+async def everyone(_identity: object, _channel: str) -> bool:
+    """Who may be in channels of which the built-in rules know nothing."""
+    return True
+
+
+async def test_an_encrypted_channel_comes_with_its_secret(serve: Serve) -> None:
+    master_key = base64.b64encode(b"k" * 32).decode()
+    running = await serve(**APP, pusher_encryption_master_key_base64=master_key, channel_auth=everyone)
+    backend = Pusher(
+        app_id="42",
+        key=APP["pusher_app_key"],
+        secret=APP["pusher_app_secret"],
+        encryption_master_key_base64=master_key,
+    )
+    for channel in ("private-encrypted-orders", "private-encrypted-cache-orders"):
+        status, answer = await post(running, token=make_token("7"), form=asked(channel))
+        signed = backend.authenticate(channel, "123.456")
+        assert (status, answer) == (200, signed | {"shared_secret": signed["shared_secret"].decode()})
+    for channel in ("private-user.7", "presence-encrypted-room"):
+        assert "shared_secret" not in (await post(running, token=make_token("7"), form=asked(channel)))[1]
+
+
+async def test_an_encrypted_channel_is_refused_where_nobody_has_its_key(serve: Serve) -> None:
+    running = await serve(**APP, channel_auth=everyone)
+    status, answer = await post(running, token=make_token("7"), form=asked("private-encrypted-orders"))
+    assert (status, answer["code"]) == (403, "FORBIDDEN")
+    assert "PUSHER_ENCRYPTION_MASTER_KEY_BASE64" in answer["detail"]
 
 
 async def test_a_user_is_signed_in(serve: Serve, library: Pusher) -> None:

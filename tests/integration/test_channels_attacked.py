@@ -143,6 +143,22 @@ async def test_a_whisper_is_no_larger_than_pusher_s(serve: Serve, closing: Async
     assert (await bob.event())[2] == "y" * 10_238
 
 
+async def test_nobody_whispers_in_the_clear_where_all_else_is_encrypted(serve: Serve, closing: AsyncExitStack) -> None:
+    async def rule(_identity: Any, _channel: str) -> bool:
+        return True
+
+    running = await serve(channel_auth=rule)
+    alice = await Page.open(closing, running, make_token("alice"))
+    bob = await Page.open(closing, running, make_token("bob"))
+    for page in (alice, bob):
+        for channel in ("private-encrypted-room", "presence-room-1"):
+            await page.subscribe(channel)
+        assert (await page.event())[0] == "presence:subscribed"
+    for channel in ("private-encrypted-room", "presence-room-1"):
+        await alice.say("client event", channel=channel, event="client-said", data="hush")
+    assert (await bob.event())[:2] == ["client-said", "presence-room-1"]
+
+
 async def test_whispers_are_as_many_as_messages_may_be(serve: Serve, closing: AsyncExitStack) -> None:
     running = await serve(rate_limit_messages="3/h")
     alice = await Page.open(closing, running, make_token("alice"))

@@ -67,20 +67,27 @@ async def joined(client: Client, channel: str) -> Any:
     return answer["data"]
 
 
+def pairs(parameters: Mapping[str, str | list[str]]) -> list[tuple[str, str]]:
+    """Parameters as a query has them: each of a list by itself."""
+    return [
+        (name, each) for name, value in parameters.items() for each in ([value] if isinstance(value, str) else value)
+    ]
+
+
 async def signed(
     running: Running,
     method: str,
     path: str,
     body: object = None,
     *,
-    query: Mapping[str, str] | None = None,
+    query: Mapping[str, str | list[str]] | None = None,
     at: float | None = None,
     signer: Signer = SIGNER,
     **changes: str | None,
 ) -> tuple[int, str]:
     """Ask as a library would, but for some changes: parameters by name, ``path_sent`` and ``body_sent``."""
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    parameters = {
+    parameters: dict[str, str | list[str]] = {
         "auth_key": SIGNER.key,
         "auth_timestamp": str(int(time.time() if at is None else at)),
         "auth_version": "1.0",
@@ -88,7 +95,7 @@ async def signed(
         **(query or {}),
     }
     path_sent, body_sent = changes.pop("path_sent", None) or path, changes.pop("body_sent", None)
-    parameters["auth_signature"] = signer.request_signature(method, path, parameters)
+    parameters["auth_signature"] = signer.request_signature(method, path, pairs(parameters))
     for name, value in changes.items():
         if value is None:
             parameters.pop(name, None)
@@ -97,7 +104,7 @@ async def signed(
     sent = raw if body_sent is None else body_sent.encode()
     async with (
         aiohttp.ClientSession() as session,
-        session.request(method, running.url + path_sent, params=parameters, data=sent or None) as response,
+        session.request(method, running.url + path_sent, params=pairs(parameters), data=sent or None) as response,
     ):
         return response.status, await response.text()
 
@@ -401,6 +408,96 @@ async def test_a_bad_event_says_what_is_wrong_with_it(serve: Serve, body: object
     status, text = await signed(running, "POST", "/apps/42/events", raw)
     assert status == 400
     assert len(text) > 20
+
+
+# Parameters in the query
+
+
+@pytest.mark.parametrize(
+    ("query", "body"),
+    [
+        ({"name": "shipped", "data": '{"id":7}', "channels[]": ["orders", "presence-room-5"]}, None),
+        ({"name": "shipped", "data": '{"id":7}', "channels[]": ["orders"], "channel": "presence-room-5"}, None),
+        ({"channels[]": ["orders", "presence-room-5"]}, {"name": "shipped", "data": '{"id":7}'}),
+        (
+            {"name": "shipped", "channels[]": ["orders", "presence-room-5"]},  # in both, as old libraries have it
+            {"name": "shipped", "data": '{"id":7}', "channels": ["orders", "presence-room-5"]},
+        ),
+    ],
+)
+async def test_what_a_body_has_may_stand_in_the_query(
+    serve: Serve, closing: AsyncExitStack, query: dict[str, Any], body: object
+) -> None:
+    running = await serve(**APP)
+    alice, bob = [await Client.connect(closing, running.url, user) for user in ("alice", "bob")]
+    for channel in ("orders", "presence-room-5"):
+        await joined(alice, channel)
+    await joined(bob, "orders")
+    asked = query | {"socket_id": bob.socket_id or "", "info": "user_count"}
+    status, text = await signed(running, "POST", "/apps/42/events", body, query=asked)
+    assert (status, json.loads(text)) == (200, {"channels": {"orders": {}, "presence-room-5": {"user_count": 1}}})
+    assert await signed(running, "POST", "/apps/42/events", event(name="last")) == (200, "{}")
+    for client in (alice, bob):
+        await eventually(partial(_heard, client, "last"))
+    assert [each for each in alice.heard if each[0] == "shipped"] == [("shipped", {"id": 7})] * 2
+    assert "shipped" not in bob.names()
+
+
+async def test_an_event_of_a_user_may_stand_in_the_query(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(**APP)
+    alice = await Client.connect(closing, running.url, "alice")
+    query = {"name": "greeting", "data": '"hello"'}
+    assert await signed(running, "POST", "/apps/42/users/alice/events", query=query) == (200, "{}")
+    await eventually(lambda: ("greeting", "hello") in alice.heard)
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "says"),
+    [
+        ({"name": "shipped", "channel": "orders"}, None, "data"),
+        ({"name": "shipped", "data": "{}", "channel": "no spaces"}, None, "channel's name"),
+        ({"name": "shipped", "data": "{}", "channels": "orders"}, None, "channels[]=…&channels[]=…"),
+        ({"name": "shipped", "data": "{}", "channels[]": ["orders"] * 2 + ["c d"]}, None, "channel's name"),
+        ({"name": "other"}, event(), "another name than the body"),
+        ({"channels[]": ["orders"]}, event(channel=None, channels=["orders", "more"]), "another channels than"),
+        ({"name": "shipped"}, [], "body"),
+        ({"name": "pusher:error", "data": "{}", "channel": "orders"}, None, "only the server"),
+    ],
+)
+async def test_a_query_that_is_wrong_is_refused(serve: Serve, query: dict[str, Any], body: object, says: str) -> None:
+    running = await serve(**APP)
+    status, text = await signed(running, "POST", "/apps/42/events", body, query=query)
+    assert (status, says in text) == (400, True), text
+
+
+async def test_a_parameter_that_is_added_to_a_query_makes_another_signature(serve: Serve) -> None:
+    running = await serve(**APP)
+    query: dict[str, Any] = {"name": "shipped", "data": "{}", "channels[]": ["orders"]}
+    changed: dict[str, Any] = {"channels[]": ["orders", "private-admin"]}
+    assert (await signed(running, "POST", "/apps/42/events", query=query))[0] == 200
+    assert (await signed(running, "POST", "/apps/42/events", query=query, **changed))[0] == 401
+    doubled: dict[str, Any] = {"name": ["shipped", "shipped"], "data": "{}", "channel": "orders"}
+    status, text = await signed(running, "POST", "/apps/42/events", query=doubled)
+    assert (status, "'name' twice" in text) == (401, True)
+
+
+async def test_an_event_as_libraries_of_before_2012_send_it(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(**APP)
+    alice, bob = [await Client.connect(closing, running.url, user) for user in ("alice", "bob")]
+    for client in (alice, bob):
+        await joined(client, "orders")
+    path = "/apps/42/channels/orders/events"
+    query = {"name": "shipped", "socket_id": bob.socket_id or ""}
+    assert await signed(running, "POST", path, b'{"id": 7}', query=query) == (202, "{}")
+    assert await signed(running, "POST", path, b"no JSON", query={"name": "last"}) == (202, "{}")
+    for client in (alice, bob):
+        await eventually(partial(_heard, client, "last"))
+    assert ("shipped", {"id": 7}) in alice.heard
+    assert ("last", "no JSON") in alice.heard
+    assert "shipped" not in bob.names()
+    for wrong, sent in (({}, b"{}"), ({"name": "a"}, b"\xff"), ({"name": "pusher:error"}, b"{}")):
+        assert (await signed(running, "POST", path, sent, query=wrong))[0] == 400
+    assert (await signed(running, "POST", path, b"x" * 10_241, query={"name": "a"}))[0] == 413
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 50_000, b'{"batch": 1}', b'{"batch": [{}]}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,6 +13,9 @@ from clients import Client
 from conftest import Running, eventually, make_token
 from pusher import Pusher
 from redis_servers import fresh_prefix
+from test_channels_attacked import Page as EchoPage
+from test_idle import figures
+from test_pusher_whole import Page
 
 Serve = Callable[..., Awaitable[Running]]
 APP = {"pusher_app_id": "42", "pusher_app_key": "app-key", "pusher_app_secret": "the application's secret"}
@@ -103,3 +107,111 @@ async def test_only_the_events_it_wants_and_none_of_another_tenant(
     [courier] = running.gateway._webhooks.couriers  # type: ignore[union-attr]
     await eventually(lambda: courier.waiting == 0)
     assert len(backend.events) == 1
+
+
+async def test_what_clients_tell_each_other_is_told_to_the_backend(
+    serve: Serve, backend: Backend, closing: AsyncExitStack, store: dict[str, Any]
+) -> None:
+    settings = APP | endpoint(backend, events=["client.event"]) | store
+    here = await serve(**settings)
+    there = await serve(**settings) if store else here
+    ada, bob = await Page.open(closing, here, "ada"), await Page.open(closing, there, "bob")
+    for page in (ada, bob):
+        for channel in ("presence-room-5", "private-conversation.ada-bob"):
+            await page.subscribe(channel)
+    await ada.whisper("presence-room-5", "client-typing", {"on": True})
+    await ada.whisper("private-conversation.ada-bob", "client-said", "no JSON in it")
+    await ada._ws.send_json({"event": "client-typing", "channel": "presence-elsewhere", "data": 1})  # refused
+    await bob.whisper("presence-room-5", "client-last", [1, None])
+    for name in ("client-typing", "client-said"):
+        await bob.text_of(name)
+    await eventually(lambda: len(backend.events) == 3)
+    said = {"name": "client_event", "socket_id": ada.socket_id}
+    assert [event for event in backend.events if event["socket_id"] == ada.socket_id] == [
+        said | {"channel": "presence-room-5", "event": "client-typing", "data": '{"on":true}', "user_id": "ada"},
+        said | {"channel": "private-conversation.ada-bob", "event": "client-said", "data": "no JSON in it"},
+    ]
+    [last] = [event for event in backend.events if event["socket_id"] == bob.socket_id]
+    assert (last["event"], last["data"], last["user_id"]) == ("client-last", "[1,null]", "bob")
+    assert not backend.refused
+
+
+async def test_a_whisper_of_laravel_echo_is_a_client_event_too(
+    serve: Serve, backend: Backend, closing: AsyncExitStack
+) -> None:
+    running = await serve(**APP, **endpoint(backend, events=["client.event"]))
+    page = await EchoPage.open(closing, running, make_token("alice"))
+    for channel in ("presence-room-5", "private-user.alice"):
+        await page.subscribe(channel)
+    assert (await page.event())[0] == "presence:subscribed"
+    for channel in ("presence-room-5", "private-user.alice", "presence-elsewhere"):
+        await page.say("client event", channel=channel, event="client-typing", data={"on": True})
+    await eventually(lambda: len(backend.events) == 2)
+    told = {"name": "client_event", "event": "client-typing", "data": '{"on":true}'}
+    [in_room, alone] = sorted(backend.events, key=lambda event: str(event["channel"]))
+    assert in_room == told | {
+        "channel": "presence-room-5",
+        "user_id": "alice",
+        "socket_id": in_room["socket_id"],
+    }
+    assert alone == told | {"channel": "private-user.alice", "socket_id": in_room["socket_id"]}
+
+
+async def test_a_cache_that_was_missed_can_be_filled(
+    serve: Serve, backend: Backend, closing: AsyncExitStack, store: dict[str, Any]
+) -> None:
+    running = await serve(**APP, **endpoint(backend, events=["channel.cache_miss"]), **store)
+    ada, bob = [await Page.open(closing, running, user) for user in ("ada", "bob")]
+    await ada.subscribe("cache-orders")
+    assert (await ada.next("pusher:cache_miss"))["channel"] == "cache-orders"
+    await eventually(lambda: backend.events)
+    await running.gateway.channels.say("cache-orders", "shipped", {"id": 1})
+    await bob.subscribe("cache-orders")
+    assert await bob.until("shipped") == {"id": 1}
+    await ada.subscribe("orders")
+    await ada.subscribe("cache-other")
+    await eventually(lambda: len(backend.events) == 2)
+    assert backend.events == [{"name": "cache_miss", "channel": name} for name in ("cache-orders", "cache-other")]
+
+
+async def test_how_many_are_in_a_channel_is_told_once_over_all_nodes(
+    serve: Serve, backend: Backend, closing: AsyncExitStack, store: dict[str, Any]
+) -> None:
+    settings = APP | endpoint(backend, events=["channel.subscription_count", "channel.vacated"]) | store
+    here = await serve(**settings)
+    await eventually(lambda: here.gateway._webhooks is not None and here.gateway._webhooks.couriers)
+    there = await serve(**settings) if store else here
+    ada, bob = await Page.open(closing, here, "ada"), await Page.open(closing, there, "bob")
+    for page in (ada, bob):
+        for channel in ("presence-room-5", "orders"):
+            await page.subscribe(channel)
+    told = {"name": "subscription_count", "channel": "orders"}
+    await eventually(lambda: backend.events and backend.events[-1] == told | {"subscription_count": 2})
+    for page in (bob, ada):
+        await page._ws.send_json({"event": "pusher:unsubscribe", "data": {"channel": "orders"}})
+    await eventually(lambda: len([each for each in backend.events if each["name"] == "channel_vacated"]) == 1)
+    await eventually(lambda: told | {"subscription_count": 0} in backend.events)
+    counts = [event["subscription_count"] for event in backend.events if event["name"] == "subscription_count"]
+    assert all(one != other for one, other in itertools.pairwise(counts)), "each change once"
+    assert {event["channel"] for event in backend.events} == {"orders"}
+
+
+async def test_an_endpoint_that_names_none_of_them_hears_none(
+    serve: Serve, backend: Backend, closing: AsyncExitStack
+) -> None:
+    running = await serve(**APP, **endpoint(backend))
+    ada, bob = [await Page.open(closing, running, user) for user in ("ada", "bob")]
+    for page in (ada, bob):
+        await page.subscribe("presence-cache-room")
+    await ada.whisper("presence-cache-room", "client-typing", 1)
+    await bob.until("client-typing")
+    await ada._ws.send_json({"event": "pusher:unsubscribe", "data": {"channel": "presence-cache-room"}})
+    await eventually(lambda: any(event["name"] == "member_removed" for event in backend.events))
+    assert {event["name"] for event in backend.events} == {"channel_occupied", "member_added", "member_removed"}
+
+
+async def test_what_more_came_than_could_be_written_is_counted(serve: Serve, backend: Backend) -> None:
+    running = await serve(**APP, **endpoint(backend))
+    assert running.gateway._webhooks is not None
+    running.gateway._webhooks.notes.lost = 3
+    assert (await figures(running.url))["presence_webhooks_lost_total"] == 3

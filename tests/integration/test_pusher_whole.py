@@ -14,6 +14,7 @@ from clients import Client
 from conftest import STEP, Running, eventually, make_token
 from pusher import Pusher
 from redis_servers import fresh_prefix
+from test_idle import figures
 
 Serve = Callable[..., Awaitable[Running]]
 APP = {"pusher_app_id": "42", "pusher_app_key": "app-key", "pusher_app_secret": "the application's secret"}
@@ -77,6 +78,9 @@ class Page:
             data |= await self.sign("/broadcasting/auth", channel_name=channel)
         await self._ws.send_json({"event": "pusher:subscribe", "data": data})
         return await self.until("pusher_internal:subscription_succeeded", channel)
+
+    async def whisper(self, channel: str, event: str, data: Any) -> None:
+        await self._ws.send_str(json.dumps({"event": event, "channel": channel, "data": data}, separators=(",", ":")))
 
     async def sign_in(self) -> Any:
         data = await self.sign("/broadcasting/user-auth")
@@ -194,3 +198,29 @@ async def test_a_member_by_a_signature_is_taken_out_by_the_id_that_is_signed(
     await running.gateway.channels.remove("presence-club", "ada")
     assert (await ada.refused("presence-club"))["status"] == 403
     await eventually(lambda: running.gateway.channels.members("presence-club") == [])
+
+
+async def test_metrics_say_who_is_nobody_and_what_channels_were_refused(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(**APP, max_channels_per_connection=2)
+    refused = 'presence_limit_refusals_total{limit="channels_per_connection"}'
+    found = await figures(running.url)
+    assert (found["presence_pusher_anonymous"], found[refused]) == (0, 0)
+    ada, bob = [await Page.open(closing, running, user) for user in ("ada", "bob")]
+    assert (await figures(running.url))["presence_pusher_anonymous"] == 2
+    await ada.subscribe("presence-room-5")  # which says whose it is
+    found = await figures(running.url)
+    assert (found["presence_pusher_anonymous"], found["presence_connections"]) == (1, 1)
+    for number in range(2):
+        await bob.subscribe(f"news-{number}")
+    for number in range(2, 5):
+        await bob._ws.send_json({"event": "pusher:subscribe", "data": {"channel": f"news-{number}"}})
+        assert (await bob.refused(f"news-{number}"))["status"] == 403
+    assert (await figures(running.url))[refused] == 3
+    await bob._ws.close()
+    await eventually(lambda: running.gateway._pusher is not None and running.gateway._pusher.anonymous == 0)
+
+
+async def test_without_an_application_there_are_no_clients_of_it_to_count(serve: Serve) -> None:
+    found = await figures((await serve()).url)
+    assert "presence_pusher_anonymous" not in found
+    assert found['presence_limit_refusals_total{limit="channels_per_connection"}'] == 0

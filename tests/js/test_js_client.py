@@ -141,22 +141,30 @@ class Heard:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        self._lines: list[tuple[str, Any]] = []
+        self.lines: list[tuple[str, Any]] = []
         self.reading = asyncio.create_task(self._read(process.stdout))
 
     async def next(self, event: str, *, number: int = 1) -> Any:
         """The payload of the n-th event of a name, as soon as it was heard."""
 
         def found() -> list[Any]:
-            return [(payload,) for name, payload in self._lines if name == event][number - 1 : number]
+            return [(payload,) for name, payload in self.lines if name == event][number - 1 : number]
 
         try:
             [(payload,)] = await eventually(found)
         except AssertionError:
-            raise AssertionError(f"{event} number {number} was not heard; this was: {self._lines}") from None
+            raise AssertionError(f"{event} number {number} was not heard; this was: {self.lines}") from None
         return payload
+
+    async def frame(self, event: str) -> Any:
+        """The first frame of an event that a client of Pusher's said it got."""
+
+        def found() -> list[Any]:
+            return [payload for name, payload in self.lines if name == "frame" and payload["event"] == event]
+
+        return (await eventually(found))[0]
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
         async for line in stream:
             name, payload = json.loads(line)
-            self._lines.append((name, payload))
+            self.lines.append((name, payload))
