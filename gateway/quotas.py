@@ -5,6 +5,7 @@ A connection's own limits are in `connections`. Those that are off cost nothing 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.addresses import Addresses
@@ -12,6 +13,8 @@ from gateway.errors import InvalidPayloadError, RateLimitedError, TenantFullErro
 from gateway.limits import KeyedBuckets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aiohttp import web
 
     from gateway.auth import Identity
@@ -24,6 +27,7 @@ LIMITS = (
     *("events_per_connection", "events_per_user", "events_per_address", "events_per_tenant"),
     *("watched_per_connection", "watched_per_user", "watched_per_address", "watched_per_tenant"),
     *("heartbeats_per_user", "statuses_per_user", "messages_per_user", "typing_per_user"),
+    "message_bytes_per_user",
 )
 """Every limit, as ``/metrics`` names it."""
 
@@ -195,6 +199,15 @@ class Quotas:
             self.refuse("messages_per_user")
             rate = self._message_rate
             raise RateLimitedError(f"more than {rate.count} messages in {rate.seconds:g} s of this user", wait)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Count where a message is refused since as much of its sender's is kept as may be."""
+        try:
+            yield
+        except RateLimitedError:
+            self.refuse("message_bytes_per_user")
+            raise
 
     def admit_typing(self, identity: Identity, now: float) -> None:
         """The same of what says that a user types."""

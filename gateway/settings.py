@@ -181,6 +181,10 @@ class Settings(BaseSettings):
     """How many events of each channel are kept; 0 keeps none."""
     channel_history_ttl: float = Field(default=86_400, ge=1)
     """How long one is kept."""
+    message_resend_ttl: float = Field(default=3600, ge=1)
+    """How long a message is known by its ``clientId``."""
+    message_budget: int = Field(default=16_777_216, ge=1_048_576)
+    """Bytes, about, of a user's messages that may be kept at once; as many again come to it in a history's time."""
     max_channels_per_connection: int = Field(default=1000, ge=1)
     """How many channels one connection may be in."""
     pusher_app_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
@@ -451,7 +455,12 @@ class Settings(BaseSettings):
 
     def channel_kept(self) -> Kept:
         """How much is kept of what is said in channels."""
-        return Kept(events=self.channel_history, ttl=round(self.channel_history_ttl * 1000))
+        return Kept(
+            events=self.channel_history,
+            ttl=round(self.channel_history_ttl * 1000),
+            again=round(self.message_resend_ttl * 1000),
+            budget=self.message_budget,
+        )
 
     def webhook_endpoints(self) -> tuple[Endpoint, ...]:
         """Where webhooks are sent; none where none are."""

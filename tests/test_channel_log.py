@@ -20,7 +20,7 @@ from gateway.channels.log import ChannelLog, Kept
 from gateway.channels.log_memory import MemoryChannelLog
 from gateway.channels.log_redis import RedisChannelLog
 from gateway.channels.model import Draft, Said
-from gateway.errors import InvalidPayloadError, StoreUnavailableError
+from gateway.errors import InvalidPayloadError, RateLimitedError, StoreUnavailableError
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import Call, Commands
 from gateway.redis.connection import connect
@@ -242,6 +242,60 @@ async def test_of_two_at_once_under_one_name_one_is_said(join: Join) -> None:
     assert len(await node.hears(2)) == 2
 
 
+async def test_a_name_is_known_for_its_own_time(join: Join) -> None:
+    node, at = await join(Kept(events=5, ttl=60_000, again=1000)), now()
+    first = await node.log.say([draft(1)], at, once="x")
+    assert await node.log.say([draft(2)], at + 900, once="x") == list(first)
+    if isinstance(node.log, RedisChannelLog):
+        await asyncio.sleep(1.2)  # Redis has a clock of its own
+    assert what(await node.log.say([draft(3)], at + 1100, once="x")) == [3]
+    await node.hears(2)
+    assert await node.history() == ([1, 3], True)
+
+
+# What one sender may have kept
+
+
+SPENT = Kept(events=5, ttl=60_000, budget=50_000)
+
+
+async def spend(node: Node, whose: str, at: int) -> tuple[int, float]:
+    """Say as much as is taken, each time somewhere else; how much that was, and after how long there is more."""
+    n = 0
+    with pytest.raises(RateLimitedError) as refused:  # noqa: PT012 - which of them it is, is what is asked
+        for n in range(1000):
+            await node.log.say([draft("x" * 1000, f"room-{n}")], at, once=f"{whose}-{n}", budget=whose)
+    return n, refused.value.retry_after or 0
+
+
+async def test_what_is_kept_of_one_sender_is_bounded_and_there_is_room_again_later(join: Join) -> None:
+    node, at = await join(SPENT), now()
+    taken, wait = await spend(node, "alice", at)
+    assert 10 <= taken <= 50
+    assert 0 < wait < 60 / 10
+    assert await node.history(channel=f"room-{taken}") == ([], True), "what is refused is not said"
+    # Sent again it is the first one, whatever else there is no room for.
+    [first] = await node.log.say([draft("again", "room-0")], at, once="alice-0", budget="alice")
+    assert what([first]) == ["x" * 1000]
+    assert (await spend(node, "bob", at))[0] == taken
+    await node.log.say([draft("x" * 1000)], at)
+    with pytest.raises(RateLimitedError):
+        await node.log.say([draft("x" * 1000)], at + int(wait * 900), once="soon", budget="alice")
+    await node.log.say([draft("x" * 1000)], at + int(wait * 1000) + 1, once="soon", budget="alice")
+    late = at + 60_000
+    assert abs((await spend(node, "carol", late))[0] - taken) <= 1
+
+
+async def test_each_channel_that_something_is_said_in_counts(join: Join) -> None:
+    node, at = await join(SPENT), now()
+    for _ in range(15):
+        await node.log.say([draft("x" * 1000, "a"), draft("x" * 1000, "b")], at, budget="alice")
+        await node.log.say([draft("x" * 1000, "a")], at, budget="bob")
+    with pytest.raises(RateLimitedError):
+        await node.log.say([draft("x" * 1000, "a"), draft("x" * 1000, "b")], at, budget="alice")
+    await node.log.say([draft("x" * 1000, "a")], at, budget="bob")
+
+
 async def test_too_much_is_refused_whole(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_redis, "LARGEST", 1000)
     node = await join()
@@ -256,7 +310,7 @@ async def test_too_much_is_refused_whole(join: Join, monkeypatch: pytest.MonkeyP
 
 
 async def test_memory_forgets_channels_and_names_that_are_too_old() -> None:
-    log = MemoryChannelLog(LocalBus(), Kept(events=3, ttl=1000), begin=5000 << 20)
+    log = MemoryChannelLog(LocalBus(), Kept(events=3, ttl=1000, again=1000), begin=5000 << 20)
     for n in range(100):
         await log.say([draft(n, f"room-{n}"), draft(n, "all")], 5000 + 100 * n, once=str(n))
     assert set(log._histories) == {("acme", f"room-{n}") for n in range(90, 100)} | {("acme", "all")}
@@ -266,7 +320,39 @@ async def test_memory_forgets_channels_and_names_that_are_too_old() -> None:
     assert not log._once
 
 
+async def test_memory_forgets_names_before_it_forgets_what_was_said() -> None:
+    log = MemoryChannelLog(LocalBus(), Kept(events=100, ttl=10_000, again=1000), begin=5000 << 20)
+    for n in range(100):
+        await log.say([draft(n)], 5000 + 100 * n, once=str(n))
+    assert set(log._once) == {str(n) for n in range(90, 100)}
+    assert len((await log.history("acme", "room-1", 14_900, after=None, limit=100)).events) == 100
+
+
 # In Redis
+
+
+async def test_of_what_has_a_name_one_copy_is_kept_and_no_longer_than_it_may_be_sent_again(
+    redis_nodes: Join, redis_url: str
+) -> None:
+    node = await redis_nodes(Kept(events=5, ttl=60_000, again=5000, budget=50_000))
+    assert isinstance(node.log, RedisChannelLog)
+    text = "x" * 5000
+    first = await node.log.say([draft(text, "a", sender="alice"), draft(text, "b", sender="alice")], now(), once="n")
+    assert [each.channel for each in first] == ["a", "b"]
+    assert list(await node.log.say([draft(1, "c", sender="alice")], now(), once="n")) == list(first)
+    client, key = connect(redis_url, timeout=STEP), f"{node.log._base}once:n"
+    assert await client.execute_command("STRLEN", key) < len(text) + 300
+    assert 0 < await client.execute_command("PTTL", key) <= 5000
+    await node.log.say([draft(text)], now(), budget="alice")
+    assert 0 < await client.execute_command("PTTL", f"{node.log._base}budget:alice") <= 60_000
+    await client.aclose()
+
+
+async def test_a_budget_is_one_for_all_nodes(redis_nodes: Join) -> None:
+    a, b, at = await redis_nodes(SPENT), await redis_nodes(SPENT), now()
+    await spend(a, "alice", at)
+    with pytest.raises(RateLimitedError):
+        await b.log.say([draft("x" * 1000)], at, once="alice-more", budget="alice")
 
 
 async def test_two_nodes_hear_what_is_said_on_both_at_once_in_one_order(redis_nodes: Join) -> None:

@@ -57,9 +57,8 @@ async def test_what_was_sent_is_unread_in_its_order_until_it_is_marked_once(rece
 
 
 async def test_one_that_is_told_again_stays_as_it_is(receipts: Receipts) -> None:
-    await add(receipts, "a")
-    await add(receipts, "b")
-    await add(receipts, "a", sender="mallory", at=T + 5)
+    assert [await receipts.add(*BOB, Unread(each, "alice"), T) for each in "ab"] == [True, True]
+    assert await receipts.add(*BOB, Unread("a", "mallory"), T + 5) is False
     assert await of(receipts) == ["a", "b"]
     await receipts.mark(*BOB, ["a"], T)
     await add(receipts, "a", at=T + 5)
@@ -131,3 +130,11 @@ async def test_a_redis_that_is_away_is_said_to_be() -> None:
                 await call
         await receipts.close()
         await client.aclose()
+
+
+async def test_of_whom_all_was_taken_back_nothing_is_left_in_memory() -> None:
+    receipts = MemoryReceipts(TTL, MOST)
+    for n in range(100):
+        await receipts.add("acme", f"invented-{n}", Unread("a", "mallory"), T)
+        await receipts.forget("acme", f"invented-{n}", "a")
+    assert len(receipts) == 0

@@ -62,6 +62,8 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "max_watched_users": 1000,
         "channel_history": 100,
         "channel_history_ttl": 86_400,
+        "message_resend_ttl": 3600,
+        "message_budget": 16_777_216,
         "max_channels_per_connection": 1000,
         "pusher_max_data": 10_240,
         "revocation_ttl": 2_592_000,

@@ -326,7 +326,7 @@ class Channels:
 
     # What is said
 
-    async def say(
+    async def say(  # noqa: PLR0913 - each is another thing that is said of it
         self,
         tenant: str,
         channels: Sequence[str],
@@ -337,6 +337,7 @@ class Channels:
         source: str | None = None,
         keep: bool = True,
         once: str | None = None,
+        budget: str | None = None,
     ) -> Sequence[Said]:
         """Say something in one or several channels; every node tells all who are in them, in one order.
 
@@ -349,9 +350,11 @@ class Channels:
             source: the id of a connection that is not told; None for nobody.
             keep: whether the channels' histories have it.
             once: a name under which it is said only once; None for what may be repeated.
+            budget: of whom it counts for, as `ChannelLog.say` has it.
 
         Raises:
             InvalidPayloadError: a channel's name is none, or the data is no JSON or too large.
+            RateLimitedError: the budget is used up.
             UnavailableError: the store is away. Whether it was said is not known; under `once`, say it again.
         """
         text = data if isinstance(data, msgspec.Raw) else msgspec.Raw(encoded(data))
@@ -368,7 +371,7 @@ class Channels:
             for channel in channels
         ]
         try:
-            return await self.log.say(drafts, self._clock(), once=once)
+            return await self.log.say(drafts, self._clock(), once=once, budget=budget)
         except StoreUnavailableError:
             raise UnavailableError("the store is away; try again in a moment") from None
 

@@ -9,8 +9,10 @@ This is the port; its adapters are `log_memory` and `log_redis`, and ``tests/tes
 - What is kept of a channel is bounded by number and by time, which its position tells. `history` knows whether
   something between the position that it is asked for and what it still has is gone. Of what is older than anything
   that is kept it knows nothing: the answer is then that something may be gone.
-- A name given as `once` makes what is said under it again the same as the first time, for as long as that is kept:
-  nothing is said, and the caller gets what was said then.
+- A name given as `once` makes what is said under it again the same as the first time, for as long as `Kept.again`:
+  nothing is said, and the caller gets what was said then. One copy of it is kept, however many channels it is for.
+- What counts for a `budget` is refused, whole, where that is used up. It fills again by as much as it holds in the
+  time that a history is kept; so of what counts for it there is at no time more than twice as much.
 - Each method raises `StoreUnavailableError` where the store cannot be reached. Whether a draft was said is then not
   known; under `once`, it can be given again.
 """
@@ -23,8 +25,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from gateway.errors import RateLimitedError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from gateway.channels.model import Draft, History, Said
 
@@ -36,6 +40,9 @@ TOPIC = "channel"
 TIME_BITS = 20
 """Of a position, those behind the milliseconds of its time: as the ids of Redis's streams have it."""
 
+OVERHEAD = 400
+"""Bytes that an event, a name and a mark of being read each take besides the text."""
+
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept of each channel."""
@@ -43,7 +50,24 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 100
     """How many; 0 keeps none."""
     ttl: int = 86_400_000
-    """Milliseconds that one is kept, and that a name given as `once` is known."""
+    """Milliseconds that one is kept."""
+    again: int = 3_600_000
+    """Milliseconds that a name given as `once` is known."""
+    budget: int = 16_777_216
+    """Bytes, about, that one sender's events may take at once."""
+
+    def cost(self, sizes: Collection[int], *, named: bool) -> int:
+        """Bytes of what is kept of one sender's event, about.
+
+        Args:
+            sizes: of the event's text, for each channel whose history has it.
+            named: whether it is kept under a name, too.
+        """
+        kept = [*sizes] if self.events else []
+        if named:
+            kept.append(max(sizes, default=0))
+        # One that says more than fits at all waits for all there is: it is kept for its time as well.
+        return min(self.budget, sum(kept) + OVERHEAD * (1 + len(kept)))
 
 
 class ChannelLog(ABC):
@@ -56,16 +80,21 @@ class ChannelLog(ABC):
         handled."""
 
     @abstractmethod
-    async def say(self, drafts: Sequence[Draft], now: int, *, once: str | None = None) -> Sequence[Said]:
+    async def say(
+        self, drafts: Sequence[Draft], now: int, *, once: str | None = None, budget: str | None = None
+    ) -> Sequence[Said]:
         """Say something in one channel, or the same thing in several.
 
         Args:
             drafts: in the order in which they are said.
             now: Unix milliseconds.
-            once: a name, unique in the gateway, under which this is said only once; None for what may be repeated.
+            once: a name, unique in the gateway, under which this is said only once; None for what may be repeated. Its
+                drafts are the same but for the channel.
+            budget: a name, unique in the gateway, of whom it counts for; None for what counts for nobody.
 
         Raises:
             InvalidPayloadError: one is too large to travel.
+            RateLimitedError: the budget is used up; nothing was said.
             StoreUnavailableError: the store is away.
         """
 
@@ -93,6 +122,14 @@ class ChannelLog(ABC):
             self.hear(said, own)
         except Exception:
             _log.exception("what was said in a channel could not be told", channel=said.channel)
+
+
+def used_up(kept: Kept, wait: float) -> RateLimitedError:
+    """What is raised where a budget is used up, for so many seconds."""
+    return RateLimitedError(
+        f"{kept.budget} bytes of this user's messages are kept already (MESSAGE_BUDGET); older ones have to go first",
+        wait,
+    )
 
 
 def first_kept(now: int, kept: Kept) -> int:

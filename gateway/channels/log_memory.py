@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.channels.log import TIME_BITS, TOPIC, ChannelLog, Kept, first_kept
+from gateway.channels.log import TIME_BITS, TOPIC, ChannelLog, Kept, first_kept, used_up
 from gateway.channels.model import History, Said
+from gateway.limits import KeyedBuckets, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,12 +51,20 @@ class MemoryChannelLog(ChannelLog):
         """By channel, the one last where something was said last."""
         self._once: OrderedDict[str, tuple[int, Sequence[Said]]] = OrderedDict()
         """By name, when it was said and what."""
+        self._budgets: KeyedBuckets[str] = KeyedBuckets(Rate(kept.budget, kept.ttl / 1000))
 
-    async def say(self, drafts: Sequence[Draft], now: int, *, once: str | None = None) -> Sequence[Said]:
+    async def say(
+        self, drafts: Sequence[Draft], now: int, *, once: str | None = None, budget: str | None = None
+    ) -> Sequence[Said]:
         """Say something; see the port."""
         self._forget(now)
         if once is not None and (earlier := self._once.get(once)) is not None:
             return earlier[1]
+        if budget is not None:
+            sizes = [len(bytes(draft.data)) for draft in drafts if draft.keep]
+            cost = self._kept.cost(sizes, named=once is not None)
+            if wait := self._budgets.of(budget, now / 1000).take(now / 1000, cost):
+                raise used_up(self._kept, wait)
         said = [self._append(draft, now) for draft in drafts]
         if once is not None:
             self._once[once] = now, said
@@ -109,7 +118,7 @@ class MemoryChannelLog(ChannelLog):
             del self._histories[key]
         while self._once:
             name, (at, _said) = next(iter(self._once.items()))
-            if at > now - self._kept.ttl:
+            if at > now - self._kept.again:
                 break
             del self._once[name]
 

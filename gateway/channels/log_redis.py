@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from gateway.bus import Message
-from gateway.channels.log import TOPIC, ChannelLog, Kept, first_kept
+from gateway.channels.log import TOPIC, ChannelLog, Kept, first_kept, used_up
 from gateway.channels.model import History, Said
 from gateway.channels.names import scope_of
 from gateway.errors import InvalidPayloadError
@@ -43,7 +43,23 @@ _SAY, _HISTORY = _script("say"), _script("history")
 _encode = msgspec.json.encode
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_said = msgspec.json.Decoder(Said).decode
-_decode_all = msgspec.json.Decoder(list[Said]).decode
+
+
+class _Once(msgspec.Struct, frozen=True, array_like=True):
+    """What was said under a name: once, and in which channels."""
+
+    first: Said
+    others: list[str]
+
+    @classmethod
+    def of(cls, said: Sequence[Said]) -> _Once:
+        return cls(said[0], [each.channel for each in said[1:]])
+
+    def said(self) -> list[Said]:
+        return [self.first, *(msgspec.structs.replace(self.first, channel=each) for each in self.others)]
+
+
+_decode_once = msgspec.json.Decoder(_Once).decode
 
 
 class RedisChannelLog(ChannelLog):
@@ -72,7 +88,9 @@ class RedisChannelLog(ChannelLog):
         """How many this node has said that have no name: Redis knows the last ones, where one is sent again."""
         bus.subscribe(TOPIC, Said, self._on_said)
 
-    async def say(self, drafts: Sequence[Draft], now: int, *, once: str | None = None) -> Sequence[Said]:
+    async def say(
+        self, drafts: Sequence[Draft], now: int, *, once: str | None = None, budget: str | None = None
+    ) -> Sequence[Said]:
         """Say something; see the port."""
         said = [Said(**msgspec.structs.asdict(draft), position=0, at=now) for draft in drafts]
         histories: dict[str, int] = {}
@@ -83,21 +101,25 @@ class RedisChannelLog(ChannelLog):
                 raise InvalidPayloadError(f"what is said may have {LARGEST} bytes; this has {len(body)}")
             number = 0
             if each.keep and self._kept.events:
-                number = histories.setdefault(self._history_key(each.tenant, each.channel), len(histories) + 5)
+                number = histories.setdefault(self._history_key(each.tenant, each.channel), len(histories) + 6)
             events += [number, body]
         if once is None:
             self._calls += 1
             name, what = self._node, [self._calls, REMEMBERED, b""]
         else:
-            name, what = f"{self._base}once:{once}", [0, self._kept.ttl, _encode(said)]
-        keys = [self._stream, self._position, self._began, name, *histories]
-        arguments = [LENGTH, self._kept.events, self._kept.ttl, *what, *events]
-        answer: bytes = await self._commands.answer(self._commands.start(_SAY, keys, arguments))
-        ids, _, texts = answer.partition(b"\n")
-        return [
-            _placed(each, to_position(entry_id))
-            for each, entry_id in zip(_decode_all(texts) if texts else said, ids.split(), strict=True)
-        ]
+            name, what = f"{self._base}once:{once}", [0, self._kept.again, _encode(_Once.of(said))]
+        cost = 0
+        if budget is not None:
+            cost = self._kept.cost([len(bytes(each.data)) for each in said if each.keep], named=once is not None)
+        keys = [self._stream, self._position, self._began, name, f"{self._base}budget:{budget or ''}", *histories]
+        arguments = [LENGTH, self._kept.events, self._kept.ttl, *what, now, cost, self._kept.budget, *events]
+        answer: bytes | int = await self._commands.answer(self._commands.start(_SAY, keys, arguments))
+        if isinstance(answer, int):
+            raise used_up(self._kept, answer / 1000)
+        ids, _, text = answer.partition(b"\n")
+        if text:
+            said = _decode_once(text).said()
+        return [_placed(each, to_position(entry_id)) for each, entry_id in zip(said, ids.split(), strict=True)]
 
     async def history(self, tenant: str, channel: str, now: int, *, after: int | None, limit: int) -> History:
         """Read what was said; see the port."""

@@ -56,15 +56,16 @@ class MessageRequests:
     async def _send(self, live: LiveConnection, request: SendMessage, now: int) -> Body:
         identity, subscriber = live.identity, ChannelRequests.subscriber_of(live)
         self._quotas.admit_message(identity, now / 1000)
-        message = await self._messages.send(
-            identity.tenant,
-            person_of(live),
-            request,
-            request.content,
-            client_id=request.client_id,
-            asker=asker_of(live),
-            subscriber=subscriber,
-        )
+        with self._quotas.keeping():
+            message = await self._messages.send(
+                identity.tenant,
+                person_of(live),
+                request,
+                request.content,
+                client_id=request.client_id,
+                asker=asker_of(live),
+                subscriber=subscriber,
+            )
         return MessageSent(message)
 
     async def _mark_read(self, live: LiveConnection, request: MarkRead, _now: int) -> Body:

@@ -27,7 +27,7 @@ from gateway.channels.names import (
     user_channel,
 )
 from gateway.channels.receipts import Unread
-from gateway.errors import ForbiddenError, StoreUnavailableError, UnavailableError
+from gateway.errors import ForbiddenError, RateLimitedError, StoreUnavailableError, UnavailableError
 from gateway.functions import takes_tenant
 from gateway.presence.model import PART
 
@@ -122,7 +122,7 @@ class Messages:
             content: what.
             client_id: the sender's own name for it: sent again with it, it is the first one. None for one that may be
                 sent again.
-            asker: who asks to be in a room; None for the application itself, which may.
+            asker: who asks to be in a room, and whose budget it counts for; None for the application itself, which may.
             subscriber: the connection that sends it, which is not told; None for another way.
 
         Returns:
@@ -131,6 +131,7 @@ class Messages:
         Raises:
             InvalidPayloadError: one of the two has an id that is no part of a channel's name, or the room has no name.
             ForbiddenError: the sender may not write there.
+            RateLimitedError: as much of what the sender has sent is kept as may be.
             UnavailableError: the store is away. Whether it was sent is not known; under `client_id`, send it again.
         """
         place = await self._place(tenant, person, to, asker, subscriber)
@@ -138,16 +139,30 @@ class Messages:
         message_id = secrets.token_urlsafe(16) if once is None else _id_of(once)
         message = _message(message_id, place, person, content, wire.timestamp(self._clock()))
         source = None if subscriber is None else subscriber.connection_id
+        budget = None if asker is None else PART.join((tenant, person.user_id))
+        is_new = False
         try:
             if place.recipient is not None:
                 # Before it is said: it might be read at once.
                 unread = Unread(message_id, person.user_id)
-                await self._receipts.add(tenant, place.recipient, unread, self._clock())
+                is_new = await self._receipts.add(tenant, place.recipient, unread, self._clock())
             said = await self._channels.say(
-                tenant, place.channels, NEW_MESSAGE, message, sender=person.user_id, source=source, once=once
+                tenant,
+                place.channels,
+                NEW_MESSAGE,
+                message,
+                sender=person.user_id,
+                source=source,
+                once=once,
+                budget=budget,
             )
             if place.recipient is not None and said[0].channel != place.channels[0]:
                 await self._receipts.forget(tenant, place.recipient, message_id)  # it had been sent to somebody else
+        except RateLimitedError:
+            if place.recipient is not None and is_new:
+                with suppress(StoreUnavailableError):
+                    await self._receipts.forget(tenant, place.recipient, message_id)
+            raise
         except StoreUnavailableError:
             raise _away() from None
         with suppress(UnavailableError):  # it ends by itself

@@ -35,8 +35,8 @@ class Receipts(ABC):
     """The port; see the module for the contract. Times are Unix milliseconds."""
 
     @abstractmethod
-    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> None:
-        """Take note of a message, before it is said; one that is known stays as it is."""
+    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> bool:
+        """Take note of a message, before it is said; one that is known stays as it is. Whether it was not."""
 
     @abstractmethod
     async def forget(self, tenant: str, recipient: str, message_id: str) -> None:

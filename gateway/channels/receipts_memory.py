@@ -37,11 +37,11 @@ class MemoryReceipts(Receipts):
     def __len__(self) -> int:
         return len(self._users)
 
-    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> None:
+    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> bool:
         """Take note of a message; see the port."""
         entries = self._entries(tenant, recipient, now)
         if message.id in entries:
-            return
+            return False
         entries[message.id] = _Entry(message, now)
         if len(entries) > self._most:
             entries.popitem(last=False)
@@ -49,11 +49,14 @@ class MemoryReceipts(Receipts):
         self._users.move_to_end((tenant, recipient))
         while (oldest := next(iter(self._users))) != (tenant, recipient) and self._is_old(self._users[oldest], now):
             del self._users[oldest]
+        return True
 
     async def forget(self, tenant: str, recipient: str, message_id: str) -> None:
         """Take a message back; see the port."""
         if (entries := self._users.get((tenant, recipient))) is not None:
             entries.pop(message_id, None)
+            if not entries:
+                del self._users[tenant, recipient]
 
     async def unread(
         self, tenant: str, recipient: str, now: int, *, message_id: str | None = None, sender: str | None = None

@@ -37,9 +37,11 @@ class RedisReceipts(Receipts):
         self._most = most
         self._scripts = {name: _script(name) for name in ("add", "forget", "unread", "mark", "read")}
 
-    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> None:
+    async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> bool:
         """Take note of a message; see the port."""
-        await self._run("add", tenant, recipient, now, message.id, message.sender, now, self._ttl, self._most)
+        return bool(
+            await self._run("add", tenant, recipient, now, message.id, message.sender, now, self._ttl, self._most)
+        )
 
     async def forget(self, tenant: str, recipient: str, message_id: str) -> None:
         """Take a message back; see the port."""

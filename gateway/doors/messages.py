@@ -39,7 +39,10 @@ def message_operations(messages: Messages, quotas: Quotas, tracker: Tracker) -> 
         person, asker, identity = _caller(call)
         quotas.admit_message(identity, tracker.now() / 1000)
         body: SendMessage = call.body
-        message = await messages.send(call.tenant, person, body, body.content, client_id=body.client_id, asker=asker)
+        with quotas.keeping():
+            message = await messages.send(
+                call.tenant, person, body, body.content, client_id=body.client_id, asker=asker
+            )
         return MessageSent(message)
 
     async def mark_read(call: Call) -> MarkedRead:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+import aiohttp
 import pytest
 from clients import Client, Packets
 from conftest import Running, eventually, make_token
@@ -256,3 +257,40 @@ async def test_pages_that_are_nobody_s_count_for_their_address(serve: Serve, clo
     await eventually(lambda: not occupied(running))
     await third.ws.send_str("40")
     assert (await third.packet("4"))[:2] == "40"
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+async def test_what_one_user_makes_the_gateway_keep_is_bounded_whomever_they_invent(
+    serve: Serve, closing: AsyncExitStack, shared_redis: RedisServer, store: str
+) -> None:
+    shared = {} if store == "memory" else {"redis_url": shared_redis.url, "redis_prefix": fresh_prefix()}
+    running = await serve(
+        rate_limit_messages="100000/s", rate_limit_events="100000/s", message_budget=1 << 20, **shared
+    )
+    mallory = await Client.connect(closing, running.url, auth={"token": make_token("mallory")})
+    bob = await Client.connect(closing, running.url, auth={"token": make_token("bob")})
+    text, sent, answer = "x" * 10_000, 0, {}
+    for number in range(200):
+        to = ({"recipientId": f"nobody-{number}"}, {"channel": f"room-{number}"}, {"recipientId": "bob"})[number % 3]
+        answer = await mallory.ask("send-message", {"content": text, "clientId": str(number), **to})
+        if answer["event"] == "error":
+            break
+        sent += 1
+    assert 20 <= sent < 100
+    assert answer["error"]["code"] == "RATE_LIMITED"
+    assert 0 < answer["error"]["retryAfter"] < 24 * 3600
+    refused = {"recipientId": "bob", "content": text, "clientId": "late"}
+    bearer = {"Authorization": f"Bearer {make_token('mallory')}"}
+    async with (
+        aiohttp.ClientSession(headers=bearer) as session,
+        session.post(f"{running.url}/api/messages", json=refused) as response,
+    ):
+        assert response.status == 429
+        assert int(response.headers["Retry-After"]) > 0
+    again = await mallory.ask("send-message", {"content": "other", "clientId": "0", "recipientId": "bob"})
+    assert again["data"]["message"]["recipient_id"] == "nobody-0", "what was sent is answered as it was"
+    # Nobody else is the poorer for it: neither another user, nor the application in whose name there is no budget.
+    assert (await bob.ask("send-message", {"content": text, "recipientId": "mallory"}))["event"] == "message-sent"
+    await running.gateway.channels.send_message("mallory", text, recipient="bob")
+    assert (await bob.ask("mark-read", {"userId": "mallory"}))["data"] == {"count": sent // 3 + 1}
+    assert running.gateway._connections.quotas.refused["message_bytes_per_user"] == 2

@@ -4,12 +4,15 @@
 -- KEYS[3] the id of the bus's last entry when channels began, string
 -- KEYS[4] what makes it once: of a name, what was said under it, string; of a node, what it said last, list of number
 --     and what was returned, by number
--- KEYS[5…] histories, streams of the bus's ids: prev, behind which nothing is missing before the entry, and body
+-- KEYS[5] the budget of who says it, string: when it is full again, in milliseconds; none where it is full
+-- KEYS[6…] histories, streams of the bus's ids: prev, behind which nothing is missing before the entry, and body
 -- ARGV[1] how many entries the bus keeps, about  [2] how many a history keeps  [3] milliseconds that one is kept
 --     [4] the number by which a node knows what it says; 0 where it is said under a name
 --     [5] milliseconds that the fourth key is kept  [6] what is returned besides
---     [7…] of each event: the key of its history, by its number; 0 for none; and the body
--- Returns the ids of the entries, by spaces, a line feed, and ARGV[6]; where it was said already, what was returned then.
+--     [7] now, in milliseconds  [8] bytes that it takes of the budget; 0 where it has none  [9] bytes of a full one
+--     [10…] of each event: the key of its history, by its number; 0 for none; and the body
+-- Returns the ids of the entries, by spaces, a line feed, and ARGV[6]; where it was said already, what was returned then;
+-- where the budget is used up, after how many milliseconds it is not.
 
 local BUS, LENGTH, EVENTS, TTL, NUMBER = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local SAID = 500 -- of one node: as many as may be sent again, for one lost answer
@@ -37,6 +40,16 @@ else
   end
 end
 
+local COST = tonumber(ARGV[8])
+if COST > 0 then
+  local now, budget = tonumber(ARGV[7]), tonumber(ARGV[9])
+  local full = math.max(now, tonumber(redis.call('GET', KEYS[5]) or 0)) + TTL * COST / budget
+  if full - now > TTL then
+    return math.ceil(full - now - TTL)
+  end
+  redis.call('SET', KEYS[5], string.format('%.3f', full), 'PX', math.max(1, math.ceil(full - now)))
+end
+
 local position = redis.call('GET', KEYS[2]) or '0-0'
 redis.call('SET', KEYS[3], position, 'NX')
 local began = redis.call('GET', KEYS[3])
@@ -59,7 +72,7 @@ local function keep(history, id, body)
 end
 
 local ids = {}
-for i = 7, #ARGV, 2 do
+for i = 10, #ARGV, 2 do
   local history, body = tonumber(ARGV[i]), ARGV[i + 1]
   position = redis.call('XADD', BUS, 'MAXLEN', '~', LENGTH, '*', 'prev', position, 'body', body)
   ids[#ids + 1] = position
