@@ -39,12 +39,16 @@ if TYPE_CHECKING:
     from gateway.presence.clock import Clock
     from gateway.presence.model import Transition
     from gateway.presence.visibility import Visibility
+    from gateway.recovery.direct import Target
     from gateway.recovery.recovery import Reading, Recovery
 
 _log = structlog.get_logger(__name__)
 
 HISTORY_LIMIT = 1000
 """Events that one answer brings at the most."""
+
+REMOVAL, REAUTHORIZATION = "channel-removal", "channel-reauthorization"
+"""Under which the bus has that users have to leave a channel, or that it is asked again whether they may be there."""
 
 ROOM = "channel:"
 """What the rooms begin with that recovery keeps for a client: its channels."""
@@ -79,6 +83,21 @@ def channel_in(room: str) -> str | None:
     """Which channel a room is of; None for one that is of none."""
     prefix = next((each for each in (ROOM, _OWN) if room.startswith(each)), None)
     return None if prefix is None else parse_scope(room.removeprefix(prefix))[1]
+
+
+def _reading_of(removal: _Removal) -> Reading:
+    """A removal as recovery keeps it: nobody is told of it, but whoever was away is taken out by it."""
+    scope = scope_of(removal.tenant, removal.channel)
+    return (("removal", scope, removal.user_id),), b"", frozenset()
+
+
+def _removals(owner: tuple[str, str], room: str | int) -> Sequence[Target]:
+    """By which of these a user is taken out of a room; none where it is no channel's."""
+    channel = channel_in(room) if isinstance(room, str) else None
+    if channel is None:
+        return ()
+    scope = scope_of(owner[0], channel)
+    return ("removal", scope, owner[1]), ("removal", scope, None)
 
 
 class Channels:
@@ -144,8 +163,10 @@ class Channels:
         log.hear = self._hear
         if recovery is not None:
             recovery.readers[TOPIC] = lambda data: self._reading(msgspec.json.decode(data, type=Said))
-        bus.subscribe("channel-removal", _Removal, self._on_removal)
-        bus.subscribe("channel-reauthorization", _Reauthorization, self._on_reauthorization)
+            recovery.readers[REMOVAL] = lambda data: _reading_of(msgspec.json.decode(data, type=_Removal))
+            recovery.removals = _removals
+        bus.subscribe(REMOVAL, _Removal, self._on_removal)
+        bus.subscribe(REAUTHORIZATION, _Reauthorization, self._on_reauthorization)
 
     # A connection's channels
 
@@ -271,23 +292,37 @@ class Channels:
     async def remove(self, tenant: str, channel: str, user_id: str | None = None) -> int:
         """Take a user's connections, or all, out of a channel, on every node.
 
+        Those are, too, whose client has lost its connection and can go on with it, wherever it is when it is back.
+
         Returns:
             How many of this node were.
         """
-        check_name(channel)
-        self._bus.publish("channel-removal", _Removal(tenant, channel, user_id))
-        return await self._remove(tenant, channel, user_id)
+        removal = _Removal(tenant, check_name(channel), user_id)
+        self._bus.publish(REMOVAL, removal)
+        found = self._remove(removal, own=True)
+        await self._take_all_out(found, channel)
+        return len(found)
 
-    async def _remove(self, tenant: str, channel: str, user_id: str | None) -> int:
+    def _remove(self, removal: _Removal, *, own: bool) -> Sequence[Subscriber]:
+        """Let those hear nothing more who are to leave, and not be put back; return who is to be told of it.
+
+        At once: what is said from now on is not for them, and who is away may be back any time.
+        """
+        tenant, channel, user_id = removal.tenant, removal.channel, removal.user_id
+        if self._recovery is not None:
+            self._recovery.record(*_reading_of(removal), own=own)
         found = [
             each
             for each in self._audience.of(tenant, channel)
             if user_id is None or user_id in {each.user_id, each.member_id(channel)}
         ]
         for subscriber in found:
-            self._audience.leave(subscriber, channel)  # at once: what is said from now on is not for them
-        await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in found))
-        return len(found)
+            self._audience.leave(subscriber, channel)
+            self.put_into_room(subscriber, channel, inside=False)
+        return found
+
+    async def _take_all_out(self, subscribers: Sequence[Subscriber], channel: str) -> None:
+        await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in subscribers))
 
     async def _take_out(self, subscriber: Subscriber, channel: str) -> None:
         await self._end(subscriber, channel, Ending.KICKED)
@@ -295,15 +330,14 @@ class Channels:
 
     async def _on_removal(self, removal: _Removal) -> None:
         # What others say after it does not wait until the store knows of it.
-        self._later_on(self._remove(removal.tenant, removal.channel, removal.user_id))
-        await asyncio.sleep(0)  # in which it has begun, and nobody who is taken out hears what comes next
+        self._later_on(self._take_all_out(self._remove(removal, own=False), removal.channel))
 
     async def reauthorize(self, tenant: str, user_id: str) -> None:
         """Ask again, on every node, whether a user may be in the channels they are in; where not, they are taken out.
 
         Whom a signature let in stays: that was its maker's word. So does everyone while nobody can be asked.
         """
-        self._bus.publish("channel-reauthorization", _Reauthorization(tenant, user_id))
+        self._bus.publish(REAUTHORIZATION, _Reauthorization(tenant, user_id))
         await self._reauthorize(tenant, user_id)
 
     async def _reauthorize(self, tenant: str, user_id: str) -> None:

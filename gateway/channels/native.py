@@ -146,9 +146,19 @@ class ChannelRequests:
                     live.emit("channel-left", LeftChannel(channel))
         return lost
 
-    async def rejoin(self, live: LiveConnection, rooms: Sequence[str]) -> None:
-        """Put a client that goes on where it lost its connection back into its channels, and tell it who is there."""
+    async def rejoin(self, live: LiveConnection, rooms: Sequence[str], removed: Sequence[str] = ()) -> None:
+        """Put a client that goes on where it lost its connection back into its channels, and tell it who is there.
+
+        Args:
+            live: its connection.
+            rooms: what it was in.
+            removed: what it was in as well, and was taken out of while it was away: it is told so.
+        """
         subscriber = self.subscriber_of(live)
+        for room in removed:
+            if channel := channel_in(room):
+                subscriber.granted.pop(channel, None)
+                live.emit("channel-left", LeftChannel(channel))
         granted, subscriber.granted = subscriber.granted, {}
         channels = [channel for room in rooms if (channel := channel_in(room)) and channel in granted]
         self._channels.go_on(subscriber, channels)  # what is said from here on is not among what it missed

@@ -65,8 +65,9 @@ class SocketIODoor(Namespace):
         self.refused: Callable[[LiveConnection, Sequence[str]], Awaitable[Collection[str]]] | None = None
         """Called with a connection that goes on, before it is told what it missed, and the rooms it was in; returns
         those that it may not be in any more. None where nobody asks."""
-        self.rejoin: Callable[[LiveConnection, Sequence[str]], Awaitable[None]] | None = None
-        """Called with a connection that goes on, and the rooms it was in; None where nobody puts it back."""
+        self.rejoin: Callable[[LiveConnection, Sequence[str], Sequence[str]], Awaitable[None]] | None = None
+        """Called with a connection that goes on, the rooms it was in, and those that it was taken out of while it was
+        away; None where nobody puts it back."""
         connections.on_watch = self.watched_changed
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
@@ -104,8 +105,9 @@ class SocketIODoor(Namespace):
         live = self._live[sid]
         resumption = self.resume(sid)
         self._connections.greet(live, resumption)
-        if resumption is not None and self.rejoin is not None and (rooms := self.rooms(sid)):
-            await self.rejoin(live, [room for room in rooms if isinstance(room, str)])
+        if resumption is not None and self.rejoin is not None:
+            rooms = [room for room in self.rooms(sid) or () if isinstance(room, str)]
+            await self.rejoin(live, rooms, [room for room in resumption.removed if isinstance(room, str)])
 
     async def rooms_lost(self, sid: str, found: Return) -> Collection[object]:
         """Ask for its rights before it is told what it missed; see the port."""

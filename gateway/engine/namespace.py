@@ -238,7 +238,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """Keep the rooms of a client for when it is lost."""
         session = self._sessions.get(sid)
         if session is not None and self.recovery is not None:
-            session.rooms = rooms_of(rooms)
+            session.rooms, session.placed = rooms_of(rooms), self.recovery.mark()
             self.recovery.sessions.change(session)
 
     def watched_changed(self, sid: str, watched: WatchList) -> None:
@@ -380,6 +380,8 @@ class Resumption:
         """What it missed; None where that is nothing."""
         self.watched = recovered.watched
         """Whom it watches; None for one that never watched anybody."""
+        self.removed = recovered.removed
+        """The rooms that it was taken out of while it was away."""
 
     def opening(self, event: str, data: object) -> Batch:
         """Its first event, which says of what it missed that it has not been told yet."""

@@ -86,6 +86,8 @@ class Recovered(msgspec.Struct):
     """The offset and the text of each event it missed, in order; a text is a JSON array of name and arguments."""
     replaced: str | None
     """The name of the connection that it takes the place of; None where that has ended."""
+    removed: list[RoomName] = []
+    """What it was in, and was taken out of while it was away."""
 
 
 class Recovery:
@@ -130,6 +132,8 @@ class Recovery:
         self.directory = directory
         self.readers: dict[str, Callable[[msgspec.Raw], Reading | None]] = {}
         """By topic of the bus: how a message is read that this node did not hear; None for one that nobody recovers."""
+        self.removals: Callable[[tuple[str, str], RoomName], Sequence[Target]] = lambda _owner, _room: ()
+        """By which targets an event is known that takes a user, by tenant and id, out of a room; none where none do."""
         self.is_revoked: Callable[[Session], bool] = lambda _session: False
         """Whether the token that a session began with has been revoked: nobody goes on with it."""
         self._nobody = None if hears_everyone else WatchList()
@@ -224,6 +228,10 @@ class Recovery:
             token: the id of its token, and when that was issued, as `Session` has them.
         """
         jti, issued_at = token
+        removed = [] if found is None else self._removed(found)
+        if found is not None and removed:
+            rooms = [room for room in found.session.rooms if room not in removed]
+            found.session = msgspec.structs.replace(found.session, rooms=rooms)
         missed = None if found is None else self._missed(found, presence=presence)
         if found is None or missed is None:
             pid = secrets.token_urlsafe(18)
@@ -237,7 +245,7 @@ class Recovery:
         # The connection that it was of may live on, and goes on with a list of its own.
         watched = None if was.watched is None else was.watched.copy()
         session = Session(was.pid, namespace, owner, sid, former, rooms, watched=watched, origin=found.offset.node)
-        session.jti, session.issued_at = jti, issued_at
+        session.jti, session.issued_at, session.placed = jti, issued_at, was.placed
         self.sessions.begin(session)
         # With the last of it a client has been told all, also what it was not to be told.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
@@ -245,7 +253,7 @@ class Recovery:
             now = now._replace(log=max(found.offset.log, self._view.position))
         if missed:
             missed[-1] = (str(now), missed[-1][1])
-        return session, Recovered(offset if missed else now, session.rooms, watched, missed, replaced)
+        return session, Recovered(offset if missed else now, session.rooms, watched, missed, replaced, removed)
 
     def lose(self, session: Session, told: int) -> None:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
@@ -329,6 +337,19 @@ class Recovery:
             event.skipped, event.log = skipped, position
             events.append(event)
         return events
+
+    def _removed(self, found: Return) -> list[RoomName]:
+        """The rooms that a client was taken out of since its session knew that it was in them."""
+        session, mark = found.session, found.session.placed or found.offset.mark
+        removed = []
+        for room in session.rooms:
+            if targets := self.removals(session.owner, room):
+                events = self.direct.missed(targets, mark, ())
+                early = (event for event in found.events if event.is_past(mark))
+                # Where nobody knows any more it may ask to be let in.
+                if events is None or events or any(not set(targets).isdisjoint(event.targets) for event in early):
+                    removed.append(room)
+        return removed
 
     def _missed(self, found: Return, *, presence: bool) -> list[tuple[str, bytes]] | None:
         self._look_for_gaps()

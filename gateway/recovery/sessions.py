@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from gateway.presence.watching import WatchList
+from gateway.recovery.offsets import Mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,9 @@ class Session(msgspec.Struct):
     former: list[str] = []
     """What it was called before, latest first: a connection may break before what was for these has been heard."""
     rooms: list[RoomName] = []
+    placed: Mark | None = None
+    """Up to where on the bus its node had heard when its rooms were as they are: whoever was taken out of one before
+    has none of it left. None where its node does not say."""
     silent: tuple[int, int] | None = None
     """Of a lost one that hears of everyone: the part of the presence log that its node told nobody of, up to where it
     had told its client. None where other nodes cannot know: its node may have more, and has not found out yet."""
