@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -13,7 +14,7 @@ from gateway.channels.audience import sees
 from gateway.channels.events import USER_TYPING, heard_by, native_name
 from gateway.channels.log import TOPIC
 from gateway.channels.membership import is_presence
-from gateway.channels.model import Draft, Joined, Occupancy, Said, asker_of, is_native
+from gateway.channels.model import Draft, Entry, Joined, Occupancy, Said, asker_of, is_native
 from gateway.channels.names import Kind, check_name, kind_of, owner_of, parse_scope, scope_of
 from gateway.errors import (
     ForbiddenError,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.channels.authorization import Authorizer
     from gateway.channels.log import ChannelLog
     from gateway.channels.membership import Membership
-    from gateway.channels.model import History, Person, Subscriber
+    from gateway.channels.model import Asker, History, Person, Subscriber
     from gateway.channels.subscriptions import Subscriptions
     from gateway.live import LiveConnection
     from gateway.presence.clock import Clock
@@ -100,6 +101,14 @@ def _removals(owner: tuple[str, str], room: str | int) -> Sequence[Target]:
     return ("removal", scope, owner[1]), ("removal", scope, None)
 
 
+def _as_of_now(subscriber: Subscriber, asker: Asker) -> Asker:
+    """Who asks, by the token that they have now."""
+    if subscriber.live is None:
+        return asker
+    now = asker_of(subscriber.live)
+    return msgspec.structs.replace(asker, identity=now.identity, headers={**asker.headers, **now.headers})
+
+
 class Channels:
     """Lets connections into channels, says things in them, and knows who is there.
 
@@ -159,6 +168,7 @@ class Channels:
         self._visibility = visibility
         self._recovery = recovery
         self._namespaces = tuple(namespaces)
+        self._entries: WeakSet[Entry] = WeakSet()
         self._later: set[asyncio.Task[object]] = set()
         log.hear = self._hear
         if recovery is not None:
@@ -170,12 +180,19 @@ class Channels:
 
     # A connection's channels
 
+    def entry(self, subscriber: Subscriber, channel: str, asker: Asker | None) -> Entry:
+        """Begin to let somebody in, before it is asked whether they may; see `join`."""
+        entry = Entry(subscriber, channel, asker)
+        self._entries.add(entry)
+        return entry
+
     async def join(
         self,
         subscriber: Subscriber,
         channel: str,
         person: Person | None = None,
         *,
+        entry: Entry | None = None,
         since: int | None = None,
         limit: int = HISTORY_LIMIT,
         answer: Callable[[Joined], None] = lambda _joined: None,
@@ -188,6 +205,7 @@ class Channels:
             subscriber: whose connection, which `leave` or `end` takes out again.
             channel: which.
             person: as whom, as the authorizer, or a signature, has it; None but for a presence channel.
+            entry: what was begun before that was asked; None where nobody was.
             since: the position of the last event of it that the client has: what came after is in the answer. 0 asks
                 for all that is kept, None for nothing.
             limit: how many events of that at the most.
@@ -195,14 +213,15 @@ class Channels:
 
         Raises:
             InvalidPayloadError: the channel's name is none.
-            ForbiddenError: the connection is in as many channels as it may be.
+            ForbiddenError: the connection is in as many channels as it may be, or its user was taken out, or may not be
+                in it any more, since `entry` began.
             UnavailableError: the history was asked for, and the store is away; the connection is not in the channel.
         """
         check_name(channel)
         async with subscriber.turn(channel):
             is_new = channel not in subscriber.channels
             if is_new:
-                await self._enter(subscriber, channel, person)
+                await self._enter(subscriber, channel, person, entry)
             try:
                 history = None if since is None else await self._history(subscriber.tenant, channel, since, limit)
             except BaseException as error:  # a cancellation, too: nobody would begin to tell it what is said
@@ -226,7 +245,12 @@ class Channels:
                 self.put_into_room(subscriber, channel, inside=True)
         return joined
 
-    async def _enter(self, subscriber: Subscriber, channel: str, person: Person | None) -> None:
+    async def _enter(self, subscriber: Subscriber, channel: str, person: Person | None, entry: Entry | None) -> None:
+        if entry is not None:
+            # From the last of these lines on it is found among those who are in the channel.
+            while entry.take_doubt(person) and entry.asker is not None:
+                person = await self._authorizer.person(_as_of_now(subscriber, entry.asker), channel)
+            entry.check(person)
         if subscriber.ended:
             raise ForbiddenError("the connection has ended")
         if len(subscriber.channels) >= self.most:
@@ -311,6 +335,9 @@ class Channels:
         tenant, channel, user_id = removal.tenant, removal.channel, removal.user_id
         if self._recovery is not None:
             self._recovery.record(*_reading_of(removal), own=own)
+        for entry in self._entries:
+            if entry.channel == channel:
+                entry.removed.add((tenant, user_id))
         found = [
             each
             for each in self._audience.of(tenant, channel)
@@ -319,7 +346,7 @@ class Channels:
         for subscriber in found:
             self._audience.leave(subscriber, channel)
             self.put_into_room(subscriber, channel, inside=False)
-        return found
+        return [each for each in found if channel in each.channels]  # the others are told by what lets them in
 
     async def _take_all_out(self, subscribers: Sequence[Subscriber], channel: str) -> None:
         await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in subscribers))
@@ -341,15 +368,15 @@ class Channels:
         await self._reauthorize(tenant, user_id)
 
     async def _reauthorize(self, tenant: str, user_id: str) -> None:
+        for entry in self._entries:
+            entry.doubted.add((tenant, user_id))
         for subscriber, channel in self._audience.places_of(tenant, user_id):
+            if channel not in subscriber.channels:  # yet: of that it is asked where they are let in
+                continue
             if subscriber.asker is None or kind_of(channel) is Kind.PUBLIC:
                 continue
-            asker = subscriber.asker
-            if subscriber.live is not None:  # whose token may have been renewed
-                now = asker_of(subscriber.live)
-                asker = msgspec.structs.replace(asker, identity=now.identity, headers={**asker.headers, **now.headers})
             try:
-                await self._authorizer.person(asker, channel)
+                await self._authorizer.person(_as_of_now(subscriber, subscriber.asker), channel)
             except ForbiddenError:
                 await self._take_out(subscriber, channel)
             except RequestError as error:

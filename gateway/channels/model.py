@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.auth import Identity
 from gateway.channels.wire import member_info
+from gateway.errors import ForbiddenError
 from gateway.presence.fanout import Codec, Member
 from gateway.presence.model import NOBODY, Profile
 
@@ -150,8 +151,9 @@ class Subscriber:
         """The channels that it is in, or is about to be, and as whom; None but for a presence channel."""
         self.asker: Asker | None = None
         """As whom it asked last to enter a channel; None for one that a signature lets in."""
-        self.granted: dict[str, Person | None] = {}
-        """Of one that goes on where it lost its connection, the channels that it is about to be put back into."""
+        self.granted: dict[str, tuple[Entry, Person | None]] = {}
+        """Of one that goes on where it lost its connection, the channels that it is about to be put back into, and as
+        whom."""
         self.ended = False
         self._turns: dict[str, tuple[asyncio.Lock, list[None]]] = {}
         """By channel, for those that something is done about now: by whom, and who waits."""
@@ -186,6 +188,46 @@ class Subscriber:
 
     def __repr__(self) -> str:
         return f"<Subscriber {self.connection_id} of {self.user_id or 'nobody'}>"
+
+
+class Entry:
+    """One way into a channel, from when it is asked whether somebody may be there until they are, or are not.
+
+    What happens meanwhile holds for them as for those who are in it. It counts as long as somebody refers to it.
+
+    Args:
+        subscriber: who comes in.
+        channel: where.
+        asker: as whom they ask; None where nobody is asked, since a signature lets them in.
+    """
+
+    def __init__(self, subscriber: Subscriber, channel: str, asker: Asker | None) -> None:
+        self.subscriber = subscriber
+        self.channel = channel
+        self.asker = asker
+        self.removed: set[tuple[str, str | None]] = set()
+        """By tenant, the users who were taken out meanwhile; None for everyone."""
+        self.doubted: set[tuple[str, str]] = set()
+        """By tenant, the users of whom it has to be asked again."""
+
+    def check(self, person: Person | None) -> None:
+        """Let somebody in.
+
+        Raises:
+            ForbiddenError: they were taken out meanwhile.
+        """
+        tenant, users = self.subscriber.tenant, self._users(person)
+        if any((tenant, user_id) in self.removed for user_id in (*users, None)):
+            raise ForbiddenError(f"this user was just taken out of {self.channel}; join it again to ask anew")
+
+    def take_doubt(self, person: Person | None) -> bool:
+        """Whether it has to be asked again; it is not from now on."""
+        doubted, self.doubted = self.doubted, set()
+        return any((self.subscriber.tenant, user_id) in doubted for user_id in self._users(person))
+
+    def _users(self, person: Person | None) -> list[str]:
+        found = [self.subscriber.user_id, None if person is None else person.user_id]
+        return [user_id for user_id in found if user_id is not None]
 
 
 def is_native(live: LiveConnection) -> bool:

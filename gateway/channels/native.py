@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.channels.authorization import Authorizer
     from gateway.channels.channels import Channels
-    from gateway.channels.model import History, Joined, Person, Said
+    from gateway.channels.model import Entry, History, Joined, Person, Said
     from gateway.live import LiveConnection
     from gateway.presence.fanout import Batch, Codec
     from gateway.presence.model import Ending
@@ -137,13 +137,18 @@ class ChannelRequests:
         subscriber.asker = asker = asker_of(live)
         subscriber.granted = {}
         lost = []
-        for room in rooms:
-            if channel := channel_in(room):
-                try:
-                    subscriber.granted[channel] = await self._authorizer.person(asker, channel)
-                except RequestError:
-                    lost.append(room)
-                    live.emit("channel-left", LeftChannel(channel))
+        entries = {
+            room: self._channels.entry(subscriber, channel, asker) for room in rooms if (channel := channel_in(room))
+        }
+        for room, entry in entries.items():
+            try:
+                person = await self._authorizer.person(asker, entry.channel)
+                while entry.take_doubt(person):  # before it hears what was said after that
+                    person = await self._authorizer.person(asker, entry.channel)
+                subscriber.granted[entry.channel] = entry, person
+            except RequestError:
+                lost.append(room)
+                live.emit("channel-left", LeftChannel(entry.channel))
         return lost
 
     async def rejoin(self, live: LiveConnection, rooms: Sequence[str], removed: Sequence[str] = ()) -> None:
@@ -162,11 +167,13 @@ class ChannelRequests:
         granted, subscriber.granted = subscriber.granted, {}
         channels = [channel for room in rooms if (channel := channel_in(room)) and channel in granted]
         self._channels.go_on(subscriber, channels)  # what is said from here on is not among what it missed
-        await asyncio.gather(*(self._rejoin(live, subscriber, channel, granted[channel]) for channel in channels))
+        await asyncio.gather(*(self._rejoin(live, subscriber, channel, *granted[channel]) for channel in channels))
 
-    async def _rejoin(self, live: LiveConnection, subscriber: Subscriber, channel: str, person: Person | None) -> None:
+    async def _rejoin(
+        self, live: LiveConnection, subscriber: Subscriber, channel: str, entry: Entry, person: Person | None
+    ) -> None:
         try:
-            joined = await self._channels.join(subscriber, channel, person)
+            joined = await self._channels.join(subscriber, channel, person, entry=entry)
         except RequestError:
             self._channels.give_up(subscriber, channel)
             live.emit("channel-left", LeftChannel(channel))
@@ -182,11 +189,14 @@ class ChannelRequests:
     async def _enter(self, live: LiveConnection, channel: str, since: str | None) -> Joined:
         subscriber = self.subscriber_of(live)
         asker = asker_of(live)
+        entry = self._channels.entry(subscriber, channel, asker)
         person = await self._authorizer.person(asker, channel)
         if live.ending is not None:
             raise ForbiddenError("the connection has ended")
         subscriber.asker = asker
-        return await self._channels.join(subscriber, channel, person, since=None if since is None else int(since))
+        return await self._channels.join(
+            subscriber, channel, person, entry=entry, since=None if since is None else int(since)
+        )
 
     async def _join(self, live: LiveConnection, request: JoinChannel, _now: int) -> Body:
         return JoinedChannel(**await self._joined(live, request.channel, request.since))

@@ -271,12 +271,13 @@ class EchoDoor(Namespace):
             identity=client.identity,
             headers=headers,
         )
+        entry = self._channels.entry(subscriber, channel, asker)
         person = await self._authorizer.person(asker, channel)
         subscriber.asker = asker
         if person is not None and client.identity is None:
             await self._identify(client, _identity_of(subscriber.tenant, person))
             self._greet(client)
-        joined = await self._channels.join(subscriber, channel, person)
+        joined = await self._channels.join(subscriber, channel, person, entry=entry)
         if joined.members is not None:
             members = [_member(each.user_id, each.info) for each in joined.members]
             self._emit(client, "presence:subscribed", channel, members)
@@ -386,8 +387,10 @@ class EchoDoor(Namespace):
         subscriber = client.subscriber
         asker = Asker(tenant=subscriber.tenant, connection_id=subscriber.connection_id, identity=client.identity)
         for channel in channels:
+            entry = self._channels.entry(subscriber, channel, asker)
             try:
-                await self._channels.join(subscriber, channel, await self._authorizer.person(asker, channel))
+                person = await self._authorizer.person(asker, channel)
+                await self._channels.join(subscriber, channel, person, entry=entry)
             except RequestError:
                 client.page.removed(channel)
 

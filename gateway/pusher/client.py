@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from gateway.channels.model import Joined, Person, Said
+    from gateway.channels.model import Entry, Joined, Person, Said
     from gateway.delivery.queue import Queued
     from gateway.doors.pusher import PusherDoor
     from gateway.engine.stream import Sink
@@ -441,10 +441,11 @@ class Client:
                 return
             if not is_name(channel):
                 raise InvalidPayloadError("Invalid channel name")
-            person = await self._authorized(asked)
+            entry = self._door.channels.entry(self.subscriber, channel, self._asker(channel))
+            person = await self._authorized(asked, entry)
             since = 0 if is_cache(channel) else None
             await self._door.channels.join(
-                self.subscriber, channel, person, since=since, limit=1, answer=self._answer_subscription
+                self.subscriber, channel, person, entry=entry, since=since, limit=1, answer=self._answer_subscription
             )
         except SignatureError as error:
             self._tell(frames.subscription_error(channel, error.http_status, "AuthError", str(error)))
@@ -458,17 +459,22 @@ class Client:
             raise ForbiddenError("this channel is for its user, who has to sign in")
         self._tell(frames.succeeded(channel, None))
 
-    async def _authorized(self, asked: frames.Subscribe) -> Person | None:
+    def _asker(self, channel: str) -> Asker | None:
+        """As whom a client asks for a public channel; None for one that its backend signs for."""
+        if kind_of(channel) is not Kind.PUBLIC:
+            return None
+        identity = None if self.live is None else self.live.identity
+        return Asker(tenant=self.subscriber.tenant, connection_id=self.socket_id, identity=identity)
+
+    async def _authorized(self, asked: frames.Subscribe, entry: Entry) -> Person | None:
         """Check that a client may enter a channel, and as whom.
 
         Raises:
             RequestError: it may not.
         """
         channel, kind = asked.channel, kind_of(asked.channel)
-        if kind is Kind.PUBLIC:
-            identity = None if self.live is None else self.live.identity
-            asker = Asker(tenant=self.subscriber.tenant, connection_id=self.socket_id, identity=identity)
-            await self._door.authorizer.person(asker, channel)
+        if entry.asker is not None:
+            await self._door.authorizer.person(entry.asker, channel)
             return None
         signed = asked.channel_data if kind is Kind.PRESENCE else None
         if not self._door.signer.is_channel_auth(asked.auth or "", self.socket_id, channel, signed):

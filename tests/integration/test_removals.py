@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from conftest import Running, eventually
+from clients import Client
+from conftest import Running, eventually, make_token
 from redis_servers import RedisServer, fresh_prefix
+from test_channels_attacked import Page
 from test_sessions import Tab
 
 Serve = Callable[..., Awaitable[Running]]
@@ -122,3 +124,132 @@ async def test_who_came_in_again_before_they_were_away_is_inside(nodes: Any, clo
     await eventually(lambda: inside(there, CLUB) == 1)
     await there.gateway.channels.say(CLUB, "last", 1)
     assert await heard(back, "last") == [["last", 1]]
+
+
+# About to come in
+
+
+class Slow:
+    """An application's rule that takes its time, and says what was so when it was asked."""
+
+    def __init__(self) -> None:
+        self.banned: set[str] = set()
+        self.asked = 0
+        self.asking = asyncio.Event()
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    async def __call__(self, identity: Any, channel: str) -> bool:
+        self.asked += 1
+        allowed = identity.user_id not in self.banned
+        if channel in {CLUB, ROOM}:
+            self.asking.set()
+            await self.goes_on.wait()
+        return allowed
+
+    def stop(self) -> None:
+        self.asking.clear()
+        self.goes_on.clear()
+
+
+async def remove(running: Running, _rule: Slow) -> None:
+    await running.gateway.channels.remove(CLUB, "alice")
+
+
+async def ban(running: Running, rule: Slow) -> None:
+    rule.banned.add("alice")
+    await running.gateway.channels.reauthorize("alice")
+
+
+WAYS = pytest.mark.parametrize("take_out", [remove, ban])
+
+
+@pytest.fixture
+async def slow(serve: Serve, shared_redis: RedisServer) -> Any:
+    """Where clients are, where the backend asks, and the rule of both."""
+    rule = Slow()
+    shared = {"redis_url": shared_redis.url, "redis_prefix": fresh_prefix(), "channel_auth": rule}
+    one = await serve(**shared)
+    return one, await serve(**shared), rule
+
+
+async def let_go_on(take_out: Any, at: Running, here: Running, rule: Slow) -> None:
+    """Take a user out while the rule is asked whether they may come in, on another node; then let it answer."""
+    await rule.asking.wait()
+    bus = here.gateway._bus
+    told = bus.told
+    await asyncio.wait_for(take_out(at, rule), 1)
+    await eventually(lambda: bus.told > told)
+    rule.goes_on.set()
+
+
+@WAYS
+async def test_who_is_taken_out_while_a_rule_is_asked_does_not_come_in(
+    slow: Any, closing: AsyncExitStack, take_out: Any
+) -> None:
+    one, two, rule = slow
+    alice = await Client.connect(closing, one.url, "alice")
+    rule.stop()
+    joining = asyncio.create_task(alice.ask("join-channel", {"channel": CLUB}))
+    await let_go_on(take_out, two, one, rule)
+    assert (await joining)["error"]["code"] == "FORBIDDEN"
+    assert (inside(one, CLUB), one.gateway.channels.occupied(CLUB)) == (0, [])
+    rule.banned.clear()
+    assert (await alice.ask("join-channel", {"channel": CLUB}))["event"] == "joined-channel"
+
+
+async def test_who_is_asked_for_again_while_a_rule_is_asked_comes_in_if_they_still_may(
+    slow: Any, closing: AsyncExitStack
+) -> None:
+    one, two, rule = slow
+    alice = await Client.connect(closing, one.url, "alice")
+    rule.stop()
+    joining = asyncio.create_task(alice.ask("join-channel", {"channel": CLUB}))
+    await let_go_on(lambda at, _rule: at.gateway.channels.reauthorize("alice"), two, one, rule)
+    assert (await joining)["event"] == "joined-channel"
+    assert rule.asked == 2
+    rule.stop()
+    joining = asyncio.create_task(alice.ask("join-channel", {"channel": ROOM}))
+    await let_go_on(lambda at, _rule: at.gateway.channels.remove(ROOM, "bob"), two, one, rule)
+    assert (await joining)["event"] == "joined-channel", "it was about another"
+    assert rule.asked == 3
+
+
+@WAYS
+async def test_who_is_taken_out_while_they_are_put_back_is_not(
+    slow: Any, closing: AsyncExitStack, take_out: Any
+) -> None:
+    one, two, rule = slow
+    alice = await Tab.open(closing, one)
+    await join(alice, CLUB, NEWS)
+    await one.gateway.channels.say(NEWS, "hello", 0)
+    await heard(alice, "hello")
+    alice.packets.vanish()
+    await eventually(lambda: not inside(one, CLUB))
+    rule.stop()
+    coming = asyncio.create_task(alice.back(closing, one))
+    await rule.asking.wait()
+    told = one.gateway._bus.told
+    await take_out(two, rule)
+    await eventually(lambda: one.gateway._bus.told > told)
+    await two.gateway.channels.say(CLUB, "secret", 1)
+    rule.goes_on.set()
+    back = await coming
+    await eventually(lambda: inside(one, NEWS) == (1 if take_out is remove else 0))
+    await one.gateway.notify("alice", "notification", "last")
+    told_last = [each for each in await heard(back, "notification") if each[1] != {"channel": NEWS}]
+    assert told_last == [["channel-left", {"channel": CLUB}], ["notification", "last"]]
+    assert inside(one, CLUB) == 0
+
+
+@WAYS
+async def test_a_page_that_is_taken_out_while_a_rule_is_asked_does_not_come_in(
+    slow: Any, closing: AsyncExitStack, take_out: Any
+) -> None:
+    one, two, rule = slow
+    page = await Page.open(closing, one, make_token("alice"))
+    rule.stop()
+    await page.subscribe(CLUB)
+    await let_go_on(take_out, two, one, rule)
+    assert await page.event() == ["subscription_error", CLUB, 403]
+    assert inside(one, CLUB) == 0
