@@ -10,6 +10,7 @@ import pytest
 
 from gateway.channels.membership import Membership
 from gateway.channels.model import Person
+from gateway.errors import StoreUnavailableError
 from gateway.presence.model import Choice, Chosen
 from gateway.presence.store import Commit
 
@@ -23,6 +24,8 @@ class Store:
 
     def __init__(self) -> None:
         self.chosen = Choice(Chosen.ONLINE)
+        self.seen: Choice | None = None
+        """What the view shows where it is behind; None where it is not."""
         self.commits: asyncio.Queue[None] = asyncio.Queue()
         self.telling = asyncio.Event()
 
@@ -32,6 +35,9 @@ class Store:
     async def connect(self, _connection: Any) -> Commit:
         return Commit(0)
 
+    async def disconnect(self, _connection: Any, _ending: Any) -> Commit:
+        return Commit(0)
+
     async def set_status(self, _scope: str, _user_id: str, choice: Choice) -> Commit:
         self.telling.set()
         await self.commits.get()
@@ -39,7 +45,7 @@ class Store:
         return Commit(0)
 
     def own_status(self, _scope: str, _user_id: str, _now: int) -> Any:
-        return SimpleNamespace(own=SimpleNamespace(choice=self.chosen))
+        return SimpleNamespace(own=SimpleNamespace(choice=self.seen or self.chosen))
 
 
 @pytest.mark.parametrize("is_hidden", [True, False])
@@ -61,3 +67,41 @@ async def test_who_turns_back_while_the_store_is_told_is_in_channels_as_in_prese
         store.commits.put_nowait(None)
     await asyncio.gather(first, second)
     assert store.chosen.status is (Chosen.INVISIBLE if is_hidden else Chosen.ONLINE)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+@pytest.mark.parametrize("is_hidden", [True, False])
+async def test_who_turns_while_they_come_in_is_in_the_channel_as_in_presence(
+    *, is_hidden: bool, is_behind: bool
+) -> None:
+    store, presence, key = Store(), SimpleNamespace(hidden=set[tuple[str, str]]()), ("acme", "alice")
+    membership = Membership(store, SimpleNamespace(view=store), presence)  # type: ignore[arg-type]  # what is asked of them
+    # As the channel was when they left it, they are not in presence any more.
+    if not is_hidden:
+        presence.hidden.add(key)
+    store.chosen = Choice(Chosen.INVISIBLE if is_hidden else Chosen.ONLINE)
+    store.seen = store.chosen if is_behind else None
+    entering = asyncio.create_task(membership.enter("acme", ROOM, Person(user_id="alice")))
+    await store.telling.wait()
+    assert membership.has(*key), "what presence says meanwhile is for the channel, too"
+    presence.hidden ^= {key}
+    following = asyncio.create_task(membership.follow_visibility(*key))
+    for _ in range(3):
+        await asyncio.sleep(0)  # it has looked
+    for _ in range(3):
+        store.commits.put_nowait(None)
+    await asyncio.gather(entering, following)
+    assert store.chosen.status is (Chosen.INVISIBLE if is_hidden else Chosen.ONLINE)
+
+
+async def test_who_cannot_be_told_to_the_store_is_not_followed() -> None:
+    class Away(Store):
+        async def set_status(self, _scope: str, _user_id: str, _choice: Choice) -> Commit:
+            raise StoreUnavailableError("away")
+
+    store, key = Away(), ("acme", "alice")
+    membership = Membership(store, SimpleNamespace(view=store), SimpleNamespace(hidden={key}))  # type: ignore[arg-type]
+    with pytest.raises(StoreUnavailableError):
+        await membership.enter("acme", ROOM, Person(user_id="alice"))
+    assert not membership.has(*key)
+    assert [*membership.all_here()] == []

@@ -101,12 +101,18 @@ class Membership:
         try:
             if person is not None:
                 scope = scope_of(tenant, channel)
+                self._follow(
+                    tenant, person.user_id, scope
+                )  # before the store is told: it may become otherwise meanwhile
                 await self._hide(tenant, person.user_id, scope)
                 entering.append(self._enter(scope, person.user_id, person.profile))
-                self._scopes.setdefault((tenant, person.user_id), {})[scope] = None
+                self._follow(tenant, person.user_id, scope)  # again: their last connection but this one may have left
             await asyncio.gather(*entering)
         except BaseException:
-            await self.leave(tenant, channel, person if len(entering) > 1 else None, Ending.GOODBYE)
+            is_in = len(entering) > 1
+            if person is not None and not is_in:
+                self._follow_no_more(tenant, person.user_id, scope_of(tenant, channel))
+            await self.leave(tenant, channel, person if is_in else None, Ending.GOODBYE)
             raise
 
     async def leave(self, tenant: str, channel: str, person: Person | None, ending: Ending) -> None:
@@ -116,11 +122,7 @@ class Membership:
         if person is not None:
             scope = scope_of(tenant, channel)
             ended.append(self._leave(scope, person.user_id))
-            if (scope, person.user_id) not in self._places:
-                scopes = self._scopes.get((tenant, person.user_id), {})
-                scopes.pop(scope, None)
-                if not scopes:
-                    self._scopes.pop((tenant, person.user_id), None)
+            self._follow_no_more(tenant, person.user_id, scope)
         # Nothing is awaited before this: whoever is cancelled here is counted no more all the same.
         await asyncio.gather(*(self.tracker.disconnect(place.connection, ending) for place in ended if place))
 
@@ -133,6 +135,17 @@ class Membership:
     def has(self, tenant: str, user_id: str) -> bool:
         """Whether a user is in a presence channel by this node."""
         return (tenant, user_id) in self._scopes
+
+    def _follow(self, tenant: str, user_id: str, scope: str) -> None:
+        self._scopes.setdefault((tenant, user_id), {})[scope] = None
+
+    def _follow_no_more(self, tenant: str, user_id: str, scope: str) -> None:
+        if (scope, user_id) in self._places:
+            return
+        scopes = self._scopes.get((tenant, user_id), {})
+        scopes.pop(scope, None)
+        if not scopes:
+            self._scopes.pop((tenant, user_id), None)
 
     def _enter(self, scope: str, name: str, profile: Profile) -> asyncio.Future[Commit]:
         key = (scope, name)
@@ -165,11 +178,11 @@ class Membership:
         return self._places.pop((scope, name))
 
     async def _hide(self, tenant: str, user_id: str, scope: str) -> None:
-        # While the store is told, it may become otherwise.
-        while (hidden := (tenant, user_id) in self._presence.hidden) != self._is_hidden(scope, user_id):
+        # While the store is told, it may become otherwise; and the view may show later what it was told.
+        told = self._is_hidden(scope, user_id)
+        while (hidden := (tenant, user_id) in self._presence.hidden) != told:
             await self.tracker.set_status(scope, user_id, Choice(Chosen.INVISIBLE if hidden else Chosen.ONLINE))
-            if ((tenant, user_id) in self._presence.hidden) == hidden:
-                break
+            told = hidden
 
     def _is_hidden(self, scope: str, user_id: str) -> bool:
         chosen = self._view.own_status(scope, user_id, self.tracker.now()).own
