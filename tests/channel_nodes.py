@@ -124,7 +124,10 @@ class Node:
     def leftovers(self) -> list[object]:
         """What is kept of connections in channels; all of it is empty where there are none."""
         audience, membership = self.part.channels._audience, self.part.membership
-        kept = (audience._subscribers, audience._fanout._audiences, membership._places, membership._scopes)
+        kept = (
+            *(audience._subscribers, audience._fanout._audiences, audience._singly, audience._viewers),
+            *(membership._places, membership._scopes),
+        )
         return [each for each in kept if each]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -187,6 +187,77 @@ async def test_by_a_rule_of_who_sees_whom_members_are_told_of_those_they_may_see
     nobody = started[0].tab("")
     nobody.subscriber.user_id = None
     assert started[0].part.channels.members_seen_by(nobody.subscriber, "presence-a") == []
+
+
+def look_again(started: Sequence[Node], *pairs: tuple[str, str]) -> None:
+    """As where an application says that its rule has changed: nodes ask for the pairs that they know of anew."""
+    for node in started:
+        visibility = node.part.channels._visibility
+        assert visibility is not None
+        for viewer, user in pairs:
+            visibility.forget("acme", user, 1)
+            visibility.compare("acme", viewer, [user])
+
+
+async def test_members_whom_somebody_may_see_no_more_go_for_them_and_come_again(start: Start) -> None:
+    hidden: set[tuple[str, str]] = set()
+    started = await start(rule=lambda viewer, user: (viewer, user) not in hidden)
+    tabs = {user: started[n % len(started)].tab(user) for n, user in enumerate(("alice", "bob", "carol"))}
+    for tab in tabs.values():
+        await tab.join("presence-a")
+    alice, bob, carol = tabs.values()
+    await settled(started, list(tabs.values()))
+    for _ in range(2):
+        hidden.add(("bob", "alice"))
+        look_again(started, ("bob", "alice"), ("alice", "bob"))
+        assert bob.knows("presence-a") == {"bob", "carol"}
+        look_again(started, ("bob", "alice"))
+        hidden.clear()
+        look_again(started, ("bob", "alice"))
+        assert bob.knows("presence-a") == {"alice", "bob", "carol"}
+    assert (alice.knows("presence-a"), carol.knows("presence-a")) == ({"alice", "bob", "carol"},) * 2
+    # Who goes while they are not seen has gone for whoever was told so; who is seen afterwards is not there.
+    hidden.add(("bob", "alice"))
+    look_again(started, ("bob", "alice"))
+    await alice.leave("presence-a")
+    await eventually(lambda: carol.knows("presence-a") == {"bob", "carol"})
+    hidden.clear()
+    look_again(started, ("bob", "alice"))
+    assert bob.knows("presence-a") == {"bob", "carol"}
+    # Whoever is not asked about first is told when it turns out: who came is new, and who went had been there.
+    hidden.add(("bob", "alice"))
+    await alice.join("presence-a")
+    await eventually(lambda: carol.knows("presence-a") == {"alice", "bob", "carol"})
+    await asyncio.sleep(0.1)
+    assert bob.knows("presence-a") == {"alice", "bob", "carol"}, "an answer is good for its time"
+    hidden.add(("bob", "carol"))
+    for node in started:
+        node.part.channels._visibility.forget("acme", None, 1)  # type: ignore[union-attr]  # it has one
+    await carol.leave("presence-a")
+    await eventually(lambda: bob.knows("presence-a") == {"alice", "bob"})
+
+
+async def test_who_comes_as_a_rule_turns_is_told_once(start: Start) -> None:
+    hidden = {("bob", "alice")}
+    started = await start(rule=lambda viewer, user: (viewer, user) not in hidden)
+    alice, bob = started[0].tab("alice"), started[-1].tab("bob")
+    await bob.join("presence-a")
+    await alice.join("presence-a")
+    await eventually(lambda: started[-1].members("presence-a") == {"alice", "bob"})
+    await alice.leave("presence-a")
+    await eventually(lambda: started[-1].members("presence-a") == {"bob"})
+    hidden.clear()
+    for node in started:
+        node.part.channels._visibility.forget("acme", "alice", 1)  # type: ignore[union-attr]  # it has one
+    await alice.join("presence-a")
+    await eventually(lambda: bob.changes() == [(ADDED, "alice")])
+    hidden.add(("bob", "alice"))
+    for node in started:
+        node.part.channels._visibility.forget("acme", "alice", 1)  # type: ignore[union-attr]  # it has one
+    await alice.leave("presence-a")
+    await eventually(lambda: bob.changes() == [(ADDED, "alice"), (REMOVED, "alice")])
+    await bob.leave("presence-a")
+    await eventually(lambda: [node.leftovers() for node in started] == [[]] * len(started))
 
 
 @pytest.mark.parametrize("rule", [None, lambda _viewer, _user: True], ids=["free", "ruled"])

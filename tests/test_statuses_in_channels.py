@@ -55,7 +55,7 @@ class World:
 
     def __init__(self, visibility: Any = None) -> None:
         self.loop, self.view, self.rooms = Loop(), View(), View()
-        self.audience = ChannelAudience(self.loop, 0.02, visibility)
+        self.audience = ChannelAudience(self.loop, 0.02, visibility, self.rooms, lambda: 0)
         channels = ["presence-room-5", "presence-room-6"]
         membership = SimpleNamespace(
             follower=SimpleNamespace(loaded=True),
@@ -155,7 +155,7 @@ def test_of_several_changes_at_once_the_last_is_told() -> None:
 
 @pytest.mark.parametrize("viewer", ["friend", "stranger"])
 def test_whoever_may_not_see_a_user_is_told_nothing(viewer: str) -> None:
-    world = World(SimpleNamespace(sees=lambda tenant, viewer, user: viewer == "friend"))
+    world = World(SimpleNamespace(heeds=[], sees=lambda tenant, viewer, user: viewer == "friend"))
     echo = world.subscribe("presence-online-users", viewer)
     world.presence("ann", "online")
     assert len(echo.heard) == (viewer == "friend")

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.channels.events import native_name
 from gateway.channels.model import ADDED, REMOVED
 from gateway.channels.names import owner_of, parse_scope, scope_of
 from gateway.channels.wire import MemberChanged
 from gateway.presence.fanout import FanOut
-from gateway.presence.model import Event, Transition, net_event
+from gateway.presence.model import OFFLINE, Event, Transition, net_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from gateway import wire
     from gateway.channels.model import ChannelCodec, Said, Subscriber
+    from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
     from gateway.timers import Scheduler
+
+FLIPPED = "seen otherwise"
+"""The reason of a change that is none but to one who looks."""
+
+_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
 
 _NAMES = {Event.ONLINE: ADDED, Event.OFFLINE: REMOVED}
 
@@ -43,18 +50,34 @@ class ChannelAudience:
         scheduler: the event loop.
         interval: seconds that joins and leaves of one channel are gathered for.
         visibility: who may see whom; None where everyone sees everyone.
+        view: who is in channels.
+        clock: the time, in Unix milliseconds.
     """
 
-    def __init__(self, scheduler: Scheduler, interval: float, visibility: Visibility | None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        interval: float,
+        visibility: Visibility | None,
+        view: View,
+        clock: Callable[[], int],
+    ) -> None:
         self._fanout = FanOut(scheduler, interval, reduce=member_changes)
         self._visibility = visibility
+        self._view = view
+        self._clock = clock
+        if visibility is not None:
+            visibility.heeds.append(self._on_flip)
         self._subscribers: dict[tuple[str, str], dict[Subscriber, list[Said] | int | None]] = {}
         """With each, what was said since it asked for the channel's history and has not got it; then up to where that
         went, as long as this node has not heard more; and None from then on."""
         self._others: dict[tuple[str, str], dict[Subscriber, None]] = {}
         """Those of them whose clients do not speak the gateway's own events."""
-        self._singly: dict[str, dict[Subscriber, None]] = {}
-        """By scope, those who hear of its members one by one, since there is a rule about who may see whom."""
+        self._singly: dict[str, dict[Subscriber, set[str]]] = {}
+        """By scope, those who hear of its members one by one, since there is a rule about who may see whom; with each,
+        the members that it has not been told of."""
+        self._viewers: dict[tuple[str, str], dict[tuple[str, Subscriber], None]] = {}
+        """The same by tenant and user: each scope, and who hears of its members."""
         self._ahead: dict[tuple[str, str], set[Subscriber]] = {}
         """By channel and user, those who were told that they are in it before this node's view had it."""
         self._ahead_as: dict[tuple[str, Subscriber], str] = {}
@@ -92,12 +115,15 @@ class ChannelAudience:
             return True
         return False
 
-    def hear_members(self, subscriber: Subscriber, channel: str, *, ahead: str | None = None) -> None:
+    def hear_members(
+        self, subscriber: Subscriber, channel: str, *, told: Collection[str] = (), ahead: str | None = None
+    ) -> None:
         """Let a subscriber hear of the members who come and go from now on.
 
         Args:
             subscriber: who.
             channel: which.
+            told: the ids of the members that it is told of now.
             ahead: the id by which it is told now that it is a member, where this node's view does not have it yet: the
                 store is away, or the user is invisible. That it comes is no news to it then.
         """
@@ -108,32 +134,25 @@ class ChannelAudience:
         if self._visibility is None:
             self._fanout.join(scope, subscriber.listener)
         else:
-            self._singly.setdefault(scope, {})[subscriber] = None
+            members = {status.user_id for status in self._view.online(scope)}
+            self._singly.setdefault(scope, {})[subscriber] = members.difference(told)
+            if subscriber.user_id is not None:
+                viewer = (subscriber.tenant, subscriber.user_id)
+                self._viewers.setdefault(viewer, {})[scope, subscriber] = None
 
     def leave(self, subscriber: Subscriber, channel: str) -> None:
         """Let a subscriber hear no more; one that never joined is ignored."""
-        key = (subscriber.tenant, channel)
-        subscribers = self._subscribers.get(key)
-        if subscribers is not None:
-            subscribers.pop(subscriber, None)
-            if not subscribers:
-                del self._subscribers[key]
-        others = self._others.get(key)
-        if others is not None:
-            others.pop(subscriber, None)
-            if not others:
-                del self._others[key]
-        scope = scope_of(*key)
+        key, scope = (subscriber.tenant, channel), scope_of(subscriber.tenant, channel)
+        _drop(self._subscribers, key, subscriber)
+        _drop(self._others, key, subscriber)
         user_id = self._ahead_as.pop((scope, subscriber), None)
         if user_id is not None:
             self._ahead[scope, user_id].discard(subscriber)
             if not self._ahead[scope, user_id]:
                 del self._ahead[scope, user_id]
         self._fanout.leave(scope, subscriber.listener)
-        if singly := self._singly.get(scope):
-            singly.pop(subscriber, None)
-            if not singly:
-                del self._singly[scope]
+        _drop(self._singly, scope, subscriber)
+        _drop(self._viewers, (subscriber.tenant, subscriber.user_id or ""), (scope, subscriber))
 
     def of(self, tenant: str, channel: str) -> Iterator[Subscriber]:
         """A channel's subscribers at this node."""
@@ -198,11 +217,43 @@ class ChannelAudience:
             knowing = self._pop_ahead(transition)
             if self._visibility is None:
                 self._publish_but_to(knowing, transition)
+            elif changes := member_changes([transition]):
+                self._publish_singly(knowing, transition, changes)
+
+    def _publish_singly(
+        self, knowing: Iterable[Subscriber], transition: Transition, changes: Sequence[wire.EventBody]
+    ) -> None:
+        """Tell of a member who came those who may see them; and of one who went, those who were told of them."""
+        user_id, singly = transition.user_id, self._singly.get(transition.tenant, {})
+        if transition.now.online:
+            for subscriber, untold in singly.items():
+                if subscriber not in knowing:
+                    untold.add(user_id)
+        for subscriber, untold in tuple(singly.items()):
+            if not transition.now.online:
+                is_told = user_id not in untold
+                untold.discard(user_id)
+            else:
+                # That the rule's answer is another now tells them, too: then they have been.
+                is_told = sees(self._visibility, subscriber, user_id) and user_id in untold
+                if is_told:
+                    untold.discard(user_id)
+            if is_told:
+                subscriber.listener.write(subscriber.listener.codec.encode(changes))
+
+    def _on_flip(self, tenant: str, viewer: str, user_id: str, seen: bool) -> None:  # noqa: FBT001 - a callback
+        """Tell a viewer's connections that a member is there whom they see from now on, or that one is not any more."""
+        for scope, subscriber in tuple(self._viewers.get((tenant, viewer), ())):
+            untold, status = self._singly[scope][subscriber], self._view.status(scope, user_id)
+            if not status.online or seen is not (user_id in untold):
                 continue
-            if changes := member_changes([transition]):
-                for subscriber in tuple(self._singly.get(transition.tenant, ())):
-                    if subscriber not in knowing and sees(self._visibility, subscriber, transition.user_id):
-                        subscriber.listener.write(subscriber.listener.codec.encode(changes))
+            if seen:
+                untold.discard(user_id)
+            else:
+                untold.add(user_id)
+            flip = Transition(position=0, at=self._clock(), was=OFFLINE, now=status, reason=FLIPPED)
+            body = MemberChanged.of(parse_scope(scope)[1], flip)
+            subscriber.listener.write(subscriber.listener.codec.encode([(ADDED if seen else REMOVED, body)]))
 
     def _pop_ahead(self, transition: Transition) -> Iterable[Subscriber]:
         """Those who know already what a transition tells: that they themselves have come."""
@@ -219,6 +270,14 @@ class ChannelAudience:
         self._fanout.publish([transition])
         for subscriber in knowing:  # again: by what it knows now
             self._fanout.join(transition.tenant, subscriber.listener)
+
+
+def _drop(groups: dict[_Key, dict[_Item, Any]], key: _Key, item: _Item) -> None:
+    """Take something out of one of several groups, and the group with its last one."""
+    if (group := groups.get(key)) is not None:
+        group.pop(item, None)
+        if not group:
+            del groups[key]
 
 
 def sees(visibility: Visibility | None, subscriber: Subscriber, user_id: str) -> bool:

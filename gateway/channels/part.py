@@ -99,9 +99,10 @@ class ChannelsPart:
             length = 0 if outbox is None else settings.webhook_queue_size
             self._store = RedisStore(client, settings.redis_prefix, timing, outbox_length=length, part=CHANNELS)
             log = RedisChannelLog(client, settings.redis_prefix, node, bus, kept)
-        audience = ChannelAudience(scheduler, settings.presence_flush_interval, visibility)
+        view = View()
+        audience = ChannelAudience(scheduler, settings.presence_flush_interval, visibility, view, clock)
         told: list[Listener] = [audience.publish]
-        self._follower = Follower(self._store, View(), told)
+        self._follower = Follower(self._store, view, told)
         tracker = Tracker(node, self._store, self._follower, clock, away_after=timing.away_after)
         self.membership = Membership(tracker, self._follower, presence)
         self.subscriptions = Subscriptions(self.membership)

@@ -87,6 +87,8 @@ class Visibility:
         self.on_flip: Callable[[str, str, str, bool], object] | None = None
         """Called with a tenant, a viewer, a user, and whether the one sees the other from now on, where an answer is
         another than the last."""
+        self.heeds: list[Callable[[str, str, str, bool], object]] = []
+        """Called as `on_flip` is, also where a caller of `compare` tells what has changed: others tell it elsewhere."""
         self.changed_at: dict[str, int] = {}
         """The position of the log at which an application last said that a rule had changed, by tenant."""
         self._rule = rule
@@ -163,10 +165,12 @@ class Visibility:
             is_seen = user_id == viewer or answers[user_id] > 0
             found.append(Seen(user_id, is_seen if was is None else was > 0, is_seen))
         self._shrink()
-        if told and self.on_flip is not None:
+        heeds = [*self.heeds] if self.on_flip is None or not told else [self.on_flip, *self.heeds]
+        if heeds:
             for each in dict.fromkeys(found):
                 if each.before is not each.now:
-                    self.on_flip(tenant, viewer, each.user_id, each.now)
+                    for heed in heeds:
+                        heed(tenant, viewer, each.user_id, each.now)
         return found
 
     # What an application says

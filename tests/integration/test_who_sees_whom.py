@@ -11,8 +11,11 @@ import aiohttp
 import pytest
 from clients import Client, Plain, abort
 from conftest import SERVICE_KEY, Running, eventually, make_token
-from redis_servers import fresh_prefix
+from redis_servers import RedisServer, fresh_prefix
 from structlog.testing import capture_logs
+from test_channels_attacked import Page as EchoPage
+from test_pusher_whole import APP
+from test_pusher_whole import Page as PusherPage
 from test_sessions import Tab
 
 Serve = Callable[..., Awaitable[Running]]
@@ -321,3 +324,38 @@ async def test_as_many_as_come_at_once_hear_of_whom_they_may(serve: Serve, closi
 
         await eventually(lambda heard=heard, expected=expected: heard() == expected)  # type: ignore[misc]
         assert {user for _, user, _ in client.presence()} == expected
+
+
+async def test_a_rule_that_turns_takes_members_out_of_and_puts_them_into_the_picture_by_every_door(
+    serve: Serve, closing: AsyncExitStack, shared_redis: RedisServer
+) -> None:
+    blocks, channel = Blocks(), "presence-room-1"
+    shared = {"redis_url": shared_redis.url, "redis_prefix": fresh_prefix(), **rules(blocks), **APP}
+    one, two = await serve(**shared), await serve(**shared)
+    alice = await Client.connect(closing, two.url, "alice")
+    await alice.ask("join-channel", {"channel": channel})
+    await eventually(lambda: [each.user_id for each in one.gateway.channels.members(channel)] == ["alice"])
+    native = await Client.connect(closing, one.url, "bob")
+    plain = await Plain.connect(closing, one.ws_url, "bob")
+    for client in (native, plain):
+        members = (await client.ask("join-channel", {"channel": channel}))["data"]["members"]
+        assert {each["userId"] for each in members} == {"alice", "bob"}
+    echo = await EchoPage.open(closing, one, make_token("bob"))
+    await echo.subscribe(channel)
+    assert (await echo.event())[0] == "presence:subscribed"
+    pusher = await PusherPage.open(closing, one, "bob")
+    assert set((await pusher.subscribe(channel))["presence"]["ids"]) == {"alice", "bob"}
+    for event, echos, blocked in (
+        ("member-removed", "presence:leaving", {("alice", "bob")}),
+        ("member-added", "presence:joining", set()),
+    ):
+        blocks.pairs = blocked
+        two.gateway.presence.visibility_changed("alice")
+        heard = await native.hears(event, userId="alice")
+        assert (heard["channel"], heard["userId"]) == (channel, "alice")
+        assert (await plain.until(event))["data"] == heard
+        name, where, member = await echo.event()
+        assert (name, where, member["user_id"]) == (echos, channel, "alice")
+        frame = await pusher.until(f"pusher_internal:{event.replace('-', '_')}", channel)
+        assert frame["user_id"] == "alice"
+    assert [alice.of(event) for event in ("member-removed", "member-added") if alice.of(event, userId="alice")] == []
