@@ -94,6 +94,20 @@ async def test_who_turns_while_they_come_in_is_in_the_channel_as_in_presence(
     assert store.chosen.status is (Chosen.INVISIBLE if is_hidden else Chosen.ONLINE)
 
 
+async def test_who_comes_again_as_the_store_forgets_them_is_invisible_all_the_same() -> None:
+    class Forgetful(Store):
+        async def connect(self, _connection: Any) -> Commit:
+            self.chosen = Choice(Chosen.ONLINE)
+            return Commit(0)
+
+    store, key = Forgetful(), ("acme", "alice")
+    store.chosen = Choice(Chosen.INVISIBLE)
+    store.commits.put_nowait(None)
+    membership = Membership(store, SimpleNamespace(view=store), SimpleNamespace(hidden={key}))  # type: ignore[arg-type]  # likewise
+    await membership.enter("acme", ROOM, Person(user_id="alice"))
+    assert store.chosen.status is Chosen.INVISIBLE
+
+
 async def test_who_cannot_be_told_to_the_store_is_not_followed() -> None:
     class Away(Store):
         async def set_status(self, _scope: str, _user_id: str, _choice: Choice) -> Commit:

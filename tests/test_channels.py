@@ -13,9 +13,11 @@ from channel_nodes import Node, Tab, nodes, settled
 from conftest import STEP, eventually
 from redis_servers import redis_server
 
+from gateway.channels import membership
 from gateway.channels.model import ADDED, REMOVED
+from gateway.channels.names import scope_of
 from gateway.errors import ForbiddenError, InvalidPayloadError, UnavailableError
-from gateway.presence.model import Ending
+from gateway.presence.model import Ending, UserStatus
 
 Start = Callable[..., Awaitable[list[Node]]]
 
@@ -187,6 +189,30 @@ async def test_by_a_rule_of_who_sees_whom_members_are_told_of_those_they_may_see
     nobody = started[0].tab("")
     nobody.subscriber.user_id = None
     assert started[0].part.channels.members_seen_by(nobody.subscriber, "presence-a") == []
+
+
+async def test_of_somebody_invisible_nothing_is_left_when_they_are_gone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "FORGET", 500)
+    started = await start()
+    for node in started:
+        node.presence.hidden["acme", "alice"] = UserStatus(tenant="acme", user_id="alice")
+    alice = started[0].tab("alice")
+    await alice.join("presence-a")
+    assert started[-1].members("presence-a") == set()
+    store = started[-1].part._store
+    scope = scope_of("acme", "presence-a")
+    assert [each.user_id for each in (await store.snapshot()).statuses if each.tenant == scope] == ["alice"]
+    await alice.leave("presence-a")
+
+    async def is_forgotten() -> bool:
+        return not (await store.snapshot()).statuses
+
+    async with asyncio.timeout(2 * STEP):
+        while not await is_forgotten():  # noqa: ASYNC110 - the store tells nobody
+            await asyncio.sleep(0.1)
+    assert [node.leftovers() for node in started] == [[]] * len(started)
 
 
 def look_again(started: Sequence[Node], *pairs: tuple[str, str]) -> None:

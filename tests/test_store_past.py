@@ -395,6 +395,36 @@ async def test_what_was_set_by_hand_outlasts_being_forgotten_and_others_cannot_t
     await views_of(store, view)
 
 
+async def test_where_that_is_not_kept_what_was_set_by_hand_is_forgotten_with_its_user(make_store: MakeStore) -> None:
+    store = await make_store(Retention(sessions=0, last_seen_ttl=LAST_SEEN_TTL, choices=False))
+    view = View()
+    for user, choice in (
+        ("alice", Choice(Chosen.INVISIBLE)),
+        ("bob", Choice(Chosen.BUSY, "away")),
+        ("carol", Choice()),
+    ):
+        await store.set_status("acme", user, Choice(Chosen.INVISIBLE), T - 1)
+        await store.connect(tab(user=user), T)
+        await store.set_status("acme", user, choice, T)
+    await views_of(store, view)
+    # One who is there is invisible, however long, also when others have forgotten them.
+    await sweep(store, T + LAST_SEEN_TTL)
+    assert view.own_status("acme", "alice", T).invisible
+    assert (await store.explain("acme", "alice")).status.invisible
+    later = T + LAST_SEEN_TTL + 1
+    for user in ("alice", "bob", "carol"):
+        await store.disconnect(tab(user=user), Ending.GOODBYE, later)
+    await sweep(store, later + LAST_SEEN_TTL - 1)
+    assert (await store.explain("acme", "alice")).status.own is not None
+    await sweep(store, later + LAST_SEEN_TTL)
+    await views_of(store, view)
+    assert (view._statuses, view._own, view.hidden) == ({}, {}, {})
+    assert (await store.snapshot()).statuses == ()
+    assert [(await store.explain("acme", user)).status.own for user in ("alice", "bob", "carol")] == [None] * 3
+    (change,) = (await store.connect(tab(), later + LAST_SEEN_TTL)).transitions
+    assert change.now.status is Status.ONLINE
+
+
 async def test_whoever_is_invisible_for_long_was_last_seen_when_they_seemed_to_go(make_store: MakeStore) -> None:
     store = await make_store(FORGETFUL)
     view = View()

@@ -45,7 +45,7 @@ def timing_of(timing: Timing) -> Timing:
         grace=timing.grace,
         drain_grace=timing.drain_grace,
         lease=timing.lease,
-        retention=Retention(sessions=0, sessions_ttl=FORGET, last_seen_ttl=FORGET),
+        retention=Retention(sessions=0, sessions_ttl=FORGET, last_seen_ttl=FORGET, choices=False),
     )
 
 
@@ -108,6 +108,8 @@ class Membership:
                 entering.append(self._enter(scope, person.user_id, person.profile))
                 self._follow(tenant, person.user_id, scope)  # again: their last connection but this one may have left
             await asyncio.gather(*entering)
+            if person is not None:  # of one who was there a while ago the store may just have forgotten that
+                await self._hide(tenant, person.user_id, scope_of(tenant, channel))
         except BaseException:
             is_in = len(entering) > 1
             if person is not None and not is_in:

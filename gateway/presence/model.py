@@ -97,6 +97,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     last_seen_ttl: int | None = None
     """Milliseconds after which it is forgotten when a user who is offline was last active, and the user with it; None
     for never."""
+    choices: bool = True
+    """Whether what such a user has set by hand is kept all the same."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):

@@ -502,7 +502,8 @@ class MemoryStore(Store):
             record.recent, record.sessions = (), ()
         record.status = left
         record.shown = None if shown is None else unseen
-        if gone and (own is None or own.choice == NO_CHOICE or not own.choice.holds_at(now)):
+        is_kept = self._retention.choices and own is not None and own.choice != NO_CHOICE and own.choice.holds_at(now)
+        if gone and not is_kept:
             del self._records[status.tenant, status.user_id]
             record.status, record.shown = unseen, None
         self._append(Forgotten(position=self._position + 1, now=record.published, version=status.version))

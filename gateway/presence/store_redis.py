@@ -544,13 +544,14 @@ def transition_of(body: bytes) -> Transition:
 
 
 def _written(retention: Retention) -> str:
-    return f"{retention.sessions} {retention.sessions_ttl} {retention.last_seen_ttl or 0}"
+    text = f"{retention.sessions} {retention.sessions_ttl} {retention.last_seen_ttl or 0}"
+    return text if retention.choices else f"{text} 0"
 
 
 def _read_retention(text: bytes | None) -> Retention:
     """What nodes have written; none of them has of a store that is new."""
-    sessions, ttl, last_seen_ttl = map(int, (text or b"0 0 0").split())
-    return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None)
+    sessions, ttl, last_seen_ttl, *rest = map(int, (text or b"0 0 0").split())
+    return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None, choices=not rest)
 
 
 def _session(text: bytes, opened: bytes | None) -> OnlineSession:

@@ -4,7 +4,7 @@
 -- KEYS[2]  state     hash    position: the id of the log's last entry; attended: when a lease was last renewed;
 --                            outage_begin, outage_end: when time stood still; loss_end: until when connections may be
 --                            missing here that were lost, or could not be told; away_after, retention: as nodes have them, the latter as
---                            Retention.sessions, .sessions_ttl and .last_seen_ttl or 0; floor:<tenant>: the
+--                            Retention.sessions, .sessions_ttl and .last_seen_ttl or 0, and 0 where not .choices; floor:<tenant>: the
 --                            highest version that was forgotten; webhooks: how many transitions the outbox keeps,
 --                            webhooks_at: when a node last said so, outbox_dropped: how many it let go
 -- KEYS[3]  leases    zset    node -> until when
@@ -52,6 +52,10 @@ end
 local function retention()
   local sessions, ttl, last_seen_ttl = string.match(state[6] or '0 0 0', '(%d+) (%d+) (%d+)')
   return tonumber(sessions), tonumber(ttl), tonumber(last_seen_ttl)
+end
+
+local function keeps_choices()
+  return not string.match(state[6] or '', '^%d+ %d+ %d+ 0$')
 end
 
 local function holds_lease(node)

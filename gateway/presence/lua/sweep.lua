@@ -22,7 +22,7 @@ local function forget_user(user)
       set(user, name, nil)
     end
     redis.call('DEL', user.recent)
-    if not (user.chosen or user.text) or has_run_out(user, NOW) then
+    if not (user.chosen or user.text) or has_run_out(user, NOW) or not keeps_choices() then
       redis.call('DEL', user.key)
       redis.call('SREM', USERS, user.id)
       redis.call('ZREM', DUE, user.id)
