@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.channels.events import native_name
+from gateway.channels.events import native_name, owner_in
 from gateway.channels.model import ADDED, REMOVED
-from gateway.channels.names import owner_of, parse_scope, scope_of
+from gateway.channels.names import parse_scope, scope_of
 from gateway.channels.wire import MemberChanged
 from gateway.presence.fanout import FanOut
 from gateway.presence.model import OFFLINE, Event, Transition, net_event
@@ -184,7 +184,7 @@ class ChannelAudience:
             mark: up to where clients that can recover have been told with it; None where none can.
         """
         groups: dict[ChannelCodec, list[Any]] = {}
-        owner = owner_of(said.channel)
+        owner = owner_in(said)
         subscribers = self._subscribers.get((said.tenant, said.channel), {})
         for subscriber, early in tuple(subscribers.items()):
             if subscriber.connection_id == said.source:

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 
 from gateway.channels.model import MAX_INFO, Person
-from gateway.channels.names import Kind, conversation_in, kind_of, owner_of, parties_of
+from gateway.channels.names import Kind, is_conversation, is_of_user, kind_of, parties_in, user_channel
 from gateway.errors import ForbiddenError, InvalidPayloadError, UnavailableError
 from gateway.presence.model import Profile
 from gateway.wire import encode, is_id, is_too_deep
@@ -102,10 +102,10 @@ def is_allowed(identity: Identity, channel: str) -> bool:
     """The rules that are built in: section 6 of the contract."""
     if kind_of(channel) is not Kind.PRIVATE:
         return True
-    if (owner := owner_of(channel)) is not None:
-        return owner == identity.user_id
-    if (conversation := conversation_in(channel)) is not None:
-        return identity.user_id in (parties_of(conversation) or ())
+    if is_of_user(channel):
+        return channel == user_channel(identity.user_id)
+    if is_conversation(channel):
+        return identity.user_id in (parties_in(channel) or ())
     return channel == "private-admin" and identity.profile.role == ADMIN
 
 

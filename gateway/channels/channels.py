@@ -11,11 +11,11 @@ import structlog
 
 from gateway import wire
 from gateway.channels.audience import sees
-from gateway.channels.events import USER_TYPING, heard_by, native_name
+from gateway.channels.events import USER_TYPING, heard_by, native_name, owner_in
 from gateway.channels.log import TOPIC
 from gateway.channels.membership import is_presence
 from gateway.channels.model import Draft, Entry, Joined, Occupancy, Said, asker_of, is_native
-from gateway.channels.names import Kind, check_name, kind_of, owner_of, parse_scope, scope_of
+from gateway.channels.names import Kind, check_name, is_of_user, kind_of, owner_of, parse_scope, scope_of, user_channel
 from gateway.errors import (
     ForbiddenError,
     InvalidPayloadError,
@@ -76,7 +76,7 @@ class _Reauthorization(msgspec.Struct, frozen=True):
 
 def room_of(tenant: str, channel: str, user_id: str | None = None) -> str:
     """A channel as recovery names it, for a connection of a user."""
-    own = user_id is not None and owner_of(channel) == user_id
+    own = user_id is not None and is_of_user(channel) and channel == user_channel(user_id)
     return f"{_OWN if own else ROOM}{scope_of(tenant, channel)}"
 
 
@@ -400,6 +400,7 @@ class Channels:
         keep: bool = True,
         once: str | None = None,
         budget: str | None = None,
+        owner: str | None = None,
     ) -> Sequence[Said]:
         """Say something in one or several channels; every node tells all who are in them, in one order.
 
@@ -413,6 +414,7 @@ class Channels:
             keep: whether the channels' histories have it.
             once: a name under which it is said only once; None for what may be repeated.
             budget: of whom it counts for, as `ChannelLog.say` has it.
+            owner: to whom it is said, where one of the channels is that user's own; None where its name says so.
 
         Raises:
             InvalidPayloadError: a channel's name is none, or the data is no JSON or too large.
@@ -429,6 +431,7 @@ class Channels:
                 sender=sender,
                 source=source,
                 keep=keep,
+                owner=owner if is_of_user(channel) and owner_of(channel) is None else None,
             )
             for channel in channels
         ]
@@ -500,7 +503,7 @@ class Channels:
                 if live.connection.id == said.source or not is_native(live):
                     continue
                 joined = live.subscriber is not None and said.channel in live.subscriber.channels
-                if not joined or owner_of(said.channel) == user_id:
+                if not joined or owner_in(said) == user_id:
                     live.emit(native_name(said.event), said.data, mark)
 
     # Who is there

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.channels.names import conversation_in, conversation_of, owner_of, parties_of
-from gateway.errors import InvalidPayloadError
+from gateway.channels.names import channel_between, owner_of, parties_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,19 +47,15 @@ def heard_by(said: Said) -> Sequence[str]:
     What is said to a user, that user hears. A message, or its mark of being read, is said twice, to a user and in their
     conversation: natively it is that in the conversation which both of them hear, with all their connections.
     """
-    owner, personal = owner_of(said.channel), said.event in _PERSONAL and said.sender is not None
+    owner, personal = owner_in(said), said.event in _PERSONAL and said.sender is not None
     if not personal or said.sender is None:
         return () if owner is None else (owner,)
     if owner is not None:
-        return tuple({owner, said.sender}) if conversation_between(owner, said.sender) is None else ()
-    conversation = conversation_in(said.channel)
-    parties = None if conversation is None else parties_of(conversation)
+        return tuple({owner, said.sender}) if channel_between(owner, said.sender) is None else ()
+    parties = parties_in(said.channel)
     return tuple(set(parties)) if parties is not None and said.sender in parties else ()
 
 
-def conversation_between(one: str, other: str) -> str | None:
-    """The id of two users' conversation; None where they can have none: see `names.conversation_of`."""
-    try:
-        return conversation_of(one, other)
-    except InvalidPayloadError:
-        return None
+def owner_in(said: Said) -> str | None:
+    """Whose own channel something was said in; None for another channel."""
+    return said.owner or owner_of(said.channel)

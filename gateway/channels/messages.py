@@ -15,19 +15,27 @@ import msgspec
 import structlog
 
 from gateway import wire
-from gateway.channels.events import MESSAGE_READ, NEW_ACTIVITY, NEW_MESSAGE, conversation_between
+from gateway.channels.events import MESSAGE_READ, NEW_ACTIVITY, NEW_MESSAGE
 from gateway.channels.messages_wire import Author, DirectMessage, MessageRead, NewActivity, RoomMessage
 from gateway.channels.names import (
+    channel_between,
     check_name,
     conversation_channel,
-    conversation_in,
-    conversation_of,
+    is_conversation,
+    is_of_user,
     owner_of,
+    parties_in,
     parties_of,
     user_channel,
 )
 from gateway.channels.receipts import Unread
-from gateway.errors import ForbiddenError, RateLimitedError, StoreUnavailableError, UnavailableError
+from gateway.errors import (
+    ForbiddenError,
+    InvalidPayloadError,
+    RateLimitedError,
+    StoreUnavailableError,
+    UnavailableError,
+)
 from gateway.functions import takes_tenant
 from gateway.presence.model import PART
 
@@ -129,7 +137,7 @@ class Messages:
             The message as others hear it.
 
         Raises:
-            InvalidPayloadError: one of the two has an id that is no part of a channel's name, or the room has no name.
+            InvalidPayloadError: the room has no name, or the channel is a user's whom it does not tell.
             ForbiddenError: the sender may not write there.
             RateLimitedError: as much of what the sender has sent is kept as may be.
             UnavailableError: the store is away. Whether it was sent is not known; under `client_id`, send it again.
@@ -155,6 +163,7 @@ class Messages:
                 source=source,
                 once=once,
                 budget=budget,
+                owner=place.party,
             )
             if place.recipient is not None and said[0].channel != place.channels[0]:
                 await self._receipts.forget(tenant, place.recipient, message_id)  # it had been sent to somebody else
@@ -196,10 +205,9 @@ class Messages:
             raise _away() from None
 
     async def _tell_read(self, tenant: str, reader: str, message: Unread, now: int) -> None:
-        conversation = conversation_between(reader, message.sender)
         channels = [user_channel(message.sender)]
-        if conversation is not None:
-            channels.append(conversation_channel(conversation))
+        if (conversation := channel_between(reader, message.sender)) is not None:
+            channels.append(conversation)
         await self._channels.say(
             tenant,
             channels,
@@ -208,6 +216,7 @@ class Messages:
             sender=reader,
             keep=False,  # the history's messages say whether they are read
             once=PART.join(("read", tenant, message.id)),
+            owner=message.sender,
         )
 
     async def type(
@@ -222,7 +231,7 @@ class Messages:
     ) -> None:
         """Tell a conversation, or a room, that somebody types, or does so no more; see `send`, and `Typists`."""
         place = await self._place(tenant, person, to, asker, subscriber)
-        if owner_of(place.shared) is not None:  # two who can have no conversation
+        if is_of_user(place.shared):  # two who can have no conversation
             return
         source = None if subscriber is None else subscriber.connection_id
         await self._typists.type(tenant, place.shared, person, is_typing=is_typing, source=source)
@@ -259,7 +268,7 @@ class Messages:
         messages: dict[str, DirectMessage] = {}
         by_recipient: dict[str, list[str]] = {}
         for said in events:
-            if said.event == NEW_MESSAGE and (owner_of(said.channel) or conversation_in(said.channel)):
+            if said.event == NEW_MESSAGE and (is_of_user(said.channel) or is_conversation(said.channel)):
                 message = _read_message(said)
                 if message is not None and message.recipient_id is not None:
                     messages[message.id] = message
@@ -290,17 +299,18 @@ class Messages:
         recipient = to.recipient_id if channel is None else owner_of(channel)
         if recipient is not None:
             return await self._to_user(tenant, sender, recipient)
-        conversation = to.conversation_id if channel is None else conversation_in(channel)
-        parties = None if conversation is None else parties_of(conversation)
+        parties = parties_of(str(to.conversation_id)) if channel is None else parties_in(channel)
         if parties is not None and sender in parties:
             return await self._to_user(tenant, sender, parties[0] if parties[1] == sender else parties[1])
         if channel is None:
-            channel = conversation_channel(str(conversation))
+            channel = conversation_channel(str(to.conversation_id))
         check_name(channel)
+        if is_of_user(channel):
+            raise InvalidPayloadError("nobody can tell whose channel it is; name the user by recipientId")
         is_in = subscriber is not None and channel in subscriber.channels
         if not is_in and asker is not None:
             await self._authorizer.person(asker, channel)
-        if conversation is not None:
+        if is_conversation(channel):
             return Place([channel])
         prefix = next((each for each in ROOMS if channel.startswith(each)), "")
         return Place([channel], room=channel.removeprefix(prefix) or channel)
@@ -309,10 +319,8 @@ class Messages:
         if not await self._may_write(tenant, sender, recipient):
             raise ForbiddenError("this user cannot be written to")
         channels = [user_channel(recipient)]
-        if conversation_between(sender, recipient) is not None:
-            channels.append(conversation_channel(conversation_of(sender, recipient)))
-        else:
-            user_channel(sender)  # which has to have one, to hear that it was read
+        if (conversation := channel_between(sender, recipient)) is not None:
+            channels.append(conversation)
         return Place(channels, None if recipient == sender else recipient, recipient)
 
     async def _may_write(self, tenant: str, sender: str, recipient: str) -> bool:

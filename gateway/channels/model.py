@@ -58,6 +58,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the one connection that is not told of it; None where all are."""
     keep: bool = True
     """Whether it is kept for the channel's history; what is only of the moment, as typing is, is not."""
+    owner: str | None = None
+    """Whose own channel it is, where its name does not say that."""
 
 
 class Said(Draft, frozen=True, kw_only=True):

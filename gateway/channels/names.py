@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from enum import StrEnum
+from hashlib import sha256
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import PART
@@ -16,8 +19,11 @@ _NAME = re.compile(rf"[A-Za-z0-9_\-=@,.;:]{{1,{MAX_NAME}}}")
 _CACHES = ("cache-", "private-cache-", "private-encrypted-cache-", "presence-cache-")
 _ENCRYPTED = "private-encrypted-"
 
-_CONVERSATION = "private-conversation."
-_USER = "private-user."
+_CONVERSATION, _ESCAPED_CONVERSATION = "private-conversation.", "private-conversation=."
+_USER, _ESCAPED_USER, _HASHED_USER = "private-user.", "private-user=.", "private-user==."
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_@,.;:]+")
+_ESCAPED = re.compile(r"(?:[A-Za-z0-9_@,.;:]|=[0-9A-F]{2})+")
 
 
 class Kind(StrEnum):
@@ -78,26 +84,55 @@ def parse_scope(scope: str) -> tuple[str, str]:
 
 
 def user_channel(user_id: str) -> str:
-    """The channel of what is sent to one user.
+    """The channel of what is said to one user: ``private-user.{id}``.
 
-    Raises:
-        InvalidPayloadError: the id has characters that a channel's name has not.
+    Where that would be no name, ``private-user=.`` and the id, `escape`d; and where that is too long,
+    ``private-user==.`` and the SHA-256 of the id, in base64 for URLs without padding.
     """
-    return check_name(f"{_USER}{user_id}")
+    for channel in (f"{_USER}{user_id}", f"{_ESCAPED_USER}{escape(user_id)}"):
+        if is_name(channel):
+            return channel
+    return f"{_HASHED_USER}{urlsafe_b64encode(sha256(_encoded(user_id)).digest()).decode().rstrip('=')}"
+
+
+def is_of_user(channel: str) -> bool:
+    """Whether a channel is of what is said to one user, whoever that is."""
+    return channel.startswith((_USER, _ESCAPED_USER, _HASHED_USER))
 
 
 def owner_of(channel: str) -> str | None:
-    """Whose channel ``private-user.{id}`` is; None for another."""
-    return channel.removeprefix(_USER) or None if channel.startswith(_USER) else None
+    """Whose channel it is; None for one that is no user's, or whose name does not say whose."""
+    if channel.startswith(_USER):
+        return channel.removeprefix(_USER) or None
+    if not channel.startswith(_ESCAPED_USER):
+        return None
+    user_id = unescape(channel.removeprefix(_ESCAPED_USER))
+    return user_id if user_id is not None and user_channel(user_id) == channel else None
+
+
+def escape(user_id: str) -> str:
+    """A user id in letters, digits and ``_ @ , . ; :`` alone: each other byte is ``=`` and two hexadecimal digits."""
+    return _UNSAFE.sub(lambda found: "".join(f"={byte:02X}" for byte in _encoded(found[0])), user_id)
+
+
+def unescape(text: str) -> str | None:
+    """The user id that is `escape`d so; None where none is."""
+    if _ESCAPED.fullmatch(text) is None:
+        return None
+    try:
+        user_id = unquote_to_bytes(text.replace("=", "%")).decode()
+    except UnicodeDecodeError:
+        return None
+    return user_id if escape(user_id) == text else None
 
 
 def conversation_of(one: str, other: str) -> str:
     """The id of two users' conversation: numbers by size, other ids by their order as text.
 
     Raises:
-        InvalidPayloadError: nobody could tell from it whose it is: see `parties_of`.
+        InvalidPayloadError: it is no name, or nobody could tell from it whose it is: see `parties_of`.
     """
-    first, second = sorted((one, other), key=lambda user: (0, int(user), user) if _is_number(user) else (1, 0, user))
+    first, second = _in_order(one, other)
     conversation = f"{first}-{second}"
     check_name(conversation_channel(conversation))
     if parties_of(conversation) != (first, second):
@@ -105,14 +140,39 @@ def conversation_of(one: str, other: str) -> str:
     return conversation
 
 
+def channel_between(one: str, other: str) -> str | None:
+    """The channel of two users' conversation: ``private-conversation.{a}-{b}``, in the order of `conversation_of`.
+
+    Where that would be no name, or nobody could tell from it whose it is, ``private-conversation=.`` and both ids,
+    `escape`d. None where that is too long: then they hear each other in their own channels.
+    """
+    try:
+        return conversation_channel(conversation_of(one, other))
+    except InvalidPayloadError:
+        first, second = _in_order(one, other)
+        channel = f"{_ESCAPED_CONVERSATION}{escape(first)}-{escape(second)}"
+        return channel if is_name(channel) else None
+
+
 def conversation_channel(conversation: str) -> str:
     """The channel of a conversation."""
     return f"{_CONVERSATION}{conversation}"
 
 
-def conversation_in(channel: str) -> str | None:
-    """Which conversation a channel is of; None for one that is of none."""
-    return channel.removeprefix(_CONVERSATION) or None if channel.startswith(_CONVERSATION) else None
+def is_conversation(channel: str) -> bool:
+    """Whether a channel is of a conversation, whoever's that is."""
+    return any(channel.startswith(each) and channel != each for each in (_CONVERSATION, _ESCAPED_CONVERSATION))
+
+
+def parties_in(channel: str) -> tuple[str, str] | None:
+    """The two users whose conversation a channel is; None for another channel, or where nobody could tell."""
+    if channel.startswith(_CONVERSATION):
+        return parties_of(channel.removeprefix(_CONVERSATION))
+    if not channel.startswith(_ESCAPED_CONVERSATION):
+        return None
+    first, _, second = channel.removeprefix(_ESCAPED_CONVERSATION).partition("-")
+    one, other = unescape(first), unescape(second)
+    return None if one is None or other is None or channel_between(one, other) != channel else (one, other)
 
 
 def parties_of(conversation: str) -> tuple[str, str] | None:
@@ -125,6 +185,15 @@ def parties_of(conversation: str) -> tuple[str, str] | None:
     half, odd = divmod(len(parts), 2)
     first, second = "-".join(parts[:half]), "-".join(parts[half:])
     return None if odd or not first or not second else (first, second)
+
+
+def _in_order(one: str, other: str) -> tuple[str, str]:
+    first, second = sorted((one, other), key=lambda user: (0, int(user), user) if _is_number(user) else (1, 0, user))
+    return first, second
+
+
+def _encoded(user_id: str) -> bytes:
+    return user_id.encode(errors="surrogatepass")
 
 
 def _is_number(user_id: str) -> bool:

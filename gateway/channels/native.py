@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.channels.channels import channel_in
 from gateway.channels.events import native_name
 from gateway.channels.model import Subscriber, asker_of
-from gateway.channels.names import conversation_channel, conversation_of, parties_of
+from gateway.channels.names import channel_between, conversation_channel, parties_of
 from gateway.channels.wire import (
     ChannelEvent,
     ChannelMembers,
@@ -23,7 +23,7 @@ from gateway.channels.wire import (
     LeftConversation,
     members_of,
 )
-from gateway.errors import ForbiddenError, RequestError
+from gateway.errors import ForbiddenError, InvalidPayloadError, RequestError
 from gateway.wire import timestamp
 
 if TYPE_CHECKING:
@@ -237,7 +237,10 @@ class ChannelRequests:
 def _channel_of(conversation: str) -> str:
     """The channel of a conversation, whichever of the two is named first."""
     parties = parties_of(conversation)
-    return conversation_channel(conversation if parties is None else conversation_of(*parties))
+    channel = conversation_channel(conversation) if parties is None else channel_between(*parties)
+    if channel is None:
+        raise InvalidPayloadError("these two ids are too long for a conversation; name a channel of your own for them")
+    return channel
 
 
 def _members(joined: Joined) -> Sequence[Any]:

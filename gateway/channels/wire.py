@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ChannelName = Annotated[
     str, Meta(min_length=1, max_length=164, pattern=r"^[A-Za-z0-9_\-=@,.;:]+$(?!\n)", examples=["presence-room-5"])
 ]
-ConversationId = Annotated[str, Meta(min_length=3, max_length=143, examples=["5-12"])]
+ConversationId = Annotated[str, Meta(min_length=3, max_length=257, examples=["5-12"])]
 Position = Annotated[str, Meta(pattern=r"^[0-9]{1,19}$(?!\n)")]
 """Of an event of a channel: digits, which no number of JavaScript's would hold."""
 

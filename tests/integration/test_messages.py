@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from clients import Client, Plain, is_timestamp
 from conftest import eventually, make_token
+from redis_servers import RedisServer, fresh_prefix
+
+from gateway.channels.names import user_channel
 
 DIRECT = {"id", "content", "sender_id", "recipient_id", "is_read", "created_at", "sender"}
 ROOM = {"id", "room_id", "sender_role", "sender_name", "message", "type", "created_at"}
@@ -247,7 +250,7 @@ async def test_a_user_sends_so_many_messages_and_no_more(serve: Any, closing: As
         ("send-message", {"recipientId": "bob", "content": "x" * 10_001}),
         ("send-message", {"recipientId": "bob", "content": 5}),
         ("send-message", {"recipientId": "bob", "content": "x", "clientId": "a\x1fb"}),
-        ("send-message", {"recipientId": "a b|c", "content": "x"}),
+        ("send-message", {"channel": "private-user==.x", "content": "x"}),
         ("send-message", {"channel": "a b", "content": "x"}),
         ("send-message", {"conversationId": "a b-c", "content": "x"}),
         ("mark-read", {}),
@@ -277,6 +280,51 @@ async def test_ids_that_make_no_conversation_are_written_to_all_the_same(serve: 
     assert (await bob.ask("mark-read", {"userId": "a-1"}))["data"] == {"count": 1}
     await alice.hears("message-read", message_id=message["id"])
     assert (await alice.ask("typing", {"recipientId": "bob", "isTyping": True}))["data"] == {}
+    await settled(alice, bob, tab)
+    assert [len(each.of("new-message")) for each in (alice, bob, tab)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "channel"),
+    [
+        ("a b", "b+o/b", "private-conversation=.a=20b-b=2Bo=2Fb"),
+        ("a-1", "bob", "private-conversation=.a=2D1-bob"),
+        ("用户", "bob", "private-conversation=.bob-=E7=94=A8=E6=88=B7"),
+        ("💬" * 128, " " * 128, None),
+    ],
+)
+async def test_whatever_is_in_their_ids_people_write_to_each_other(
+    serve: Any, closing: AsyncExitStack, shared_redis: RedisServer, one: str, two: str, channel: str | None
+) -> None:
+    shared = {"redis_url": shared_redis.url, "redis_prefix": fresh_prefix()}
+    url, elsewhere = (await serve(**shared)).url, (await serve(**shared)).url
+    alice, bob, tab = (
+        await person(closing, url, one),
+        await person(closing, elsewhere, two),
+        await person(closing, url, one),
+    )
+    message = await send(alice, recipientId=two)
+    for client in (bob, tab):
+        assert await client.hears("new-message") == message
+    assert (await bob.ask("mark-read", {"userId": one}))["data"] == {"count": 1}
+    for client in (alice, tab):
+        await client.hears("message-read", message_id=message["id"])
+    own = user_channel(two)
+    assert (await alice.ask("join-channel", {"channel": own}))["error"]["code"] == "FORBIDDEN"
+    history = (await bob.ask("join-channel", {"channel": own, "since": "0"}))["data"]["history"]
+    assert [each["data"] for each in history] == [message | {"is_read": True}]
+    answer = await alice.ask("join-conversation", {"conversationId": f"{one}-{two}", "since": "0"})
+    if channel is None:
+        assert answer["error"]["code"] == "INVALID_PAYLOAD"
+    elif "-" not in one:
+        assert answer["data"]["channel"] == channel
+        assert [each["data"]["id"] for each in answer["data"]["history"]] == [message["id"]]
+    if channel is not None:
+        assert (await bob.ask("join-channel", {"channel": channel}))["event"] == "joined-channel"
+        assert (await alice.ask("typing", {"recipientId": two, "isTyping": True}))["data"] == {}
+        await bob.hears("user-typing", user_id=one)
+        carol = await person(closing, url, "carol")
+        assert (await carol.ask("join-channel", {"channel": channel}))["error"]["code"] == "FORBIDDEN"
     await settled(alice, bob, tab)
     assert [len(each.of("new-message")) for each in (alice, bob, tab)] == [0, 1, 1]
 
