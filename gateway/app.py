@@ -299,7 +299,8 @@ class Gateway:
         )
         http.add(webhook_operations(self._webhooks))
         http.add(channel_operations(self.channels))
-        http.add(message_operations(self._channels.messages, self._connections.quotas, self._tracker))
+        messages, quotas = self._channels.messages, self._connections.quotas
+        http.add(message_operations(messages, quotas, self._tracker, self.channels.person))
         described: list[Row] = []
         if self._pusher is not None:
             signer = self._pusher.signer

@@ -111,10 +111,9 @@ def is_allowed(identity: Identity, channel: str) -> bool:
 
 def _why_not(channel: str) -> str:
     """What whoever is refused by the built-in rules is told."""
-    conversation = conversation_in(channel)
-    if conversation is not None and parties_of(conversation) is None:
+    if is_conversation(channel) and parties_in(channel) is None:
         return f"{channel} is of no two users: a conversation is named by their ids, as alice-bob"
-    if conversation is None and owner_of(channel) is None and channel != "private-admin":
+    if not is_conversation(channel) and not is_of_user(channel) and channel != "private-admin":
         return f"{channel} is for nobody until channel_auth or CHANNEL_AUTH_URL says for whom"
     return f"{channel} is not for this user"
 

@@ -236,8 +236,8 @@ class Channels:
                 self._audience.catch_up(subscriber, channel)
                 is_known = self.membership.is_member(subscriber.tenant, channel, person.user_id)
                 members = self.members_seen_by(subscriber, channel)
-                told = {member.user_id for member in members}
-                self._audience.hear_members(subscriber, channel, told=told, ahead=None if is_known else person.user_id)
+                ahead = None if is_known else person.user_id
+                self._audience.hear_members(subscriber, channel, told=members, ahead=ahead)
             position = 0 if history is None else history.position
             joined = Joined(channel=channel, person=person, members=members, history=history, position=position)
             answer(joined)

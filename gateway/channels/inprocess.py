@@ -101,7 +101,7 @@ class InProcessChannels:
             content=content,
             clientId=client_id,
         )
-        person = self._person(tenant, sender)
+        person = self.person(tenant, sender)
         sent = await self._messages.send(tenant, person, message, message.content, client_id=message.client_id)
         decoded: dict[str, Any] = msgspec.json.decode(sent)
         return decoded
@@ -118,7 +118,7 @@ class InProcessChannels:
         _check(tenant, reader, *([] if sender is None else [sender]))
         if (message_id is None) == (sender is None):
             raise InvalidPayloadError("say what was read by one of message_id and sender")
-        person = self._person(tenant, reader)
+        person = self.person(tenant, reader)
         return await self._messages.mark_read(tenant, person, message_id=message_id, sender=sender)
 
     async def typing(
@@ -137,7 +137,7 @@ class InProcessChannels:
             ForbiddenError: the user may not write to the recipient.
         """
         to = _valid(Typing, recipient=recipient, conversation=conversation, channel=channel, isTyping=is_typing)
-        await self._messages.type(tenant, self._person(tenant, sender), to, is_typing=to.is_typing)
+        await self._messages.type(tenant, self.person(tenant, sender), to, is_typing=to.is_typing)
 
     async def activity(
         self,
@@ -191,7 +191,8 @@ class InProcessChannels:
         """The channels that anybody is in, by name."""
         return self._channels.occupied(tenant, prefix)
 
-    def _person(self, tenant: str, user_id: str) -> Person:
+    def person(self, tenant: str, user_id: str) -> Person:
+        """A user, as what they say names them: by what their token says, while they are online."""
         _check(tenant, user_id)
         known = self._presence.hidden.get((tenant, user_id)) or self._presence.status(tenant, user_id)
         return Person(user_id=user_id, profile=known.profile)

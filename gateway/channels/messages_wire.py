@@ -54,6 +54,14 @@ class SendMessage(To, kw_only=True):
             raise ValueError("clientId must have no control characters")
 
 
+class SendMessageAs(SendMessage, kw_only=True):
+    """The same over HTTP, where a backend sends in the name of a user."""
+
+    sender_id: Annotated[UserId, Meta(description="In whose name: with a service key, which has to say so.")] | None = (
+        None
+    )
+
+
 class MarkRead(Body):
     """``mark-read``: one message, or all that a user has sent to the caller."""
 

@@ -9,16 +9,17 @@ from gateway.channels.messages_wire import (
     MarkedRead,
     MessageSent,
     ReportActivity,
-    SendMessage,
+    SendMessageAs,
     To,
     TypingSent,
     TypingTo,
 )
 from gateway.channels.model import Asker, Person
 from gateway.doors.http import Call, Caller, Operation
+from gateway.errors import ForbiddenError, InvalidPayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.auth import Identity
     from gateway.channels.messages import Messages
@@ -26,24 +27,40 @@ if TYPE_CHECKING:
     from gateway.quotas import Quotas
 
 
-def message_operations(messages: Messages, quotas: Quotas, tracker: Tracker) -> Sequence[Operation]:
+def message_operations(
+    messages: Messages, quotas: Quotas, tracker: Tracker, person_of: Callable[[str, str], Person]
+) -> Sequence[Operation]:
     """The rows of the HTTP door's table.
 
     Args:
         messages: where it is done.
         quotas: what one user may send.
         tracker: the time.
+        person_of: a user, by tenant and id, in whose name a backend sends.
     """
 
     async def send(call: Call) -> MessageSent:
+        if call.identity is None:
+            return await send_as(call)
         person, asker, identity = _caller(call)
+        if call.body.sender_id not in {None, identity.user_id}:
+            raise ForbiddenError(
+                "senderId names another user: a token sends in its own user's name, a service key in any"
+            )
         quotas.admit_message(identity, tracker.now() / 1000)
-        body: SendMessage = call.body
+        body: SendMessageAs = call.body
         with quotas.keeping():
             message = await messages.send(
                 call.tenant, person, body, body.content, client_id=body.client_id, asker=asker
             )
         return MessageSent(message)
+
+    async def send_as(call: Call) -> MessageSent:
+        body: SendMessageAs = call.body
+        if body.sender_id is None:
+            raise InvalidPayloadError("a service key sends in the name of a user: say whose by senderId")
+        person = person_of(call.tenant, body.sender_id)
+        return MessageSent(await messages.send(call.tenant, person, body, body.content, client_id=body.client_id))
 
     async def mark_read(call: Call) -> MarkedRead:
         person, _asker, _identity = _caller(call)
@@ -73,8 +90,8 @@ def message_operations(messages: Messages, quotas: Quotas, tracker: Tracker) -> 
             method="POST",
             path="/api/messages",
             summary="Send a message to a user, in a conversation, or in a room",
-            caller=Caller.USER,
-            body=SendMessage,
+            caller=Caller.USER_OR_SERVICE,
+            body=SendMessageAs,
             answers=MessageSent,
             handler=send,
         ),

@@ -599,7 +599,7 @@ async def test_openapi_is_valid_and_every_call_answers_as_it_says(serve: Serve, 
         caller = http.backend if "serviceKey" in schemes else http.alice if "token" in schemes else http.nobody
         query = {"ids": "1,bob"} if path == "/online-status" else {}
         sent = {"userId": "bob", "status": "busy", "event": "order-shipped", "all": True, "endpoint": "default"}
-        sent |= {"recipientId": "bob", "content": "hello", "action": "joined", "userName": "Bob"}
+        sent |= {"recipientId": "bob", "content": "hello", "action": "joined", "userName": "Bob", "senderId": "carol"}
         body = sent if "requestBody" in described else None
         place = path.replace("{id}", "bob").replace("{channel}", "presence-a")
         called = await caller.call(method, place, params=query, json=body)

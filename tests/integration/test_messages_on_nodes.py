@@ -90,11 +90,44 @@ async def test_http_sends_marks_and_types(nodes: Pair, closing: AsyncExitStack) 
     for payload in ({"content": "x"}, {"recipientId": "bob", "content": "x" * 10_001}):
         status, error = await post(one, "/api/messages", payload, **bearer("alice"))
         assert (status, error["code"]) == (400, "INVALID_PAYLOAD")
-    status, error = await post(one, "/api/messages", body, **{"X-API-Key": SERVICE_KEY})
-    assert (status, error["code"]) == (403, "FORBIDDEN")
     status, error = await post(one, "/api/messages", {"channel": "private-x", "content": "x"}, **bearer("alice"))
     assert (status, error["code"]) == (403, "FORBIDDEN")
     assert len(bob.of("new-message")) == 1
+
+
+async def test_a_backend_sends_in_the_name_of_a_user(nodes: Pair, closing: AsyncExitStack) -> None:
+    one, two = (node.url for node in nodes)
+    key = {"X-API-Key": SERVICE_KEY}
+    alice, bob = await Client.connect(closing, one, "alice"), await Client.connect(closing, two, "bob")
+    await eventually(lambda: nodes[1].gateway.presence.status("alice").online)
+    body = {"recipientId": "bob", "content": "hi", "clientId": "1"}
+    status, sent = await post(two, "/api/messages", body | {"senderId": "alice"}, **key)
+    message = sent["message"]
+    assert (status, message["sender_id"], message["sender"]["id"]) == (200, "alice", "alice")
+    assert await bob.hears("new-message") == await alice.hears("new-message") == message
+    # It is the user's own message: also under the clientId, and for whoever has read it.
+    assert await post(one, "/api/messages", body, **bearer("alice")) == (200, sent)
+    assert (await bob.ask("mark-read", {"messageId": message["id"]}))["data"] == {"count": 1}
+    await alice.hears("message-read", message_id=message["id"])
+    assert (await post(one, "/api/messages", body | {"senderId": "alice"}, **bearer("alice")))[0] == 200
+    elsewhere = await post(one, "/api/messages?tenant=other", body | {"senderId": "alice"}, **key)
+    assert (elsewhere[0], elsewhere[1]["message"]["id"] != message["id"]) == (200, True)
+    status, room = await post(
+        one, "/api/messages", {"senderId": "carol", "channel": "private-x", "content": "x"}, **key
+    )
+    assert (status, room["message"]["sender_name"]) == (200, "carol"), "whom it lets in is its own to say"
+    for payload, headers, code in (
+        (body, key, (400, "INVALID_PAYLOAD")),
+        (body | {"senderId": ""}, key, (400, "INVALID_PAYLOAD")),
+        (body | {"senderId": "bob"}, bearer("alice"), (403, "FORBIDDEN")),
+    ):
+        status, error = await post(one, "/api/messages", payload, **headers)
+        assert ((status, error["code"]), "senderId" in error["detail"]) == (code, True), error
+    for path in ("/api/messages/mark-read/bob", "/api/messages/typing/bob"):
+        status, error = await post(one, path, **key)
+        assert (status, error["code"]) == (403, "FORBIDDEN")
+        assert "a user's token" in error["detail"]
+    assert [len(each.of("new-message")) for each in (alice, bob)] == [1, 1]
 
 
 async def test_a_backend_tells_a_room_what_happened(nodes: Pair, closing: AsyncExitStack) -> None:

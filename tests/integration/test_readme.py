@@ -164,7 +164,7 @@ def test_every_request_and_call_is_in_the_reference(monkeypatch: pytest.MonkeyPa
     for operation in (
         *HTTPDoor._table(HTTPDoor.__new__(HTTPDoor)),
         *webhook_operations(None),
-        *message_operations(None, None, None),  # type: ignore[arg-type]  # nothing of it is called
+        *message_operations(None, None, None, None),  # type: ignore[arg-type]  # nothing of it is called
     ):
         path = operation.path.removeprefix("/presence") if operation.path == "/presence/offline" else operation.path
         assert path in README
