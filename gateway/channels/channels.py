@@ -298,6 +298,7 @@ class Channels:
     async def end(self, subscriber: Subscriber, ending: Ending) -> None:
         """Take a connection that has ended out of all its channels."""
         subscriber.ended = True
+        subscriber.granted.clear()
         leaving = [self._end(subscriber, channel, ending) for channel in tuple(subscriber.channels)]
         await asyncio.gather(*leaving, *(each(subscriber) for each in self.on_end))
 
