@@ -12,10 +12,10 @@ from gateway.presence.fanout import FanOut
 from gateway.presence.model import OFFLINE, Event, Transition, net_event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gateway import wire
-    from gateway.channels.model import ChannelCodec, Said, Subscriber
+    from gateway.channels.model import ChannelCodec, Person, Said, Subscriber
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
     from gateway.timers import Scheduler
@@ -116,14 +116,14 @@ class ChannelAudience:
         return False
 
     def hear_members(
-        self, subscriber: Subscriber, channel: str, *, told: Collection[str] = (), ahead: str | None = None
+        self, subscriber: Subscriber, channel: str, *, told: Sequence[Person] = (), ahead: str | None = None
     ) -> None:
         """Let a subscriber hear of the members who come and go from now on.
 
         Args:
             subscriber: who.
             channel: which.
-            told: the ids of the members that it is told of now.
+            told: the members that it is told of now.
             ahead: the id by which it is told now that it is a member, where this node's view does not have it yet: the
                 store is away, or the user is invisible. That it comes is no news to it then.
         """
@@ -135,7 +135,7 @@ class ChannelAudience:
             self._fanout.join(scope, subscriber.listener)
         else:
             members = {status.user_id for status in self._view.online(scope)}
-            self._singly.setdefault(scope, {})[subscriber] = members.difference(told)
+            self._singly.setdefault(scope, {})[subscriber] = members.difference(person.user_id for person in told)
             if subscriber.user_id is not None:
                 viewer = (subscriber.tenant, subscriber.user_id)
                 self._viewers.setdefault(viewer, {})[scope, subscriber] = None
