@@ -243,6 +243,7 @@ class ChannelAudience:
 
     def _on_flip(self, tenant: str, viewer: str, user_id: str, seen: bool) -> None:  # noqa: FBT001 - a callback
         """Tell a viewer's connections that a member is there whom they see from now on, or that one is not any more."""
+        at = self._clock()  # one for all of them
         for scope, subscriber in tuple(self._viewers.get((tenant, viewer), ())):
             untold, status = self._singly[scope][subscriber], self._view.status(scope, user_id)
             if not status.online or seen is not (user_id in untold):
@@ -251,7 +252,7 @@ class ChannelAudience:
                 untold.discard(user_id)
             else:
                 untold.add(user_id)
-            flip = Transition(position=0, at=self._clock(), was=OFFLINE, now=status, reason=FLIPPED)
+            flip = Transition(position=0, at=at, was=OFFLINE, now=status, reason=FLIPPED)
             body = MemberChanged.of(parse_scope(scope)[1], flip)
             subscriber.listener.write(subscriber.listener.codec.encode([(ADDED if seen else REMOVED, body)]))
 
