@@ -192,15 +192,19 @@ async def invisible(closing: AsyncExitStack, world: World) -> set[str]:
         await Client.connect(closing, gateway.url, user, auth={"token": make_token(user, name="N")})
         for user in (HIDES, TWIN)
     ]
+    listeners = [third] if world.watcher is None else [third, world.watcher]
+
+    async def told(event: str) -> None:
+        """Each is told the net effect of a while: let it be over, or what they are told differs by chance."""
+        for listener in listeners:
+            for user in (HIDES, TWIN):
+                await listener.hears(event, userId=user)
+
+    await told("user-online")
     for client in (alice, gone):
         await client.ask("heartbeat", {"meta": {"page": "home"}})
         await client.ask("set-status", {"status": "busy", "statusText": "in a call"})
-    for ears in (
-        third,
-        *([] if world.watcher is None else [world.watcher]),
-    ):  # each is told the net effect of a while: of both, or it differs by chance
-        for user in (HIDES, TWIN):
-            await ears.hears("user-status-changed", userId=user)
+    await told("user-status-changed")
     clock.advance(s=1)
     await alice.ask("set-status", {"status": "invisible", "statusText": "secret"})
     await gone.leave()
