@@ -178,8 +178,7 @@ class Connections:
         )
         rate = self._settings.rate_limit_events
         begun = now / 1000
-        patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), begun)
-        live = LiveConnection(identity, connection, peer, TokenBucket(rate, begun), patience)
+        live = LiveConnection(identity, connection, peer, TokenBucket(rate, begun))
         live.address, live.shares = address, self.quotas.shares(identity, address, begun)
         self.quotas.opened(address)
         # Counted before the first await, so that a burst cannot pass the limits together.
@@ -319,6 +318,8 @@ class Connections:
             return
         self.quotas.refuse("events_per_connection")
         rate: Rate = self._settings.rate_limit_events
+        if live.patience is None:
+            live.patience = TokenBucket(Rate(FLOOD_PATIENCE * rate.count, rate.seconds), now / 1000)
         if live.patience.take(now / 1000) and not live.flooded:
             live.flooded = True
             self._end_soon(live, Ending.FLOODED)

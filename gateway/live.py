@@ -48,9 +48,7 @@ class Resumption(Protocol):
 class LiveConnection:
     """One connection of one user to this node."""
 
-    def __init__(
-        self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket, patience: TokenBucket
-    ) -> None:
+    def __init__(self, identity: Identity, connection: Connection, peer: Peer, limiter: TokenBucket) -> None:
         self.identity = identity
         self.tenant: str = identity.tenant
         self.user_id: str = identity.user_id
@@ -61,7 +59,8 @@ class LiveConnection:
         """Why it ended; None while it lives."""
         self.resumed = False
         self.limiter = limiter
-        self.patience = patience
+        self.patience: TokenBucket | None = None
+        """Counts its requests that were refused; None where none was."""
         self.flooded = False
         """Whether it is about to be closed for its requests."""
         self.shares: tuple[Share, ...] | None = None

@@ -67,6 +67,8 @@ class Origins:
         without their knowing. Such a page sends a token that it was given.
         """
         headers = request.headers
+        if "Cookie" not in headers:
+            return {}
         # A script or an image of another site's page is asked for without an Origin, and with the cookies.
         own = "Origin" in headers or headers.get("Sec-Fetch-Site", "none") in {"none", "same-origin"}
         return request.cookies if own and self.trusts(headers.get("Origin"), request) else {}

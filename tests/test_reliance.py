@@ -430,13 +430,18 @@ async def test_aiohttp_response() -> None:
 
 
 async def test_aiohttp_request() -> None:
+    found: list[Any] = []
+
     async def forget(request: web.Request) -> web.StreamResponse:
-        assert request._protocol is request.protocol
-        assert request._payload_writer is not None
+        found.extend((request._protocol is request.protocol, request._payload_writer is None))
         request._protocol = request._payload_writer = None  # type: ignore[assignment]
+        found.append(len(request._message.raw_headers))
+        request._message = request._message._replace(raw_headers=())
+        found.extend((request.raw_headers, request.headers["Host"], request.path))
         return Nothing()
 
     assert await answered(forget, REQUEST) == b""
+    assert found == [True, False, 3, (), "x", "/"]
 
 
 def test_aiohttp_listening() -> None:
@@ -630,6 +635,8 @@ async def test_picows_wire(on_a_socket: OnASocket) -> None:
     heard: list[Any] = []
     _protocol, transport, reader = await on_a_socket(listener_of(heard), b"")
     wire = heard[0][1]
+    assert wire.request.headers["Sec-WebSocket-Version"] == "13"
+    wire.request.headers = {}
     await reader.readuntil(b"\r\n\r\n")
     wire.send_close(4008)
     assert (await reader.readexactly(4)) == b"\x88\x02\x0f\xa8"

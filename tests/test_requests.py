@@ -43,9 +43,9 @@ def requests(identify: Any = refuse) -> Requests:
 def connection() -> LiveConnection:
     made = Connection(tenant="acme", user_id="alice", id="one", node="a", door="socketio", connected_at=0)
     peer: Any = SimpleNamespace(codec=object())
-    buckets = [TokenBucket(Rate(100, 1.0), 0) for _ in range(2)]
+    bucket = TokenBucket(Rate(100, 1.0), 0)
     return LiveConnection(
-        Identity(tenant="acme", user_id="alice", profile=Profile(), expires_at=None), made, peer, *buckets
+        Identity(tenant="acme", user_id="alice", profile=Profile(), expires_at=None), made, peer, bucket
     )
 
 

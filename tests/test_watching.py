@@ -263,8 +263,8 @@ class Page:
         self.picture = {user: self.of_view(user) for user in USERS} if gateway.everyone else {}
         made = Connection(tenant=tenant, user_id="asker", id=str(id(self)), node="n", door="socketio", connected_at=0)
         identity = Identity(tenant=tenant, user_id="asker", profile=Profile(), expires_at=None)
-        buckets = [TokenBucket(Rate(1_000_000, 1.0), 0) for _ in range(2)]
-        self.live = LiveConnection(identity, made, cast("Any", self), *buckets)
+        bucket = TokenBucket(Rate(1_000_000, 1.0), 0)
+        self.live = LiveConnection(identity, made, cast("Any", self), bucket)
         key = (tenant, "asker")
         gateway.connections._by_user.setdefault(key, {})[made.id] = self.live
         gateway.connections._per_tenant[tenant] = gateway.connections._per_tenant.get(tenant, 0) + 1

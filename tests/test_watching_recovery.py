@@ -105,11 +105,11 @@ class Tab:
         found = await site.recovery.find("/", OWNER, auth, presence=True)
         made = Connection(tenant=OWNER[0], user_id=OWNER[1], id=sid, node="n", door="socketio", connected_at=0)
         identity = Identity(tenant=OWNER[0], user_id=OWNER[1], profile=Profile(), expires_at=None)
-        buckets = [TokenBucket(Rate(1_000_000, 1.0), 0) for _ in range(2)]
+        bucket = TokenBucket(Rate(1_000_000, 1.0), 0)
         codec = self.codecs.setdefault(site, Codec("/", site.recovery))
         site.connections.on_watch = self._keep
         self.line = Line(codec)
-        self.live = LiveConnection(identity, made, cast("Any", self.line), *buckets)
+        self.live = LiveConnection(identity, made, cast("Any", self.line), bucket)
         site.connections._by_user.setdefault(OWNER, {})[sid] = self.live
         site.connections._per_tenant["acme"] = 1
         session, recovered = site.recovery.begin("/", OWNER, sid, found, presence=True)

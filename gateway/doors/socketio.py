@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -12,6 +12,7 @@ from socketio.exceptions import ConnectionRefusedError as Refusal
 from gateway import wire
 from gateway.auth import Authenticator, find_token
 from gateway.engine.namespace import Namespace
+from gateway.engine.stream import Route
 from gateway.errors import InvalidPayloadError, MetaRefusedError, RefusedError
 from gateway.presence.model import Ending
 from gateway.requests import encode_meta
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gateway.connections import Connections
     from gateway.counts import Counts
-    from gateway.engine.stream import Asked
+    from gateway.engine.stream import Told
     from gateway.live import LiveConnection
     from gateway.origins import Origins
     from gateway.recovery.recovery import Return
@@ -158,9 +159,18 @@ class SocketIODoor(Namespace):
         answer = self._requests.answer(live, event, *args)
         return answer if acknowledged else self._complain_of(live, event, answer)
 
-    def asker(self, sid: str) -> Callable[[bytes], Asked]:
-        """What answers a client's requests as they come; see the port."""
-        return partial(self._requests.answer_message, self._live[sid])
+    @cached_property
+    def route(self) -> Route:
+        """Where requests go as they come; see the port."""
+        codec = self.codec
+        return Route(self.namespace, codec.event, codec.acknowledgement, self._requests.answer_message, self._take)
+
+    def client(self, sid: str) -> LiveConnection:
+        """The connection, which requests are answered for; see the port."""
+        return self._live[sid]
+
+    def _take(self, live: LiveConnection, message: bytes) -> Told:
+        return self._tell(live.connection.id, message)
 
     def _complain_of(
         self, live: LiveConnection, event: str, answer: Reply | Coroutine[Any, Any, Reply]

@@ -34,7 +34,8 @@ aiohttp
     handler: `RequestHandler` keeps ``transport``, ``_message_tail`` and ``_buffer_paused``, and lets go of a connection
     at ``connection_lost(None)``.
     response: a handler's response is asked to ``prepare`` and ``write_eof`` itself.
-    request: it keeps ``_protocol`` and ``_payload_writer``, and needs neither once it is answered.
+    request: it keeps ``_protocol`` and ``_payload_writer``, and needs neither once it is answered, nor the headers that
+    its ``_message`` has a second time, as ``raw_headers``.
     listening: a site keeps what it listens with in ``_server``.
 
 uvloop
@@ -48,5 +49,6 @@ picows
     answer: what the listener's factory gives along with it is asked for ``status``, given the key's answer among its
     ``headers`` and written by ``to_bytes``, all at once.
     wire: ``send_close`` and ``disconnect`` go to the transport that the protocol was given, which need not be the
-    loop's own; of its socket only the number is used, and options that change nothing of what is written.
+    loop's own; of its socket only the number is used, and options that change nothing of what is written. It keeps the
+    head as ``request``, and needs its ``headers`` no more.
 """

@@ -36,6 +36,8 @@ class Listener(WSListener):
     What it is part of takes the frames first (`Stream.on_frame`), and leaves it what is no event.
     """
 
+    __slots__ = ("_begun", "_begun_text", "_max_message", "on_ws_frame", "socket", "wire")
+
     wire: WSTransport
 
     def __init__(self, socket: FastWebSocket, max_message: int) -> None:

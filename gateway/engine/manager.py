@@ -14,6 +14,7 @@ from socketio import packet
 from gateway import wire
 from gateway.engine.batch import Batch
 from gateway.engine.namespace import Namespace
+from gateway.engine.stream import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +61,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         if isinstance(handler, Namespace):
             eio_sid = self.eio_sid_from_sid(sid, namespace)
             if self.server.is_open(eio_sid):
-                self.server.eio.sockets[eio_sid].receivers.append(handler.receiver(sid))
+                self.server.eio.sockets[eio_sid].receivers.append(Receiver(handler.route, handler.client(sid)))
                 await handler.on_connected(sid)
             else:
                 # It left while it was being let in, when python-socketio did not count it as connected and
@@ -91,7 +92,7 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
         """Forget a client. python-socketio looks through every room, and there is one for each client."""
         socket = self.server.eio.sockets.get(self.eio_sid_from_sid(sid, namespace))
         if socket is not None:
-            socket.receivers[:] = [each for each in socket.receivers if each.namespace != namespace]
+            socket.receivers[:] = [each for each in socket.receivers if each.route.namespace != namespace]
         for room in (*self._entered.get((sid, namespace), ()), sid, None):
             self.basic_leave_room(sid, namespace, room)
         self.callbacks.pop(sid, None)

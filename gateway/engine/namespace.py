@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Coroutine
-from functools import partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,13 +14,13 @@ from gateway import wire
 from gateway.engine import json
 from gateway.engine.batch import Batch
 from gateway.engine.environ import REQUEST
-from gateway.engine.stream import Receiver, write_all
+from gateway.engine.stream import Route, write_all
 from gateway.errors import CloseCode
 from gateway.recovery.offsets import Mark, Offset
 from gateway.recovery.sessions import MAX_WATCHED_BYTES, rooms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
@@ -111,14 +111,14 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
     def on_acknowledged(self, sid: str, item_id: str) -> None:
         """A client has acknowledged what waited for it, and was handed to it."""
 
-    def receiver(self, sid: str) -> Receiver:
-        """Where a client's events go that come over the fast path."""
-        codec = self.codec
-        return Receiver(self.namespace, codec.event, codec.acknowledgement, self.asker(sid), partial(self._tell, sid))
+    @cached_property
+    def route(self) -> Route:
+        """Where events go that come over the fast path; all clients have the same."""
+        return Route(self.namespace, self.codec.event, self.codec.acknowledgement, self._ask, self._tell)
 
-    def asker(self, sid: str) -> Callable[[bytes], Asked]:
-        """What answers a client's events; see `Receiver`."""
-        return partial(self._ask, sid)
+    def client(self, sid: str) -> Any:
+        """What `route` knows a client by."""
+        return sid
 
     def _ask(self, sid: str, message: bytes) -> Asked:
         event, args = _read(message)
@@ -154,9 +154,9 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
             raise socketio.exceptions.ConnectionRefusedError("the client has left")
         recovers = self._marking_codec is not None and (sid in self._returns or sid in self._sessions)
         codec = self._marking_codec if self._marking_codec is not None and recovers else self.codec
-        return SocketPeer(self.server, codec, eio_sid, partial(self._ask_for_word, sid))
+        return SocketPeer(self, codec, sid, eio_sid)
 
-    def _ask_for_word(self, sid: str, item_id: str) -> int:
+    def ask_for_word(self, sid: str, item_id: str) -> int:
         """Expect that a client acknowledges something, and return the number that its acknowledgement has."""
         manager = self.server.manager
         number: int = manager._generate_ack_id(sid, lambda *_said: self.on_acknowledged(sid, item_id))  # noqa: SLF001 - listed
@@ -392,18 +392,20 @@ class SocketPeer:
     """One client, as its Engine.IO connection reaches it.
 
     Args:
-        server: whose client.
+        namespace: whose client.
         codec: how events are encoded for it.
+        sid: what it is called there.
         eio_sid: its Engine.IO connection.
-        expect: called with the id of what it is to acknowledge; returns the number of the acknowledgement.
     """
 
-    def __init__(self, server: Server, codec: EventCodec, eio_sid: str, expect: Callable[[str], int]) -> None:
+    __slots__ = ("_eio_sid", "_namespace", "_sid", "codec", "sink")
+
+    def __init__(self, namespace: Namespace, codec: EventCodec, sid: str, eio_sid: str) -> None:
         self.codec = codec
-        self._expect = expect
-        self._server = server
+        self._namespace = namespace
+        self._sid = sid
         self._eio_sid = eio_sid
-        self.sink: Sink = server.eio.sockets[eio_sid].sink
+        self.sink: Sink = namespace.server.eio.sockets[eio_sid].sink
         """What sends events; a connection for which more waits than may is closed with 4008."""
 
     def write(self, batch: Batch) -> None:
@@ -412,7 +414,7 @@ class SocketPeer:
 
     def hand(self, queued: Queued) -> None:
         """Send what waited for the client, which is to acknowledge it."""
-        self.write(self.codec.encode_queued(queued, self._expect(queued.id)))
+        self.write(self.codec.encode_queued(queued, self._namespace.ask_for_word(self._sid, queued.id)))
 
     def close(self, code: CloseCode) -> None:
         """Close the connection with `code`.
@@ -422,4 +424,4 @@ class SocketPeer:
         """
         if code is not CloseCode.GOING_AWAY:
             self.write(self.codec.disconnect)
-        self._server.close_socket(self._eio_sid, code)
+        self._namespace.server.close_socket(self._eio_sid, code)

@@ -268,6 +268,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             self.eio.begin_upgrade = begin_upgrade
             self._outbox = Outbox()
         self._packets = packet_rate(settings)
+        self._when_too_slow = self.too_slow  # one for all connections
 
     # For this package
 
@@ -320,13 +321,13 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             socket.__class__ = Socket
             socket.queue = self._outbound_queue(eio_sid, socket.queue)
             socket.receivers = []
+            socket.posting = asyncio.Lock()
         socket.timers, socket.outbox = self._timers, self._outbox
         socket.handshake_timeout = self._settings.handshake_timeout
-        socket.too_slow = self.too_slow
+        socket.too_slow = self._when_too_slow
         socket.max_send_buffer = self._settings.max_send_buffer
         socket.connects = TokenBucket(CONNECTS, now)
         socket.packets = TokenBucket(self._packets, now)
-        socket.posting = asyncio.Lock()
         self._expect_namespace(eio_sid)
 
     async def _send_eio_packet(self, eio_sid: str, eio_pkt: eio_packet.Packet) -> None:

@@ -119,6 +119,7 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     """How often it has tried to join a namespace that is there."""
     received = 0
     posting: asyncio.Lock
+    """Of a connection that began with polling."""
     late: Timer | None = None
     """Runs out where the connection joins no namespace in time."""
     late_upgrade: Timer | None = None

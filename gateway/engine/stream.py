@@ -46,15 +46,15 @@ class Sink(Protocol):
         """Send events that were encoded once for all who hear of them."""
 
 
-class Receiver:
-    """Where the events of a namespace go that a client has joined.
+class Route:
+    """Where the events of a namespace go.
 
     Args:
         namespace: its name.
         event: how an event of it begins, as Engine.IO carries it.
         acknowledgement: how an acknowledgement begins.
-        ask: answers an event, a JSON array of its name and its arguments; the answer is JSON. Raises ValueError for
-            what is no event.
+        ask: answers a client's event, a JSON array of its name and its arguments; the answer is JSON. Raises ValueError
+            for what is no event.
         tell: takes an event that awaits no answer.
     """
 
@@ -63,14 +63,27 @@ class Receiver:
         namespace: str,
         event: bytes,
         acknowledgement: bytes,
-        ask: Callable[[bytes], Asked],
-        tell: Callable[[bytes], Told],
+        ask: Callable[[Any, bytes], Asked],
+        tell: Callable[[Any, bytes], Told],
     ) -> None:
         self.namespace = namespace
         self.event = event
         self.acknowledgement = acknowledgement
         self.ask = ask
         self.tell = tell
+
+
+class Receiver:
+    """A namespace that a client has joined.
+
+    Args:
+        route: where its events go.
+        client: what `Route.ask` and `Route.tell` know the client by.
+    """
+
+    def __init__(self, route: Route, client: Any) -> None:
+        self.route = route
+        self.client = client
 
 
 class Owner(Protocol):
@@ -211,12 +224,12 @@ class Stream:
         if self.busy or self.mute or self.awaits_bytes:
             return False
         for receiver in self.receivers:
-            if data.startswith(receiver.event):
-                return self._serve(receiver, data)
+            if data.startswith(receiver.route.event):
+                return self._serve(receiver.route, receiver.client, data)
         return False
 
-    def _serve(self, receiver: Receiver, data: bytes) -> bool:
-        begin = start = len(receiver.event)
+    def _serve(self, route: Route, client: Any, data: bytes) -> bool:
+        begin = start = len(route.event)
         end = min(len(data), begin + _MAX_ACK_DIGITS + 1)
         while start < end and _ZERO <= data[start] <= _NINE:
             start += 1
@@ -230,22 +243,22 @@ class Stream:
                 return False  # the stock path closes the connection
         try:
             if number:
-                answer = receiver.ask(data[start:])
+                answer = route.ask(client, data[start:])
                 if isinstance(answer, bytes):
-                    self._acknowledge(receiver, number, answer)
+                    self._acknowledge(route, number, answer)
                 else:
-                    self._owner.serve_later(self._acknowledge_later(receiver, number, answer))
-            elif (told := receiver.tell(data[start:])) is not None:
+                    self._owner.serve_later(self._acknowledge_later(route, number, answer))
+            elif (told := route.tell(client, data[start:])) is not None:
                 self._owner.serve_later(told)
         except ValueError:
             return False
         return True
 
-    async def _acknowledge_later(self, receiver: Receiver, number: bytes, answer: Coroutine[Any, Any, bytes]) -> None:
-        self._acknowledge(receiver, number, await answer)
+    async def _acknowledge_later(self, route: Route, number: bytes, answer: Coroutine[Any, Any, bytes]) -> None:
+        self._acknowledge(route, number, await answer)
 
-    def _acknowledge(self, receiver: Receiver, number: bytes, answer: bytes) -> None:
-        self.send(_join_text_frame(receiver.acknowledgement, number, b"[", answer, b"]"))
+    def _acknowledge(self, route: Route, number: bytes, answer: bytes) -> None:
+        self.send(_join_text_frame(route.acknowledgement, number, b"[", answer, b"]"))
 
     # What is sent
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
+from multidict import CIMultiDict
 from picows import (
     WSAutoPingStrategy,
     WSListener,
@@ -28,7 +29,6 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.web_request import BaseRequest
-    from multidict import CIMultiDict
 
 __all__ = ["TakenOver", "WSListener", "WSMsgType", "is_upgrade", "take_over"]
 
@@ -121,6 +121,9 @@ class _Accepted(WSUpgradeResponse):
 
 _ANSWER = _Accepted()
 
+_NO_HEADERS: CIMultiDict[str] = CIMultiDict()
+"""What picows keeps of each connection's head, which it has read by then."""
+
 _RELEASING = asyncio.Protocol()
 """A transport's protocol in between: uvloop keeps the last that takes no buffers, and with aiohttp's a tenth more."""
 
@@ -193,8 +196,9 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
     came_along, paused = handler._message_tail, handler._buffer_paused  # noqa: SLF001
     handler.transport = None  # which it would close
     handler.connection_lost(None)
-    # The request is kept with the connection; what served it need not be.
+    # The request is kept with the connection; what served it need not be, nor its head a second time.
     request._protocol = request._payload_writer = None  # type: ignore[assignment]  # noqa: SLF001
+    request._message = request._message._replace(raw_headers=())  # noqa: SLF001
     if paused:
         transport.resume_reading()
     protocol.connection_made(_Transport(transport))
@@ -205,4 +209,5 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         room[:size] = data[:size]
         protocol.buffer_updated(size)
         data = data[size:]
+    protocol.transport.request.headers = _NO_HEADERS
     return TakenOver()

@@ -650,6 +650,24 @@ def test_nothing_of_what_served_the_upgrade_is_left() -> None:
 
 
 @on_fast
+async def test_a_connection_keeps_what_it_needs_and_once(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve()
+    await Packets.connect(closing, running.ws_url)
+    server = running.gateway._server
+    [session] = server.eio.sockets.values()
+    environ = server.environ[session.sid]
+    assert environ["aiohttp.request"].headers["Upgrade"] == environ["HTTP_UPGRADE"] == "websocket"
+    assert environ["aiohttp.request"].raw_headers == ()
+    assert not session._listener.wire.request.headers
+    assert not hasattr(session._listener, "__dict__")
+    assert not hasattr(session, "posting")  # one that polls has it
+    [receiver] = session.receivers
+    assert receiver.route is server.namespace_handlers["/ws/messages"].route
+    [live] = running.gateway._connections.of_user("default", "mallory")
+    assert (live.subscriber, live.patience, live.token, live.shares) == (None,) * 4  # it is in no channel, and no flood
+
+
+@on_fast
 async def test_what_fails_while_a_frame_is_read_is_logged(serve: Serve, closing: AsyncExitStack) -> None:
     running = await serve()
     client = await Packets.connect(closing, running.ws_url)
@@ -658,7 +676,7 @@ async def test_what_fails_while_a_frame_is_read_is_logged(serve: Serve, closing:
         raise LookupError("a mistake of ours")
 
     [session] = running.gateway._server.eio.sockets.values()
-    session.receivers[0].tell = fail
+    session.receivers[0].route.tell = fail
     with capture_logs() as logs:
         await client.ws.send_str('42/ws/messages,["heartbeat"]')
         assert await client.closed() == 1011
