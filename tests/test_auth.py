@@ -259,6 +259,32 @@ async def test_a_token_issued_by_a_clock_ahead_is_taken_and_one_not_valid_yet_is
     assert type(await refusal(by_secret(), make_token(nbf=int(time.time()) + 60))) is TokenInvalidError
 
 
+@pytest.mark.parametrize("more", ["NaN", "1e400", '"\\ud800"', str(2**80)])
+async def test_claims_that_only_pyjwt_can_read_are_read(more: str) -> None:
+    claims = f'{{"sub": "alice", "exp": 4000000000, "more": {more}}}'
+    token = jwt.PyJWS().encode(claims.encode(), SECRET, algorithm="HS256")
+    assert (await by_secret().identify(token)).user_id == "alice"
+
+
+@pytest.mark.parametrize("claims", ["[]", '"alice"', "{", "", "[" * 100_000, '{"a":' * 100_000])
+async def test_claims_that_are_no_object_are_refused(claims: str) -> None:
+    token = jwt.PyJWS().encode(claims.encode(), SECRET, algorithm="HS256")
+    refused = await refusal(by_secret(), token)
+    assert type(refused) is TokenInvalidError
+    assert "payload" in str(refused)
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+async def test_each_digest_is_its_own(algorithm: str) -> None:
+    authenticator = by_secret(jwt_algorithms=algorithm, jwt_secret=SECRET * 2)
+    token = signed(SECRET * 2, algorithm)
+    assert (await authenticator.identify(token)).user_id == "alice"
+    body, _, signature = token.rpartition(".")
+    assert type(await refusal(authenticator, f"{body}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}")) is (
+        TokenInvalidError
+    )
+
+
 async def test_a_token_of_another_secret_or_changed_on_the_way_is_refused() -> None:
     assert (
         type(await refusal(by_secret(), make_token(secret="another secret, as long as the first"))) is TokenInvalidError

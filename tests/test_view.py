@@ -7,6 +7,7 @@ from gateway.presence.model import (
     Choice,
     Chosen,
     Event,
+    Forgotten,
     Own,
     PrivateChange,
     Profile,
@@ -190,6 +191,16 @@ def test_the_online_are_listed_a_page_at_a_time_ordered_by_id() -> None:
     assert ids(view, after="bb") == ["c", "d"]
     assert ids(view, after="d") == []
     assert ids(view, limit=0) == []
+
+
+def test_nothing_is_left_of_a_tenant_whose_last_user_is_forgotten() -> None:
+    view = View()
+    view.apply([change(1, user()), change(2, user(status=OFFLINE, version=2), ONLINE), change(3, user(version=3))])
+    assert (ids(view), view.online_count("acme")) == (["alice"], 1)
+    view.apply([change(4, user(status=OFFLINE, version=4), ONLINE)])
+    assert (ids(view), view.online_count("acme")) == ([], 0)
+    view.apply([Forgotten(position=5, now=UserStatus(tenant="acme", user_id="alice"), version=4)])
+    assert (view._statuses, view._online) == ({}, {})
 
 
 def test_tenants_are_apart() -> None:

@@ -116,9 +116,13 @@ def upgrade(socket: Any, listener: ProbeListener) -> None:
             socket.push(each)
 
 
-def _take_over(socket: Any, request: web.Request, listener: Listener) -> TakenOver:
+def _take_over(socket: Any, request: web.Request, listener: Listener, opening: bytes = b"") -> TakenOver:
     return take_over(
-        request, listener, max_message=socket.server.max_http_buffer_size, max_buffer=socket.max_send_buffer
+        request,
+        listener,
+        max_message=socket.server.max_http_buffer_size,
+        max_buffer=socket.max_send_buffer,
+        opening=opening,
     )
 
 
@@ -138,13 +142,12 @@ class FastSocket(FastWebSocket, Socket):
 
     # The connection
 
-    def accept(self, request: web.Request, opening: packet.Packet) -> TakenOver:
+    def accept(self, request: web.Request, opening: bytes) -> TakenOver:
         """Take a request's connection over, and send Engine.IO's handshake."""
         listener = Listener(self, self.server.max_http_buffer_size)
         assert request.transport is not None  # noqa: S101 - the client is there
         self.attach(listener, request.transport)  # first: frames may have come along
-        taken = _take_over(self, request, listener)
-        self.push(opening)
+        taken = _take_over(self, request, listener, text_frame(opening))
         self.schedule_ping()
         return taken
 

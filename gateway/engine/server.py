@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+from binascii import b2a_base64
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,10 @@ MAX_HEADERS = 16_384
 """Bytes. A session keeps the headers of its handshake for as long as it lives."""
 
 
+_FOR_URLS = bytes.maketrans(b"+/", b"-_")
+"""base64's other alphabet: RFC 4648, section 5."""
+
+
 class _Log:
     """python-socketio's logger: what a client does wrong is for debugging, what fails inside is an error."""
 
@@ -109,6 +115,10 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def generate_id(self) -> str:
+        """Make the name of a session, or of a client in a namespace: as long as python-engineio's, in one step."""
+        return b2a_base64(os.urandom(15), newline=False).translate(_FOR_URLS).decode()
 
     async def _handle_connect(self, environ: dict[str, Any], transport: str, jsonp_index: int | None = None) -> Any:
         refused = await self._turn(environ[REQUEST])
@@ -184,7 +194,7 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         sid = self.generate_id()
         socket = self.sockets[sid] = FastSocket(self, sid)
         await self.handlers["connect"](sid, Environ(request))
-        return socket.accept(request, eio_packet.Packet(eio_packet.OPEN, self.opening(sid, "websocket")))
+        return socket.accept(request, b"0" + wire.encode(self.opening(sid, "websocket")))
 
 
 def _require_client(request: web.Request) -> None:

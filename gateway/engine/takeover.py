@@ -114,9 +114,11 @@ class _Accepted(WSUpgradeResponse):
     def __init__(self) -> None:
         self.status = HTTPStatus.SWITCHING_PROTOCOLS
         self.headers: Any = {}  # picows adds the key's answer
+        self.opening = b""
+        """What is sent in the same write."""
 
     def to_bytes(self) -> bytearray:
-        return bytearray(_ACCEPTED % self.headers["Sec-WebSocket-Accept"].encode())
+        return bytearray(_ACCEPTED % self.headers["Sec-WebSocket-Accept"].encode() + self.opening)
 
 
 _ANSWER = _Accepted()
@@ -162,7 +164,9 @@ def _is_key(headers: CIMultiDict[str] | Any) -> bool:
         return False
 
 
-def take_over(request: web.Request, listener: Any, *, max_message: int, max_buffer: int) -> TakenOver:
+def take_over(
+    request: web.Request, listener: Any, *, max_message: int, max_buffer: int, opening: bytes = b""
+) -> TakenOver:
     """Let a listener of picows have a request's connection.
 
     Args:
@@ -170,6 +174,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         listener: a `WSListener`; it hears ``on_ws_connected`` before this returns, and answers pings.
         max_message: bytes that one frame may bring.
         max_buffer: bytes that may wait for a client that does not read, before the listener hears ``pause_writing``.
+        opening: frames that are sent with the answer.
     """
     transport, handler = request.transport, request.protocol
     assert transport is not None  # noqa: S101 - the client is there
@@ -202,6 +207,7 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
     if paused:
         transport.resume_reading()
     protocol.connection_made(_Transport(transport))
+    _ANSWER.opening = opening
     data = _HEAD % request.headers["Sec-WebSocket-Key"].encode() + came_along
     while data:
         room = protocol.get_buffer(-1)

@@ -471,7 +471,9 @@ class MemoryStore(Store):
     def _begin_session(self, record: _Record, now: int, opener: Connection | None) -> None:
         if self._retention.sessions:
             session = OnlineSession(begun_at=now, device=None if opener is None else opener.device)
-            kept = (each for each in record.sessions if each.is_kept_at(now, self._retention))
+            kept = record.sessions
+            while kept and not kept[0].is_kept_at(now, self._retention):  # they ended in this order
+                kept = kept[1:]
             record.sessions = (*kept, session)[-self._retention.sessions :]
             record.opened = len(record.held.connections)
 

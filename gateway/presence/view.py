@@ -46,7 +46,7 @@ class View:
         """By tenant and user id."""
         # Sorted, so that a page of the list is found without sorting everyone.
         self._online: dict[str, SortedSet[str]] = {}
-        """Ids, by tenant."""
+        """Ids, by tenant: of each that anybody is known of who was ever online."""
         self._own: dict[tuple[str, str], Own] = {}
         """What others are not told, by tenant and user id: apart, so that no read can tell it."""
         self.hidden: dict[tuple[str, str], UserStatus] = {}
@@ -192,6 +192,7 @@ class View:
             del users[left.user_id]
             if not users:
                 del self._statuses[left.tenant]
+                self._online.pop(left.tenant, None)
 
     def _put(self, status: UserStatus) -> None:
         users = self._statuses.get(status.tenant)
@@ -207,8 +208,6 @@ class View:
                 online.add(status.user_id)
             else:
                 online.remove(status.user_id)
-                if not online:
-                    del self._online[status.tenant]
 
     # Read by everyone
 

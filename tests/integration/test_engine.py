@@ -442,6 +442,22 @@ async def test_frames_that_come_along_with_the_upgrade_are_taken(
     assert [line for line in logs if line["log_level"] == "error"] == []
 
 
+@on_fast
+async def test_the_handshake_is_told_before_anything_that_came_along_is_answered(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    running = await serve()
+    link = await WebSocket.connect(closing, running.url)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "localhost", **upgrade_headers()}.items())
+    early = frame(PING, b"there?")
+    link.write(f"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\n{headers}\r\n".encode(), early)
+    await link.reader.readuntil(b"\r\n\r\n")
+    [session] = running.gateway._server.eio.sockets.values()
+    opcode, opening = await link.frame()
+    assert (opcode, json.loads(opening[1:].decode())["sid"]) == (TEXT, session.sid)
+    assert await link.frame() == (PONG, b"there?")
+
+
 async def test_a_client_that_the_server_takes_out_of_a_namespace_is_answered_nothing_there(
     serve: Serve, closing: AsyncExitStack
 ) -> None:
