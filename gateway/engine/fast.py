@@ -179,6 +179,10 @@ class FastSocket(FastWebSocket, Socket):
         encoded = pkt.encode()
         self.stream.send(text_frame(encoded.encode()) if isinstance(encoded, str) else binary_frame(encoded))
 
+    def say(self, text: bytes) -> None:
+        """Send a packet of Socket.IO's."""
+        self.stream.send(text_frame(_MESSAGE + text))
+
     @property
     def sink(self) -> Sink:
         """What sends events: this transport is the last that the connection has."""

@@ -304,6 +304,8 @@ class EventCodec:
         """How a client's event begins, as Engine.IO carries it. Of ``/`` none does: python-socketio takes those."""
         self.acknowledgement = f"43{namespace},".encode()
         place = "" if namespace == "/" else f"{namespace},"
+        self.connect = f"0{place}".encode()
+        """How the answer to its CONNECT packet begins."""
         self.disconnect = Batch([f"1{place}".encode()])
         self._prefix = f"2{place}".encode()
 

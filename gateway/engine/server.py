@@ -378,6 +378,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             # python-socketio collects as many attachments as are announced, of any size, and text among them.
             if eio_sid in self._binary_packet and not isinstance(data, bytes):
                 raise MalformedError("text where an attachment was due")
+            if eio_sid not in self._binary_packet and isinstance(data, str) and await self._come_or_go(eio_sid, data):
+                return
             await super()._handle_eio_message(eio_sid, data)
             awaiting = self._binary_packet.get(eio_sid)
             if (socket := self.eio.sockets.get(eio_sid)) is not None:
@@ -409,11 +411,42 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             await self._send_packet(eio_sid, packet.Packet(packet.ACK, data=[answer], namespace=namespace, id=id))
 
     async def _handle_disconnect(self, eio_sid: str, namespace: str | None, reason: str | None = None) -> None:
-        await super()._handle_disconnect(eio_sid, namespace, reason)
+        handler = self.namespace_handlers.get(namespace or "/")
+        if isinstance(handler, Namespace):
+            await self._let_go(handler, eio_sid, reason or self.reason.CLIENT_DISCONNECT)
+        else:
+            await super()._handle_disconnect(eio_sid, namespace, reason)
         if self.is_open(eio_sid):
             self._expect_namespace(eio_sid)
 
     # One step each
+
+    async def _come_or_go(self, eio_sid: str, text: str) -> bool:
+        """Take a packet that every client sends once, without the object that python-socketio makes of each.
+
+        Returns:
+            Whether it was one, as clients write them; what is written otherwise python-socketio takes apart.
+        """
+        head, comma, data = text.partition(",")
+        if not comma or not isinstance(self.namespace_handlers.get(head[1:]), Namespace):
+            return False
+        if head[0] == "0" and data.startswith("{"):
+            await self._handle_connect(eio_sid, head[1:], json.loads(data))
+            return True
+        if head[0] == "1" and not data:
+            await self._handle_disconnect(eio_sid, head[1:])
+            return True
+        return False
+
+    async def _let_go(self, handler: Namespace, eio_sid: str, reason: str) -> None:
+        """Do what python-socketio does; see `_let_in`."""
+        namespace = handler.namespace
+        sid = self.manager.sid_from_eio_sid(eio_sid, namespace)
+        if self.manager.is_connected(sid, namespace):
+            self.manager.pre_disconnect(sid, namespace)
+            self._binary_packet.pop(eio_sid, None)
+            await handler.trigger_event("disconnect", sid, reason)
+            await self.manager.disconnect(sid, namespace, ignore_queue=True)
 
     async def _let_in(self, handler: Namespace, eio_sid: str, auth: object) -> None:
         """Do what python-socketio does, which finds out each time how its handlers want to be called."""
@@ -430,8 +463,9 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             await self.manager.disconnect(sid, namespace, ignore_queue=True)
         else:
             pid = handler.begin_session(sid)
-            told = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
-            await self._send_packet(eio_sid, packet.Packet(packet.CONNECT, told, namespace))
+            if self.is_open(eio_sid):
+                told = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
+                self.eio.sockets[eio_sid].say(handler.codec.connect + wire.encode(told))
             await self.manager.connect(sid, namespace)
 
     def _outbound_queue(self, eio_sid: str, opening: asyncio.Queue[Any]) -> OutboundQueue:

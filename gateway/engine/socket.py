@@ -131,6 +131,10 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
         """Send a packet."""
         self.queue.put_nowait(pkt)
 
+    def say(self, text: bytes) -> None:
+        """Send a packet of Socket.IO's."""
+        self.push(packet.Packet(packet.MESSAGE, text.decode()))
+
     @property
     def sink(self) -> Sink:
         """What sends events, by the transport that the connection has then."""

@@ -458,6 +458,49 @@ async def test_the_handshake_is_told_before_anything_that_came_along_is_answered
     assert await link.frame() == (PONG, b"there?")
 
 
+async def test_who_comes_and_goes_as_clients_do_costs_no_packet_of_python_socketio(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    monkeypatch.setattr(running.gateway._server, "packet_class", Mock(side_effect=AssertionError))
+    client = await Packets.connect(closing, running.ws_url)
+    assert len(running.gateway._connections) == 1
+    await client.ws.send_str("41/ws/messages,")
+    await eventually(lambda: len(running.gateway._connections) == 0)
+    assert not client.ws.closed
+    await client.join(make_token("alice"))
+    assert len(running.gateway._connections) == 1
+
+
+@pytest.mark.parametrize("come", ["40/ws/messages?a=1,{token}", "40/ws/messages, {token}", "40/ws/messages,{token} "])
+@pytest.mark.parametrize("go", ["41/ws/messages", "41/ws/messages?a=1,", '41/ws/messages,{"a":1}'])
+async def test_who_comes_and_goes_otherwise_is_understood_too(
+    serve: Serve, closing: AsyncExitStack, come: str, go: str
+) -> None:
+    running = await serve()
+    client = await Packets.start(closing, running.ws_url)
+    await client.ws.send_str(come.replace("{token}", json.dumps({"token": make_token()})))
+    assert (await client.packet("40")).startswith('40/ws/messages,{"sid":"')
+    assert len(running.gateway._connections) == 1
+    await client.ws.send_str(go)
+    await eventually(lambda: len(running.gateway._connections) == 0)
+
+
+@pytest.mark.parametrize("text", ["40/ws/messages,{", "40/ws/messages,{}x", "4,", "41,", "40/ws/messages,[1]"])
+async def test_who_comes_with_what_is_malformed_comes_not_at_all(
+    serve: Serve, closing: AsyncExitStack, text: str
+) -> None:
+    running = await serve()
+    client = await Packets.start(closing, running.ws_url)
+    with capture_logs() as logs:
+        await client.ws.send_str(text)
+        await client.ws.send_str("41/ws/messages,")
+        other = await Packets.connect(closing, running.ws_url)
+        await other.ask("heartbeat", {})
+    assert [line for line in logs if line["log_level"] == "error"] == []
+    assert len(running.gateway._connections) == 1
+
+
 async def test_a_client_that_the_server_takes_out_of_a_namespace_is_answered_nothing_there(
     serve: Serve, closing: AsyncExitStack
 ) -> None:
