@@ -30,7 +30,8 @@ def is_loopback(host: str | None) -> bool:
 
 def is_ascii(request: web.BaseRequest) -> bool:
     """Whether the headers that a handshake computes with are what the libraries under it take for granted."""
-    return all(request.headers.get(name, "").isascii() for name in ("Origin", "Sec-WebSocket-Key"))
+    headers = request.headers
+    return headers.get("Origin", "").isascii() and headers.get("Sec-WebSocket-Key", "").isascii()
 
 
 class Origins:

@@ -102,9 +102,15 @@ class History:
             if transition.reason == RESYNCHRONISED:
                 continue
             change = Change(transition, now)
-            self._by_tenant.setdefault(transition.tenant, deque()).append(change)
-            self._of.setdefault((transition.tenant, transition.user_id), []).append(change)
-            self._order.append(transition.tenant)
+            tenant, user = transition.tenant, (transition.tenant, transition.user_id)
+            if (changes := self._by_tenant.get(tenant)) is None:
+                changes = self._by_tenant[tenant] = deque()
+            changes.append(change)
+            if user in self._of:
+                self._of[user].append(change)
+            else:
+                self._of[user] = [change]
+            self._order.append(tenant)
             self.size += change.size
         self.forget(now)
 
