@@ -21,9 +21,10 @@ class RecordingStore(MemoryStore):
         super().__init__(TIMING, log_length=log_length)
         self.near = near  # type: ignore[misc]  # as a class has it; here each has its own
         self.failures: list[Exception] = []
-        self.snapshots = 0
+        self.snapshots = self.reads = 0
 
     async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
+        self.reads += 1
         if self.failures:
             raise self.failures.pop(0)
         return await super().read(after, wait=wait)
@@ -171,6 +172,33 @@ async def test_reach_reads_the_log_itself_where_nobody_has_yet() -> None:
     followed = Followed()
     await followed.follower.reach(await followed.online("alice"))  # run() is not running
     assert followed.heard == [["alice: offline -> online"]]
+
+
+async def test_what_whoever_committed_has_read_is_not_read_again() -> None:
+    followed = Followed()
+    async with followed.running():
+        await eventually(lambda: len(followed.store._readers) == 1)
+        for number in range(10):
+            await followed.follower.reach(await followed.online(f"user-{number}"))
+            await asyncio.sleep(0)
+        assert followed.store.reads == 10
+        await followed.online("alice")  # which nobody waits for
+        await eventually(lambda: followed.heard[-1] == ["alice: offline -> online"])
+        assert followed.store.reads == 11
+
+
+async def test_each_reader_of_a_near_log_is_woken_for_what_it_has_not_read() -> None:
+    first = Followed()
+    second = Follower(first.store, View(), [])
+    async with first.running():
+        following = asyncio.create_task(second.run())
+        await eventually(lambda: len(first.store._readers) == 2)
+        await first.follower.reach(await first.online("alice"))
+        await eventually(lambda: second.position == first.follower.position)
+        following.cancel()
+        await first.online("bob")
+        await eventually(lambda: len(first.heard) == 2)
+        assert len(first.store._readers) == 1
 
 
 async def test_a_listener_that_fails_keeps_the_news_from_nobody_else() -> None:

@@ -60,6 +60,9 @@ class Follower:
         """Up to where the view has followed the log."""
         return self._view.position
 
+    def _view_position(self) -> int:
+        return self._view.position
+
     async def start(self) -> None:
         """Load the first snapshot. Nobody is told: whoever connects later reads the view.
 
@@ -75,6 +78,8 @@ class Follower:
             try:
                 if not self.loaded:
                     await self.start()
+                if self._store.near:  # whoever commits reads on at once: only what nobody has read is read here
+                    await self._store.wait_past(self._view_position)
                 await self._advance()
             except StoreUnavailableError as error:
                 self._wake(error)

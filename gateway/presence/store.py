@@ -42,7 +42,7 @@ import msgspec
 from gateway.presence.model import NO_CHOICE, Chosen, Connection, Entry, OnlineSession, Status, Transition, UserStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.presence.model import Beat, Choice, Ending
 
@@ -234,6 +234,14 @@ class Store(ABC):
         Raises:
             LogTrimmedError: the log does not go on from `after`: it was trimmed, or lost what it held.
         """
+
+    async def wait_past(self, position: Callable[[], int]) -> None:
+        """Wait until the log goes on past what a reader has, who may read on meanwhile; for a store that is near.
+
+        Args:
+            position: where the reader is, asked when this turn of the loop is over in which the log grew.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def position(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 from collections import deque
 from itertools import islice
@@ -52,6 +51,7 @@ from gateway.presence.model import (
     published,
     status_at,
 )
+from gateway.presence.readers import Readers
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class MemoryStore(Store):
         self._position = begin
         # By the command that runs, which may commit more than the log keeps.
         self._committed: list[Transition] = []
-        self._grown = asyncio.Event()
+        self._readers = Readers(lambda: self._position)
 
     # Commands
 
@@ -281,13 +281,16 @@ class MemoryStore(Store):
 
     async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
         """Read the log; see the port."""
-        while wait and self._position <= after:
-            self._grown.clear()
-            await self._grown.wait()
+        if wait and self._position <= after:
+            await self._readers.wait_past(lambda: after)
         behind = self._position - after
         if behind > len(self._log):
             raise LogTrimmedError(f"the log begins at {self._position - len(self._log) + 1}, not at {after + 1}")
         return list(islice(reversed(self._log), max(behind, 0)))[::-1]
+
+    async def wait_past(self, position: Callable[[], int]) -> None:
+        """Wait for more than a reader has; see the port."""
+        await self._readers.wait_past(position)
 
     async def position(self) -> int:
         """Read where the log ends; see the port."""
@@ -552,7 +555,7 @@ class MemoryStore(Store):
     def _append(self, entry: Entry) -> None:
         self._position = entry.position
         self._log.append(entry)
-        self._grown.set()
+        self._readers.grown()
 
     def _commit(self, *, resumed: bool = False) -> Commit:
         transitions, self._committed = tuple(self._committed), []
