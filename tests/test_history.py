@@ -194,11 +194,18 @@ def test_what_nobody_was_told_of_a_user_is_passed_over_for_those_who_watch(clock
     for _ in range(2):
         history.pass_over_of("t", "bob", 2, 5)
     changes = history.since_of("t", 0, {"bob": 0, "carol": 0}) or []
-    assert [each.position for each in history.told_of("t", 0, changes, {})] == [1, 2, 4, 6, 7, 8]
-    assert [each.position for each in history.told_of("t", 3, changes[3:], {})] == [4, 5, 6, 7, 8]
+    assert [each.position for each in history.told_of("t", 0, changes, {}, {})] == [1, 2, 4, 6, 7, 8]
+    assert [each.position for each in history.told_of("t", 3, changes[3:], {}, {})] == [4, 5, 6, 7, 8]
     # Who began to watch in its middle had its beginning in the snapshot.
     later = history.since_of("t", 0, {"bob": 3}) or []
-    assert [each.position for each in history.told_of("t", 0, later, {"bob": 3})] == [5, 7]
+    assert [each.position for each in history.told_of("t", 0, later, {"bob": 3}, {})] == [5, 7]
+    # Another node, which told of it, goes by what this one says.
+    assert history.silent_of("t", ["bob", "carol"], 4) == {}
+    silent = history.silent_of("t", ["bob", "carol"], 5)
+    assert silent == {"bob": [(2, 5)]}
+    other = History(clock, 1000, 100 * SIZE)
+    assert [each.position for each in other.told_of("t", 0, changes, {}, silent)] == [1, 2, 4, 6, 7, 8]
+    assert [each.position for each in other.told_of("t", 0, changes, {}, {})] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert history._silent_of == {("t", "bob"): deque([(2, 5)])}
     history.forget(clock.advance(s=3600))
     assert history._silent_of == {}

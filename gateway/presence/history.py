@@ -135,6 +135,14 @@ class History:
                 begin = after
         return begin, position
 
+    def silent_of(self, tenant: str, users: Iterable[str], position: int) -> dict[str, list[Span]]:
+        """Up to a position, the spans that nobody was told of who watches one of some users, by user id."""
+        found = {}
+        for user_id in users:
+            if spans := [span for span in self._silent_of.get((tenant, user_id), ()) if span[1] <= position]:
+                found[user_id] = spans
+        return found
+
     def told(self, tenant: str, position: int, changes: Iterable[Change], silent: Sequence[Span] = ()) -> list[Change]:
         """Of changes after a position, in their order, those that whoever was there has been told of.
 
@@ -146,8 +154,15 @@ class History:
         """
         return _told(position, changes, (*self._silent.get(tenant, ()), *silent))
 
-    def told_of(self, tenant: str, position: int, changes: Iterable[Change], users: Mapping[str, int]) -> list[Change]:
-        """The same of users who are watched, each with a position, as `since_of` has it."""
+    def told_of(
+        self,
+        tenant: str,
+        position: int,
+        changes: Iterable[Change],
+        users: Mapping[str, int],
+        silent: Mapping[str, Sequence[Span]],
+    ) -> list[Change]:
+        """The same of users who are watched, each with a position, as `since_of` has it; `silent` as `silent_of`."""
         found: list[Change] = []
         by_user: dict[str, list[Change]] = {}
         for change in changes:
@@ -155,7 +170,7 @@ class History:
         for user_id, theirs in by_user.items():
             # Who began to watch in the middle of what was passed over knows its beginning, and no end.
             after = max(position, users.get(user_id, 0))
-            found += _told(after, theirs, self._silent_of.get((tenant, user_id), ()))
+            found += _told(after, theirs, (*self._silent_of.get((tenant, user_id), ()), *silent.get(user_id, ())))
         return sorted(found, key=_position)
 
     def forget(self, now: int) -> None:

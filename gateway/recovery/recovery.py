@@ -257,8 +257,11 @@ class Recovery:
 
     def lose(self, session: Session, told: int) -> None:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
-        if self._watched(session) is None and self._visibility is None:
-            session.silent = self.history.silent_until(session.owner[0], told)
+        watched, tenant = self._watched(session), session.owner[0]
+        if watched is not None:
+            session.silent_of = self.history.silent_of(tenant, watched.users, told)
+        elif self._visibility is None:
+            session.silent = self.history.silent_until(tenant, told)
         self.sessions.lose(session)
 
     async def run(self) -> None:
@@ -281,7 +284,7 @@ class Recovery:
     ) -> tuple[Session | None, bool]:
         """The session of a client that a node told last, and whether it is known what that node passed over."""
         if node != self.node and (session := await self.directory.take(node, pid, owner)) is not None:
-            return session, session.silent is not None
+            return session, session.silent is not None or session.silent_of is not None
         here = self.sessions.find(pid, owner, namespace)
         # One from before it was on that node is out of date; one that went on from there, it has not heard of.
         return here if here is not None and node in (self.node, here.origin) else None, node == self.node
@@ -474,7 +477,8 @@ class Recovery:
             silent = [] if found.session.silent is None else [found.session.silent]
             told = self.history.told(tenant, position, later, silent)
         else:
-            told = self.history.told_of(tenant, position, later, {} if watched is None else watched.users)
+            users = {} if watched is None else watched.users
+            told = self.history.told_of(tenant, position, later, users, found.session.silent_of or {})
         return missed + [_Told(change.position, text=text) for change in told if (text := change.event) is not None]
 
 

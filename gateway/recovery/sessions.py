@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 OVERHEAD = 1000
 """Bytes that a session takes besides the names of its rooms, and whom it watches."""
 
+SPAN = 24
+"""Bytes that a part of the log takes that nobody was told of."""
+
 FORMER = 8
 """Names of former connections that a session keeps."""
 
@@ -46,6 +49,8 @@ class Session(msgspec.Struct):
     silent: tuple[int, int] | None = None
     """Of a lost one that hears of everyone: the part of the presence log that its node told nobody of, up to where it
     had told its client. None where other nodes cannot know: its node may have more, and has not found out yet."""
+    silent_of: dict[str, list[tuple[int, int]]] | None = None
+    """The same of a lost one that watches: such parts of each user's, by their ids."""
     watched: WatchList | None = None
     """Whom it watches; None for one that never watched anybody."""
     jti: str | None = None
@@ -74,7 +79,8 @@ class Session(msgspec.Struct):
     def size(self) -> int:
         """Bytes that it takes, about."""
         rooms = sum(len(room) if isinstance(room, str) else 8 for room in self.rooms)
-        return OVERHEAD + rooms + (0 if self.watched is None else self.watched.size)
+        silent = sum(len(user) + SPAN * len(spans) for user, spans in (self.silent_of or {}).items())
+        return OVERHEAD + rooms + silent + (0 if self.watched is None else self.watched.size)
 
 
 class Directory(Protocol):
