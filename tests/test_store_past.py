@@ -94,6 +94,16 @@ async def visit(store: Store, begun_at: int, ended_at: int, ending: Ending = End
 # Sessions
 
 
+async def test_who_is_heard_of_late_comes_after_they_went(store: Store) -> None:
+    """As by a node that was cut off, and tells when it is back who came meanwhile."""
+    await store.connect(tab("one"), T)
+    await store.disconnect(tab("one"), Ending.GOODBYE, T + 1_000)
+    came = await store.connect(tab("two", node="n2"), T + 500)
+    assert (came.transitions[0].at, came.transitions[0].now.online_since) == (T + 1_000, T + 1_000)
+    latest, earlier = await sessions(store, T + 2_000)
+    assert (earlier.begun_at, earlier.ended_at, latest.begun_at) == (T, T + 1_000, T + 1_000)
+
+
 async def test_whoever_was_never_there_has_no_session(store: Store) -> None:
     assert await sessions(store) == []
 

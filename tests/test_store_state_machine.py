@@ -174,11 +174,13 @@ class User:
                 self.active_at, self.meta, self.profile = self.shown
             self.shown = None
 
-    def appear(self, now: int) -> None:
+    def appear(self, now: int, *, late: bool = False) -> None:
+        """`late` where the store may hear of it after they have gone: then they come after that."""
         self.known = True
         if not self.online:
-            self.online, self.since = True, now
-            self.sessions.append((now, None, 0))
+            ended = self.sessions[-1][1] if late and self.sessions else None
+            self.online, self.since = True, max(now, ended or 0)
+            self.sessions.append((self.since, None, 0))
             self.act(now)
 
     def away(self, timing: Timing) -> tuple[int, ...]:
@@ -311,7 +313,7 @@ class StoreMachine(RuleBasedStateMachine):
             user.grace = user.lost = 0
             user.meant = False
             user.profile = connection.profile
-            user.appear(now)
+            user.appear(now, late=True)
             begun, ended, opened = user.sessions[-1]
             user.sessions[-1] = begun, ended, opened + 1
 
@@ -410,6 +412,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self.clock(node)
         self.check(self.run(self.store.release(*key, now)))
         user = self.users[key]
+        user.pass_time(now)
         user.grace = user.ttl = 0
         user.meant = False
         user.pass_time(now)

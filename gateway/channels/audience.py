@@ -92,17 +92,24 @@ class ChannelAudience:
         if not subscriber.is_native:
             self._others.setdefault((subscriber.tenant, channel), {})[subscriber] = None
 
-    def begin(self, subscriber: Subscriber, channel: str, position: int) -> None:
-        """Tell a subscriber what it has not heard of since it joined, but for what it has up to a position."""
+    def begin(self, subscriber: Subscriber, channel: str, position: int, mark: Any) -> None:
+        """Tell a subscriber what it has not heard of since it joined, but for what it has up to a position.
+
+        Args:
+            subscriber: who.
+            channel: which.
+            position: up to where it has read what was said.
+            mark: up to where clients that can recover have been told by now; None where none can.
+        """
         subscribers = self._subscribers.get((subscriber.tenant, channel), {})
         if subscriber not in subscribers:
             return
         early = subscribers[subscriber]
         subscribers[subscriber] = position or None
         if isinstance(early, list):
-            for said in early:
-                if self._is_news(subscribers, subscriber, said):
-                    self._tell_one(subscriber, said, None)
+            news = [said for said in early if self._is_news(subscribers, subscriber, said)]
+            for said in news:  # with the last it has been told all, whatever else was said to it meanwhile
+                self._tell_one(subscriber, said, mark if said is news[-1] else None)
 
     @staticmethod
     def _is_news(subscribers: dict[Subscriber, list[Said] | int | None], subscriber: Subscriber, said: Said) -> bool:

@@ -241,7 +241,8 @@ class Channels:
             position = 0 if history is None else history.position
             joined = Joined(channel=channel, person=person, members=members, history=history, position=position)
             answer(joined)
-            self._audience.begin(subscriber, channel, position)
+            mark = None if self._recovery is None else self._recovery.mark()
+            self._audience.begin(subscriber, channel, position, mark)
             if is_new:
                 self.put_into_room(subscriber, channel, inside=True)
         return joined

@@ -161,7 +161,9 @@ class MemoryStore(Store):
                 record.opened += 1
             active_at = record.status.active_at if record.status.online else now
             self._note(record, active_at=active_at, profile=connection.profile)
-            self._settle(record, now, CONNECTED, opener=connection)
+            # Whoever is heard of late, of a node that was away, comes after they went.
+            gone_at = record.sessions[-1].ended_at if record.sessions else None
+            self._settle(record, max(now, gone_at or 0), CONNECTED, opener=connection)
         return self._commit(resumed=resumed)
 
     async def describe(self, connection: Connection) -> Commit:

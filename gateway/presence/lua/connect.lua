@@ -23,7 +23,8 @@ if redis.call('HSETNX', KEYS[8], 'c:' .. connection, node) == 1 then
     profile = ARGV[8] ~= '' and ARGV[8] or nil,
   })
   opener = ARGV[7]
-  settle(user, NOW, 'connected')
+  -- Whoever is heard of late, of a node that was away, comes after they went.
+  settle(user, math.max(NOW, user.status == 'offline' and user.gone_at or 0), 'connected')
 end
 save(user)
 local answer = result(resumed)
