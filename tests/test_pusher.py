@@ -29,6 +29,8 @@ from gateway.errors import (
     TokenInvalidError,
     TooManyConnectionsError,
 )
+from gateway.presence.model import Connection
+from gateway.presence.store import Commit
 from gateway.pusher import frames
 from gateway.pusher.client import CLIENT_EVENTS, MAX_CLIENT_EVENT, Client
 from gateway.pusher.codes import Code, closing, code_of, refused_version
@@ -263,6 +265,20 @@ async def test_the_first_presence_channel_says_whose_a_client_is() -> None:
         assert (status.online, status.profile.name) == (True, "Alice")
         await page.client.end(1000)
         assert not gateway.presence.status("alice").online  # it said goodbye
+
+
+async def test_who_leaves_while_they_are_let_in_is_out_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with door_of() as (gateway, door):
+        page = Page(door, f"protocol=7&token={make_token('alice')}")
+        connect = gateway._tracker.connect
+
+        async def leaves(connection: Connection) -> Commit:
+            await page.client.end(None)
+            return await connect(connection)
+
+        monkeypatch.setattr(gateway._tracker, "connect", leaves)
+        await page.begin()
+        assert (page.wire.heard, len(gateway._connections)) == ([], 0)
 
 
 async def test_a_client_that_is_lost_has_its_grace() -> None:

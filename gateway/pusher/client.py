@@ -217,6 +217,8 @@ class Client:
             door.counts.refuse("pusher", error.code)
             self.shut(code_of(error), str(error))
             return
+        except ForbiddenError:
+            return  # it left meanwhile
         if self._closed:
             return
         door.clients.add(self)
