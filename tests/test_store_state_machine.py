@@ -194,7 +194,7 @@ class User:
         self.tabs.remove((node, tab))
         hold = max(hold, self.standstill.missing - at)
         if not self.tabs:
-            self.grace, self.meant = (at + hold, meant) if hold > 0 else (0, False)
+            self.grace, self.meant = (max(at, self.lost) + hold, meant) if hold > 0 else (0, False)
         elif hold > 0:
             self.lost = max(self.lost, at)
 
