@@ -18,6 +18,7 @@ from typing import Any
 
 import jwt
 import pytest
+from accepting import close_what_comes_too_late
 from aiohttp import web
 from postgres_servers import make_database, shared_postgres  # noqa: F401 - fixtures for every test
 from redis_servers import redis_url, shared_redis  # noqa: F401 - fixtures for every test
@@ -35,6 +36,8 @@ def interpreted(folder: str) -> FileFinder:
 if os.environ.get("GATEWAY_COMPILE") == "never":  # in this process: as where there is no compiler
     sys.path_hooks.insert(0, interpreted)
     sys.path_importer_cache.clear()
+
+close_what_comes_too_late()
 
 from gateway import Gateway, Settings
 from gateway.app import create_app

@@ -80,6 +80,9 @@ class Proxy:
         self._flowing.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None or not self._server.is_serving():
+            writer.transport.abort()  # cut after it was accepted, and before it was among the links
+            return
         link = asyncio.current_task()
         assert link is not None
         self._links.add(link)

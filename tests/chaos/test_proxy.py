@@ -1,9 +1,10 @@
 """The proxy does what it is told: a fault that breaks nothing proves nothing."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
@@ -46,6 +47,22 @@ async def test_cut(proxy: Proxy, closing: AsyncExitStack) -> None:
     assert await streams[0].read() == b""
     await proxy.listen()
     await link(proxy, closing)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_nothing_stays_open_of_who_comes_as_it_is_cut(proxy: Proxy, turns: int) -> None:
+    coming = [asyncio.create_task(asyncio.open_connection("127.0.0.1", proxy.port)) for _ in range(3)]
+    for _ in range(turns):  # from before they are accepted until they are links
+        await asyncio.sleep(0)
+    await proxy.cut()
+    for one in coming:
+        with suppress(OSError):
+            reader, writer = await one
+            async with asyncio.timeout(5):
+                with suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            writer.close()
+    gc.collect()  # what was left open is an error then
 
 
 async def test_reset(proxy: Proxy, closing: AsyncExitStack) -> None:
