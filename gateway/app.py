@@ -237,7 +237,9 @@ class Gateway:
         requests.add_to(self._requests)
         self._connections.on_end, door.refused, door.rejoin = requests.end, requests.refused, requests.rejoin
         requests.refresh = self._channels.messages.with_marks
-        self._channels.channels.on_rooms, self._channels.channels.of_user = door.put, self._connections.of_user
+        self._channels.channels.of_user, rooms = self._connections.of_user, self._channels.channels.rooms
+        rooms.on_change, rooms.settling = door.put, door.settling
+        self._connections.settling = door.settling
         MessageRequests(self._channels.messages, self._connections.quotas).add_to(self._requests)
         entrance = Entrance(
             settings,

@@ -28,7 +28,7 @@ from gateway.presence.watching import WatchList
 from gateway.quotas import Quotas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
     from gateway.auth import Identity
     from gateway.delivery.inbox import Inbox
@@ -92,6 +92,8 @@ class Connections:
         """What waits for users who come online; None where nothing does."""
         self.on_watch: Callable[[str, WatchList], None] | None = None
         """Called with a connection's id when its watch list has changed; None for nobody to be told."""
+        self.settling: Callable[[str], Awaitable[None] | None] = lambda _connection_id: None
+        """Called with the same id; what it returns is done when the client has its watch list wherever it goes on."""
         self.on_end: Callable[[LiveConnection, Ending], Coroutine[Any, Any, None]] | None = None
         """Called with a connection that is in channels, when it ends; None for nobody to be told."""
         self.keeps_tokens = settings.channel_auth_url is not None

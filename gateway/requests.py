@@ -27,7 +27,7 @@ from gateway.presence.model import Beat, UserStatus
 from gateway.presence.visibility import Sight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from typing_extensions import TypeIs
 
@@ -439,13 +439,32 @@ class Requests:
             timestamp=wire.timestamp(now),
         )
 
-    def _watch(self, live: LiveConnection, request: wire.WatchUsers, now: int) -> Encodable:
+    def _watch(
+        self, live: LiveConnection, request: wire.WatchUsers, now: int
+    ) -> Encodable | Coroutine[Any, Any, Encodable]:
         self._connections.watch(live, request.user_ids)
+        waiting = self._connections.settling(live.connection.id)
+        if waiting is not None:
+            return self._watch_settled(waiting, live, request)
         # In the same turn of the loop: what is published from now on is news to whoever has this.
         return self._check_users(live, request, now)
 
-    def _unwatch(self, live: LiveConnection, request: wire.UnwatchUsers, _now: int) -> Encodable:
-        return wire.Unwatched(count=self._connections.unwatch(live, request.user_ids))
+    async def _watch_settled(
+        self, waiting: Awaitable[None], live: LiveConnection, request: wire.WatchUsers
+    ) -> Encodable:
+        await _settled(waiting)
+        return self._check_users(live, request, self._now())
+
+    def _unwatch(
+        self, live: LiveConnection, request: wire.UnwatchUsers, _now: int
+    ) -> Encodable | Coroutine[Any, Any, Encodable]:
+        count = self._connections.unwatch(live, request.user_ids)
+        waiting = self._connections.settling(live.connection.id)
+        return wire.Unwatched(count=count) if waiting is None else self._unwatch_settled(waiting, count)
+
+    async def _unwatch_settled(self, waiting: Awaitable[None], count: int) -> Encodable:
+        await _settled(waiting)
+        return wire.Unwatched(count=count)
 
     def _heartbeat(
         self, live: LiveConnection, beat: wire.Heartbeat, now: int
@@ -493,6 +512,18 @@ class Requests:
             Beat(tenant=identity.tenant, user_id=identity.user_id, at=self._tracker.now(), profile=identity.profile)
         )
         return wire.TokenRefreshed(expires_at=wire.optional_timestamp(identity.expires_at))
+
+
+async def _settled(waiting: Awaitable[None]) -> None:
+    """Wait until a client has its watch list wherever it goes on.
+
+    Raises:
+        UnavailableError: the store is away: there it would have the one it had before.
+    """
+    try:
+        await waiting
+    except StoreUnavailableError:
+        raise UnavailableError("the store is away; try again in a moment") from None
 
 
 def _is_at_hand(body: Encodable | Coroutine[Any, Any, Encodable]) -> TypeIs[Encodable]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -15,7 +16,8 @@ from gateway.channels.events import USER_TYPING, heard_by, native_name, owner_in
 from gateway.channels.log import TOPIC
 from gateway.channels.membership import is_presence
 from gateway.channels.model import Draft, Entry, Joined, Occupancy, Said, asker_of, is_native
-from gateway.channels.names import Kind, check_name, is_of_user, kind_of, owner_of, parse_scope, scope_of, user_channel
+from gateway.channels.names import Kind, check_name, is_of_user, kind_of, owner_of, scope_of
+from gateway.channels.rooms import Rooms, channel_in, room_of
 from gateway.errors import (
     ForbiddenError,
     InvalidPayloadError,
@@ -51,9 +53,6 @@ HISTORY_LIMIT = 1000
 REMOVAL, REAUTHORIZATION = "channel-removal", "channel-reauthorization"
 """Under which the bus has that users have to leave a channel, or that it is asked again whether they may be there."""
 
-ROOM = "channel:"
-"""What the rooms begin with that recovery keeps for a client: its channels."""
-
 
 class _Removal(msgspec.Struct, frozen=True):
     """Take a user, or everyone, out of a channel on other nodes."""
@@ -63,27 +62,11 @@ class _Removal(msgspec.Struct, frozen=True):
     user_id: str | None
 
 
-_OWN = "own-channel:"
-"""The same of a user's own, in which the user's connections are told nothing that they have not been told as such."""
-
-
 class _Reauthorization(msgspec.Struct, frozen=True):
     """Ask again whether a user may be in the channels they are in."""
 
     tenant: str
     user_id: str
-
-
-def room_of(tenant: str, channel: str, user_id: str | None = None) -> str:
-    """A channel as recovery names it, for a connection of a user."""
-    own = user_id is not None and is_of_user(channel) and channel == user_channel(user_id)
-    return f"{_OWN if own else ROOM}{scope_of(tenant, channel)}"
-
-
-def channel_in(room: str) -> str | None:
-    """Which channel a room is of; None for one that is of none."""
-    prefix = next((each for each in (ROOM, _OWN) if room.startswith(each)), None)
-    return None if prefix is None else parse_scope(room.removeprefix(prefix))[1]
 
 
 def _reading_of(removal: _Removal) -> Reading:
@@ -146,11 +129,10 @@ class Channels:
         self.membership = membership
         self.subscriptions = subscriptions
         self.log = log
+        self.rooms = Rooms()
         self.most = most
         self.refused = 0
         """How often a connection asked for one channel more than it may be in."""
-        self.on_rooms: Callable[[str, str, bool], None] | None = None
-        """Called with the id of a connection whose client can recover, a room, and whether it is in it from now on."""
         self.on_end: list[Callable[[Subscriber], Awaitable[None]]] = []
         """Called with a subscriber whose connection has ended."""
         self.on_said: dict[str, Callable[[Said], None]] = {}
@@ -196,6 +178,7 @@ class Channels:
         since: int | None = None,
         limit: int = HISTORY_LIMIT,
         answer: Callable[[Joined], None] = lambda _joined: None,
+        goes_on: bool = False,
     ) -> Joined:
         """Let a connection into a channel; it hears all that is said from this answer on, and misses nothing between.
 
@@ -210,12 +193,14 @@ class Channels:
                 for all that is kept, None for nothing.
             limit: how many events of that at the most.
             answer: called with what is returned, before the connection is told what was said meanwhile.
+            goes_on: whether its client was in it when it lost its connection.
 
         Raises:
             InvalidPayloadError: the channel's name is none.
             ForbiddenError: the connection is in as many channels as it may be, or its user was taken out, or may not be
                 in it any more, since `entry` began.
-            UnavailableError: the history was asked for, and the store is away; the connection is not in the channel.
+            UnavailableError: the store is away, and the history was asked for, or the client could go on elsewhere as
+                if it had not come; the connection is not in the channel.
         """
         check_name(channel)
         async with subscriber.turn(channel):
@@ -223,6 +208,8 @@ class Channels:
             if is_new:
                 await self._enter(subscriber, channel, person, entry)
             try:
+                if is_new and not goes_on:
+                    await self.rooms.settle(subscriber)
                 history = None if since is None else await self._history(subscriber.tenant, channel, since, limit)
             except BaseException as error:  # a cancellation, too: nobody would begin to tell it what is said
                 if is_new:
@@ -243,8 +230,6 @@ class Channels:
             answer(joined)
             mark = None if self._recovery is None else self._recovery.mark()
             self._audience.begin(subscriber, channel, position, mark)
-            if is_new:
-                self.put_into_room(subscriber, channel, inside=True)
         return joined
 
     async def _enter(self, subscriber: Subscriber, channel: str, person: Person | None, entry: Entry | None) -> None:
@@ -260,11 +245,13 @@ class Channels:
             raise ForbiddenError(f"a connection may be in {self.most} channels (MAX_CHANNELS_PER_CONNECTION)")
         subscriber.channels[channel] = person
         self._audience.join(subscriber, channel, early=[])
+        self.rooms.put(subscriber, channel, inside=True)
         try:
             await self.membership.enter(subscriber.tenant, channel, person)
         except BaseException as error:
             del subscriber.channels[channel]
             self._audience.leave(subscriber, channel)
+            self.rooms.put(subscriber, channel, inside=False)
             if isinstance(error, StoreUnavailableError):
                 raise UnavailableError("the store is away; try again in a moment") from None
             raise
@@ -282,18 +269,18 @@ class Channels:
         """Let a client hear nothing of a channel that it could not be let into again."""
         if channel not in subscriber.channels:
             self._audience.leave(subscriber, channel)
-            self.put_into_room(subscriber, channel, inside=False)
-
-    def put_into_room(self, subscriber: Subscriber, channel: str, *, inside: bool) -> None:
-        """Let recovery know which channels a client is in that can recover."""
-        if self.on_rooms is not None and subscriber.recovers:
-            self.on_rooms(subscriber.connection_id, room_of(subscriber.tenant, channel, subscriber.user_id), inside)
+            self.rooms.put(subscriber, channel, inside=False)
 
     async def leave(self, subscriber: Subscriber, channel: str) -> bool:
-        """Take a connection out of a channel; whether it was in it."""
+        """Take a connection out of a channel; whether it was in it.
+
+        Raises:
+            UnavailableError: the store is away; it is out here, but its client could go on elsewhere as if it were not.
+        """
         async with subscriber.turn(channel):
             was_in = channel in subscriber.channels
             await self._leave(subscriber, channel, Ending.GOODBYE)
+            await self.rooms.settle(subscriber)
         return was_in
 
     async def end(self, subscriber: Subscriber, ending: Ending) -> None:
@@ -313,7 +300,7 @@ class Channels:
         person = subscriber.channels.pop(channel)
         self._audience.leave(subscriber, channel)
         if not subscriber.ended:
-            self.put_into_room(subscriber, channel, inside=False)
+            self.rooms.put(subscriber, channel, inside=False)
         await self.membership.leave(subscriber.tenant, channel, person, ending)
 
     async def remove(self, tenant: str, channel: str, user_id: str | None = None) -> int:
@@ -348,7 +335,7 @@ class Channels:
         ]
         for subscriber in found:
             self._audience.leave(subscriber, channel)
-            self.put_into_room(subscriber, channel, inside=False)
+            self.rooms.put(subscriber, channel, inside=False)
         return [each for each in found if channel in each.channels]  # the others are told by what lets them in
 
     async def _take_all_out(self, subscribers: Sequence[Subscriber], channel: str) -> None:
@@ -356,6 +343,8 @@ class Channels:
 
     async def _take_out(self, subscriber: Subscriber, channel: str) -> None:
         await self._end(subscriber, channel, Ending.KICKED)
+        with suppress(UnavailableError):  # wherever it goes on, the removal is known, or its rights are asked for again
+            await self.rooms.settle(subscriber)
         subscriber.listener.removed(channel)
 
     async def _on_removal(self, removal: _Removal) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from gateway.channels.channels import channel_in
 from gateway.channels.events import native_name
 from gateway.channels.model import Subscriber, asker_of
 from gateway.channels.names import channel_between, conversation_channel, parties_of
+from gateway.channels.rooms import channel_in
 from gateway.channels.wire import (
     ChannelEvent,
     ChannelMembers,
@@ -173,9 +174,11 @@ class ChannelRequests:
         self, live: LiveConnection, subscriber: Subscriber, channel: str, entry: Entry, person: Person | None
     ) -> None:
         try:
-            joined = await self._channels.join(subscriber, channel, person, entry=entry)
+            joined = await self._channels.join(subscriber, channel, person, entry=entry, goes_on=True)
         except RequestError:
             self._channels.give_up(subscriber, channel)
+            with suppress(RequestError):
+                await self._channels.rooms.settle(subscriber)
             live.emit("channel-left", LeftChannel(channel))
             return
         if joined.members is not None:

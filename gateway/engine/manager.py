@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,7 @@ from gateway import wire
 from gateway.engine.batch import Batch
 from gateway.engine.namespace import Namespace
 from gateway.engine.stream import Receiver
+from gateway.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,6 +70,23 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
                 # so told nobody that it went: without this its user would stay for ever.
                 await self.server.forget(eio_sid, namespace)
         return registered
+
+    async def enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
+        """Put a client into a room; it is there wherever it goes on when this returns, unless the store is away."""
+        await super().enter_room(sid, namespace, room, eio_sid=eio_sid)
+        await self._settle(sid, namespace)
+
+    async def leave_room(self, sid: str, namespace: str, room: Any) -> None:
+        """Take a client out of a room; it is out of it wherever it goes on when this returns, likewise."""
+        await super().leave_room(sid, namespace, room)
+        await self._settle(sid, namespace)
+
+    async def _settle(self, sid: str, namespace: str) -> None:
+        handler = self.server.namespace_handlers.get(namespace)
+        waiting = handler.settling(sid) if isinstance(handler, Namespace) else None
+        if waiting is not None:
+            with suppress(StoreUnavailableError):
+                await waiting
 
     def basic_enter_room(self, sid: str, namespace: str, room: Any, eio_sid: str | None = None) -> None:
         """Put a client into a room."""

@@ -20,7 +20,7 @@ from gateway.recovery.offsets import Mark, Offset
 from gateway.recovery.sessions import MAX_WATCHED_BYTES, rooms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 
     from aiohttp import web
 
@@ -240,6 +240,15 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         if session is not None and self.recovery is not None:
             session.rooms, session.placed = rooms_of(rooms), self.recovery.mark()
             self.recovery.sessions.change(session)
+
+    def settling(self, sid: str) -> Awaitable[None] | None:
+        """Wait until other nodes find a client's rooms, and whom it watches, as they are now, or not at all.
+
+        Returns:
+            None where that is so already. It raises StoreUnavailableError where that cannot be told now.
+        """
+        session = self._sessions.get(sid)
+        return None if session is None or self.recovery is None else self.recovery.sessions.settling(session)
 
     def watched_changed(self, sid: str, watched: WatchList) -> None:
         """Keep whom a client watches for when it is lost, but for a list that is too long: that one begins anew."""

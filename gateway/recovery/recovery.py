@@ -200,6 +200,11 @@ class Recovery:
             session, certain = await self._session(pid, owner, namespace, offset.node)
             if session is None or session.namespace != namespace or self.is_revoked(session):
                 return None
+            try:
+                await self.sessions.withdraw(pid)
+            except StoreUnavailableError:
+                if offset.node != self.node:  # in its own place it is as it was, but for the name of its connection
+                    raise
             return await self._look_back(Return(session, offset, self._bus.began, certain), presence=presence)
         except StoreUnavailableError:
             return None

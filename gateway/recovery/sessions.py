@@ -11,7 +11,7 @@ from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Mark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 OVERHEAD = 1000
 """Bytes that a session takes besides the names of its rooms, and whom it watches."""
@@ -92,6 +92,13 @@ class Directory(Protocol):
     def drop(self, pid: str) -> None:
         """Let nobody find a session any more."""
 
+    def settling(self, pid: str) -> Awaitable[None] | None:
+        """Wait until no other node can find a session as it was before it was put or dropped last.
+
+        Returns:
+            None where that is so already. It raises StoreUnavailableError where that cannot be told now.
+        """
+
     async def take(self, node: str, pid: str, owner: tuple[str, str]) -> Session | None:
         """Take a session over from another node; None where there is none of this owner. Of several, one has it.
 
@@ -114,6 +121,10 @@ class NoDirectory:
 
     def drop(self, pid: str) -> None:
         """Nobody looks."""
+
+    def settling(self, pid: str) -> Awaitable[None] | None:  # noqa: ARG002 - the port's
+        """Nobody looks."""
+        return None
 
     async def take(self, node: str, pid: str, owner: tuple[str, str]) -> Session | None:  # noqa: ARG002 - the port's
         """Nobody has any."""
@@ -160,6 +171,20 @@ class Sessions:
         """Let other nodes know what has changed of a session."""
         if self._live.get(session.pid) is session:
             self._directory.put(session)
+
+    def settling(self, session: Session) -> Awaitable[None] | None:
+        """Wait until other nodes find a session as it is now, or not at all; see `Directory.settling`."""
+        return self._directory.settling(session.pid)
+
+    async def withdraw(self, pid: str) -> None:
+        """Let no other node find a session here that is about to go on: it would be as it was before.
+
+        Raises:
+            StoreUnavailableError: whether others can find it is not known.
+        """
+        self._directory.drop(pid)
+        if (waiting := self._directory.settling(pid)) is not None:
+            await waiting
 
     def lose(self, session: Session) -> None:
         """Keep a session whose connection was lost, unless a newer connection has gone on with it."""

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from chaos.proxy import Proxy
 from conftest import SERVICE_KEY, STEP, Process, Running, eventually
-from redis_servers import fresh_prefix
+from redis_servers import RedisServer, fresh_prefix
 from test_js_client import TRANSPORTS, node
 
 from gateway.client import PresenceClient
@@ -483,3 +483,139 @@ async def test_a_message_that_was_missed_is_heard_once_on_another_node(
         heard = [payload[0]["content"] for payload in alice.of("new-message")]
         assert heard == ["before", "meanwhile", "after"]
         await eventually(lambda: [each.channel for each in two.gateway.channels.occupied(tenant=tenant)] == channels)
+
+
+# Far from Redis
+
+
+@asynccontextmanager
+async def far_and_near(serve: Serve, redis: RedisServer, engine: str) -> AsyncIterator[tuple[Running, Running, Proxy]]:
+    """Two nodes, of which the first has a proxy before Redis."""
+    async with Proxy.start(redis.port) as link:
+        prefix = fresh_prefix()
+        far = await serve(redis_url=link.url, redis_prefix=prefix, gateway_engine=engine)
+        near = await serve(redis_url=redis.url, redis_prefix=prefix, gateway_engine=engine)
+        yield far, near, link
+
+
+async def ask(page: Page, request: str, payload: object) -> Any:
+    """What a page is answered, at once when it is."""
+    number = len(page.of("answer")) + 1
+    page.say("ask", request, payload)
+    return await page.next("answer", number)
+
+
+@pytest.mark.parametrize("does", ["join", "leave"])
+async def test_where_a_client_goes_on_it_is_in_the_channels_that_it_was_told_it_is_in(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str, does: str
+) -> None:
+    async with (
+        far_and_near(serve, shared_redis, engine) as (far, near, link),
+        page(far.url, tenant) as alice,
+        page(far.url, tenant, user="bob") as bob,
+    ):
+        for channel in ("stays", "changes"):  # so that the store of channels need not be told of alice
+            await ask(bob, "join-channel", {"channel": channel})
+        await ask(alice, "join-channel", {"channel": "stays"})
+        if does == "leave":
+            await ask(alice, "join-channel", {"channel": "changes"})
+        link.slow(0.1)
+        answer = await ask(alice, f"{does}-channel", {"channel": "changes"})
+        assert answer["event"] == {"join": "joined-channel", "leave": "left-channel"}[does]
+        await alice.cut()
+        assert await alice.back(near.url)
+        link.slow()
+        for channel in ("changes", "stays"):
+            await near.gateway.channels.say(channel, "said", {"in": channel}, tenant=tenant)
+        await alice.next("said", 2 if does == "join" else 1)
+        heard = [payload[0]["in"] for payload in alice.of("said")]
+        assert heard == (["changes", "stays"] if does == "join" else ["stays"])
+
+
+async def test_where_a_client_goes_on_it_watches_whom_it_was_told_it_watches(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
+        await ask(alice, "watch-users", {"userIds": ["bob"]})
+        link.slow(0.1)
+        answer = await ask(alice, "watch-users", {"userIds": ["carol"]})
+        assert [status["userId"] for status in answer["data"]["statuses"]] == ["carol"]
+        assert (await ask(alice, "unwatch-users", {"userIds": ["bob"]}))["data"] == {"count": 1}
+        await alice.cut()
+        assert await alice.back(near.url)
+        link.slow()
+        await online(near.url, tenant, "bob", "carol")
+        await alice.next("user-online")
+        await online(near.url, tenant, "bob", "carol", event="offline")
+        await alice.next("user-offline")
+        assert {payload[0]["userId"] for payload in alice.of("user-online") + alice.of("user-offline")} == {"carol"}
+
+
+async def test_where_a_client_goes_on_it_is_in_the_rooms_that_its_node_has_put_it_into(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
+        sid, server = (await alice.next("connect"))["id"], far.gateway._server
+        await server.enter_room(sid, "left", namespace=NAMESPACE)
+        link.slow(0.1)
+        await server.enter_room(sid, "room", namespace=NAMESPACE)
+        await server.leave_room(sid, "left", namespace=NAMESPACE)
+        await alice.cut()
+        assert await alice.back(near.url)
+        link.slow()
+        for room in ("left", "room"):
+            await near.gateway._server.emit("said", room, room=room, namespace=NAMESPACE)
+        await alice.next("said")
+        assert [payload[0] for payload in alice.of("said")] == ["room"]
+
+
+async def test_a_client_is_not_told_that_it_came_or_went_where_others_cannot_know(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    """Its node is cut off, so that it can be asked for nothing: whoever takes the client over has what was written."""
+    async with far_and_near(serve, shared_redis, engine) as (far, near, link):
+        async with page(far.url, tenant) as alice:
+            await ask(alice, "join-channel", {"channel": "stays"})
+            await link.cut()
+            for request, payload in (
+                ("join-channel", {"channel": "comes"}),
+                ("leave-channel", {"channel": "stays"}),
+                ("watch-users", {"userIds": ["bob"]}),
+            ):
+                assert (await ask(alice, request, payload))["error"]["code"] == "UNAVAILABLE"
+            await alice.cut()
+            assert await alice.back(near.url)
+            for channel in ("comes", "stays"):
+                await near.gateway.channels.say(channel, "said", {"in": channel}, tenant=tenant)
+            await alice.next("said")
+            assert [payload[0]["in"] for payload in alice.of("said")] == ["stays"]
+        # Of a client that came meanwhile others know nothing that could be wrong.
+        async with page(far.url, tenant, user="bob") as bob:
+            assert (await ask(bob, "join-channel", {"channel": "comes"}))["event"] == "joined-channel"
+            assert (await ask(bob, "watch-users", {"userIds": ["alice"]}))["event"] == "watching"
+            await bob.cut()
+            assert not await bob.back(near.url)
+        await link.listen()
+
+
+async def test_a_client_that_came_back_to_a_node_is_not_found_there_as_it_was_before(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
+        prefix = far.gateway.settings.redis_prefix
+        third = await serve(redis_url=shared_redis.url, redis_prefix=prefix, gateway_engine=engine)
+        link.slow(0.2)
+        await alice.cut()
+        assert await alice.back(near.url)
+        # By now the first node has told of its loss, too: it is listed there as it was.
+        directory: Any = far.gateway._recovery.directory  # type: ignore[union-attr]
+        await eventually(lambda: not directory._changed and not directory._writing)
+        await ask(alice, "join-channel", {"channel": "comes"})
+        await alice.cut()
+        assert await alice.back(far.url)
+        await alice.cut()
+        recovered = await alice.back(third.url)
+        link.slow()
+        await third.gateway.channels.say("comes", "said", {}, tenant=tenant)
+        await ask(alice, "get-online-users", None)
+        assert len(alice.of("said")) == recovered
