@@ -519,7 +519,7 @@ async def test_where_a_client_goes_on_it_is_in_the_channels_that_it_was_told_it_
         await ask(alice, "join-channel", {"channel": "stays"})
         if does == "leave":
             await ask(alice, "join-channel", {"channel": "changes"})
-        link.slow(0.1)
+        link.slow(0.3)
         answer = await ask(alice, f"{does}-channel", {"channel": "changes"})
         assert answer["event"] == {"join": "joined-channel", "leave": "left-channel"}[does]
         await alice.cut()
@@ -537,7 +537,7 @@ async def test_where_a_client_goes_on_it_watches_whom_it_was_told_it_watches(
 ) -> None:
     async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
         await ask(alice, "watch-users", {"userIds": ["bob"]})
-        link.slow(0.1)
+        link.slow(0.3)
         answer = await ask(alice, "watch-users", {"userIds": ["carol"]})
         assert [status["userId"] for status in answer["data"]["statuses"]] == ["carol"]
         assert (await ask(alice, "unwatch-users", {"userIds": ["bob"]}))["data"] == {"count": 1}
@@ -557,7 +557,7 @@ async def test_where_a_client_goes_on_it_is_in_the_rooms_that_its_node_has_put_i
     async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
         sid, server = (await alice.next("connect"))["id"], far.gateway._server
         await server.enter_room(sid, "left", namespace=NAMESPACE)
-        link.slow(0.1)
+        link.slow(0.3)
         await server.enter_room(sid, "room", namespace=NAMESPACE)
         await server.leave_room(sid, "left", namespace=NAMESPACE)
         await alice.cut()
@@ -604,7 +604,7 @@ async def test_a_client_that_came_back_to_a_node_is_not_found_there_as_it_was_be
     async with far_and_near(serve, shared_redis, engine) as (far, near, link), page(far.url, tenant) as alice:
         prefix = far.gateway.settings.redis_prefix
         third = await serve(redis_url=shared_redis.url, redis_prefix=prefix, gateway_engine=engine)
-        link.slow(0.2)
+        link.slow(0.3)
         await alice.cut()
         assert await alice.back(near.url)
         # By now the first node has told of its loss, too: it is listed there as it was.
