@@ -92,8 +92,10 @@ class Connections:
         """What waits for users who come online; None where nothing does."""
         self.on_watch: Callable[[str, WatchList], None] | None = None
         """Called with a connection's id when its watch list has changed; None for nobody to be told."""
+        self.on_token: Callable[[str], None] | None = None
+        """Called with a connection's id when it goes on with a newer token; None for nobody to be told."""
         self.settling: Callable[[str], Awaitable[None] | None] = lambda _connection_id: None
-        """Called with the same id; what it returns is done when the client has its watch list wherever it goes on."""
+        """Called with such an id; what it returns is done when the client has its watch list wherever it goes on."""
         self.on_end: Callable[[LiveConnection, Ending], Coroutine[Any, Any, None]] | None = None
         """Called with a connection that is in channels, when it ends; None for nobody to be told."""
         self.keeps_tokens = settings.channel_auth_url is not None
@@ -429,6 +431,8 @@ class Connections:
             raise ForbiddenError("the new token must have the same sub and tenant as the connection's")
         live.identity = identity
         self._arm_expiry(live)
+        if self.on_token is not None and live.ending is None:
+            self.on_token(live.connection.id)
 
     # One step each
 

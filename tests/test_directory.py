@@ -136,19 +136,21 @@ async def test_a_change_that_comes_late_undoes_none_that_came_after_it(pair: Pai
     await pair.settle("gone")
     late = [1, 60_000, 0, "left", b'{"left": "as it was"}', "gone", b'{"gone": "as it was"}']
     call = pair.commands.start(_WRITE, [pair.key, f"{pair.key}:number"], late)
-    assert await pair.commands.answer(call) == 0
+    await pair.commands.answer(call)
     assert (await pair.found("left"), await pair.found("gone")) == ([], None)
 
 
 async def test_what_redis_has_lost_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.redis.directory.KEEP", 0.1)
     async with redis_server() as server, pair_at(server) as pair:
-        pair.far.put(session("pid", "one"))
-        await pair.settle("pid")
+        for pid in ("one", "two"):
+            pair.far.put(session(pid, f"of {pid}"))
+        await pair.settle("two")
         await pair.commands.send("FLUSHALL")
+        pair.far.put(session("two", "another"))
         number = pair.far._number
         await eventually(lambda: pair.far._number > number + 1)
-        assert await pair.found("pid") == ["one"]
+        assert (await pair.found("one"), await pair.found("two")) == (["of one"], ["another"])
 
 
 async def test_a_node_that_is_alone_waits_for_nobody() -> None:

@@ -69,7 +69,7 @@ class SocketIODoor(Namespace):
         self.rejoin: Callable[[LiveConnection, Sequence[str], Sequence[str]], Awaitable[None]] | None = None
         """Called with a connection that goes on, the rooms it was in, and those that it was taken out of while it was
         away; None where nobody puts it back."""
-        connections.on_watch = self.watched_changed
+        connections.on_watch, connections.on_token = self.watched_changed, self.token_changed
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
         """Open a connection for a token; see the port."""

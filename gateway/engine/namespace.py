@@ -261,6 +261,13 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         else:
             self.recovery.sessions.change(session)
 
+    def token_changed(self, sid: str) -> None:
+        """Keep which token a client has now for when it is lost: it is that one which may be revoked."""
+        session = self._sessions.get(sid)
+        if session is not None and self.recovery is not None:
+            session.jti, session.issued_at = self.token(sid)
+            self.recovery.sessions.change(session)
+
     def _end_session(self, sid: str, reason: str) -> None:
         """Keep the session of a client that was lost, or whose node stops; forget that of any other."""
         self._returns.pop(sid, None)

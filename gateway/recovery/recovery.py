@@ -135,7 +135,7 @@ class Recovery:
         self.removals: Callable[[tuple[str, str], RoomName], Sequence[Target]] = lambda _owner, _room: ()
         """By which targets an event is known that takes a user, by tenant and id, out of a room; none where none do."""
         self.is_revoked: Callable[[Session], bool] = lambda _session: False
-        """Whether the token that a session began with has been revoked: nobody goes on with it."""
+        """Whether the token that a session had last has been revoked: nobody goes on with it."""
         self._nobody = None if hears_everyone else WatchList()
         self._buffer = buffer
         self._clock = clock

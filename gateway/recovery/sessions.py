@@ -54,7 +54,7 @@ class Session(msgspec.Struct):
     watched: WatchList | None = None
     """Whom it watches; None for one that never watched anybody."""
     jti: str | None = None
-    """The id of the token that its connection came in with; None for one that has none."""
+    """The id of the token that its connection had last; None for one that has none."""
     issued_at: int | None = None
     """When that was issued, in Unix milliseconds; None where it does not say."""
     origin: str = ""

@@ -148,7 +148,7 @@ class RedisDirectory(Generic[_SessionT]):
         self._writing, self._changed = changed, self._changed - changed
         self._written, self._changed_by = self._changed_by, None
         try:
-            is_listed = await self._send(list(gone), list(there))
+            is_first = await self._send(list(gone), list(there))
         except BaseException as error:
             self._failing = True
             self._changed |= changed
@@ -158,19 +158,19 @@ class RedisDirectory(Generic[_SessionT]):
         self._failing = False
         self._listed -= gone
         self._end_waiting(None)
-        if not is_listed and not self._changed:  # Redis has lost them
-            self._changed.update(self._known)
+        if is_first:  # or Redis has lost what was there before
+            self._changed |= self._known.keys() - changed
         if self._changed:
             self._wake.set()
 
     async def _send(self, gone: list[str], there: list[str]) -> bool:
-        """Tell Redis what has changed, or nothing but that the node lives; whether it has any of its sessions."""
+        """Tell Redis what has changed, or nothing but that the node lives; whether it knew of none before."""
         self._number += 1
         told = [(len(each), *each) for each in _chunks(gone)]
         told += [(0, *(part for pid in each for part in (pid, self._known[pid]))) for each in _chunks(there)]
         keys = [self._key, f"{self._key}:number"]
         calls = [self._commands.start(_WRITE, keys, [self._number, self._expires, *each]) for each in told or [(0,)]]
-        return bool([await self._commands.answer(call) for call in calls][-1])
+        return 0 in [await self._commands.answer(call) for call in calls]
 
     def _end_waiting(self, error: StoreUnavailableError | None) -> None:
         waiting, self._written, self._writing = self._written, None, set()
