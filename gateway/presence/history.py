@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway import wire
 from gateway.errors import LogTrimmedError, StoreUnavailableError
-from gateway.presence.model import Transition
+from gateway.presence.model import Transition, net_event
 from gateway.presence.view import RESYNCHRONISED
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ REMEMBERED = 20_000
 
 READS = 20
 """How often the store's log is read for one who comes from before what is kept here: some 20,000 entries."""
+
+
+FLICKER = 1000
+"""Milliseconds within which a change that was undone may have been told to nobody elsewhere; a flush waits for 200."""
 
 
 class Change:
@@ -164,10 +168,7 @@ class History:
     ) -> list[Change]:
         """The same of users who are watched, each with a position, as `since_of` has it; `silent` as `silent_of`."""
         found: list[Change] = []
-        by_user: dict[str, list[Change]] = {}
-        for change in changes:
-            by_user.setdefault(change.transition.user_id, []).append(change)
-        for user_id, theirs in by_user.items():
+        for user_id, theirs in _by_user(changes).items():
             # Who began to watch in the middle of what was passed over knows its beginning, and no end.
             after = max(position, users.get(user_id, 0))
             found += _told(after, theirs, (*self._silent_of.get((tenant, user_id), ()), *silent.get(user_id, ())))
@@ -252,6 +253,31 @@ class History:
         self._order.clear()
         self.size = 0
         self._begin = position
+
+
+def without_flickers(changes: Sequence[Change]) -> list[Change]:
+    """Changes but for what each user began with and what undid it at once.
+
+    The node that told a client last may have passed that over, and have answered with what it came to.
+    """
+    undone: set[Change] = set()
+    for theirs in _by_user(changes).values():
+        first = 0
+        for last, change in enumerate(theirs):
+            begun = theirs[first].transition
+            if change.transition.at - begun.at > FLICKER:
+                break
+            if net_event(begun, change.transition) is None:
+                undone.update(theirs[first : last + 1])
+                first = last + 1
+    return [change for change in changes if change not in undone]
+
+
+def _by_user(changes: Iterable[Change]) -> dict[str, list[Change]]:
+    found: dict[str, list[Change]] = {}
+    for change in changes:
+        found.setdefault(change.transition.user_id, []).append(change)
+    return found
 
 
 def _position(change: Change) -> int:

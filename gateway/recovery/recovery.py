@@ -12,9 +12,8 @@ import structlog
 from gateway import encoded
 from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
-from gateway.presence.history import Change, History, read_back
+from gateway.presence.history import Change, History, read_back, without_flickers
 from gateway.presence.model import Event as PresenceEvent
-from gateway.presence.model import net_event
 from gateway.presence.watching import WatchList
 from gateway.recovery.direct import Direct, Event
 from gateway.recovery.offsets import Mark, Offset, short
@@ -42,9 +41,6 @@ POLL = 0.01
 SINGLY = 100
 """Changes of presence that a client is told one by one; what is more than that it is told as its net effect, as whoever
 stayed was told by flushes. Past it, thousands who come back at once would each be told of all others' absence."""
-
-FLICKER = 1000
-"""Milliseconds within which a change that was undone may have been told to nobody elsewhere; a flush waits for 200."""
 
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
@@ -475,7 +471,7 @@ class Recovery:
         missed = _batch(begun, offset.log, offset.to, offset.heard) if offset.to else []
         position = max(offset.log, offset.to)
         if not found.certain:
-            later = _without_flickers(later)
+            later = without_flickers(later)
         if len(later) > SINGLY:
             return missed + _batch(later, position, later[-1].position)
         if watched is None and self._visibility is None:
@@ -505,27 +501,6 @@ class _Told(NamedTuple):
 def _is_watched(change: Change, watched: WatchList) -> bool:
     since = watched.users.get(change.transition.user_id)
     return since is not None and change.position > since
-
-
-def _without_flickers(changes: Sequence[Change]) -> list[Change]:
-    """Changes but for what each user began with and what undid it at once.
-
-    The node that told a client last may have passed that over, and have answered with what it came to.
-    """
-    by_user: dict[str, list[Change]] = {}
-    for change in changes:
-        by_user.setdefault(change.transition.user_id, []).append(change)
-    undone: set[Change] = set()
-    for theirs in by_user.values():
-        first = 0
-        for last, change in enumerate(theirs):
-            begun = theirs[first].transition
-            if change.transition.at - begun.at > FLICKER:
-                break
-            if net_event(begun, change.transition) is None:
-                undone.update(theirs[first : last + 1])
-                first = last + 1
-    return [change for change in changes if change not in undone]
 
 
 def _batch(changes: Sequence[Change], after: int, to: int, heard: int = 0) -> list[_Told]:
