@@ -489,12 +489,14 @@ async def test_a_message_that_was_missed_is_heard_once_on_another_node(
 
 
 @asynccontextmanager
-async def far_and_near(serve: Serve, redis: RedisServer, engine: str) -> AsyncIterator[tuple[Running, Running, Proxy]]:
+async def far_and_near(
+    serve: Serve, redis: RedisServer, engine: str, **settings: Any
+) -> AsyncIterator[tuple[Running, Running, Proxy]]:
     """Two nodes, of which the first has a proxy before Redis."""
     async with Proxy.start(redis.port) as link:
         prefix = fresh_prefix()
-        far = await serve(redis_url=link.url, redis_prefix=prefix, gateway_engine=engine)
-        near = await serve(redis_url=redis.url, redis_prefix=prefix, gateway_engine=engine)
+        far = await serve(redis_url=link.url, redis_prefix=prefix, gateway_engine=engine, **settings)
+        near = await serve(redis_url=redis.url, redis_prefix=prefix, gateway_engine=engine, **settings)
         yield far, near, link
 
 
@@ -619,3 +621,46 @@ async def test_a_client_that_came_back_to_a_node_is_not_found_there_as_it_was_be
         await third.gateway.channels.say("comes", "said", {}, tenant=tenant)
         await ask(alice, "get-online-users", None)
         assert len(alice.of("said")) == recovered
+
+
+async def test_where_a_client_goes_on_it_is_not_where_it_was_told_that_it_is_not_any_more(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    banned: set[str] = set()
+
+    async def rule(identity: Any, _channel: str) -> bool:
+        return identity.user_id not in banned
+
+    async with (
+        far_and_near(serve, shared_redis, engine, channel_auth=rule) as (far, near, link),
+        page(far.url, tenant) as alice,
+        page(far.url, tenant, user="bob") as bob,
+    ):
+        await ask(bob, "join-channel", {"channel": "private-club"})
+        for channel in ("private-club", "stays"):
+            await ask(alice, "join-channel", {"channel": channel})
+        link.slow(0.3)
+        banned.add("alice")
+        await far.gateway.channels.reauthorize("alice", tenant=tenant)
+        await alice.next("channel-left")
+        banned.clear()
+        await alice.cut()
+        assert await alice.back(near.url)
+        link.slow()
+        for channel in ("private-club", "stays"):
+            await near.gateway.channels.say(channel, "said", {"in": channel}, tenant=tenant)
+        await alice.next("said")
+        assert [payload[0]["in"] for payload in alice.of("said")] == ["stays"]
+
+
+async def test_a_client_that_comes_back_to_a_node_that_is_cut_off_is_where_it_was(
+    serve: Serve, shared_redis: RedisServer, tenant: str, engine: str
+) -> None:
+    async with far_and_near(serve, shared_redis, engine) as (far, _near, link), page(far.url, tenant) as alice:
+        await ask(alice, "join-channel", {"channel": "presence-club"})
+        await link.cut()
+        await alice.cut()
+        assert await alice.back()
+        await alice.next("channel-members")
+        assert alice.of("channel-left") == []
+        await link.listen()
