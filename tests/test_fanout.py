@@ -50,6 +50,16 @@ class Member:
         self.on_write()
 
 
+class Counted(Member):
+    """One that counts how often it is looked for."""
+
+    lookups = 0
+
+    def __hash__(self) -> int:
+        Counted.lookups += 1
+        return id(self)
+
+
 class Log:
     """Makes the transitions that a log would hold."""
 
@@ -179,6 +189,42 @@ def test_a_member_who_joined_after_all_that_is_pending_hears_nothing() -> None:
     fanout.join("acme", late)
     loop.run_until(100.0)
     assert (len(early.writes), late.writes) == (1, [])
+
+
+def test_a_flush_looks_up_nobody_but_those_who_have_heard_already() -> None:
+    loop, log, late = Loop(), Log(), Member()
+    early = [Counted() for _ in range(50)]
+    fanout = FanOut(loop, 0.5)
+    for member in early:
+        fanout.join("acme", member)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.join("acme", late)
+    Counted.lookups = 0
+    loop.run_until(100.0)
+    assert Counted.lookups == 0
+    assert [member.writes for member in early] == [[["user-online alice v1"]]] * 50
+    assert late.writes == []
+    loop.now = 101.0
+    fanout.publish([log("bob", ONLINE)])
+    loop.run_until(101.0)
+    assert [member.writes[1:] for member in [*early, late]] == [[["user-online bob v1"]]] * 50 + [[]]
+    assert late.writes == [["user-online bob v1"]]
+
+
+def test_who_leaves_while_those_who_have_heard_are_caught_up_is_written_to_no_more() -> None:
+    loop, log, asker, other = Loop(), Log(), Member(), Member()
+    fanout = FanOut(loop, 0.5)
+    fanout.join("acme", asker)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.catch_up("acme", asker)
+    fanout.join("acme", other)
+    fanout.publish([log("bob", ONLINE)])
+    asker.on_write = lambda: (fanout.leave("acme", asker), fanout.leave("acme", other))[0]
+    loop.run_until(100.0)
+    assert asker.writes == [["user-online alice v1"], ["user-online bob v1"]]
+    assert other.writes == []
+    fanout.publish([log("carol", ONLINE)])
+    assert loop.waiting() == []
 
 
 def test_catching_up_tells_one_member_now_and_everyone_else_when_it_is_time() -> None:

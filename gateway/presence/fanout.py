@@ -151,9 +151,12 @@ class Audience:
             self._encoded.clear()
 
     def _flush(self, codec: Codec, members: dict[Member, Any]) -> None:
-        for member in [each for each in members if each in self._heard] if self._heard else ():
+        for member in [each for each in self._heard if each in members]:
             self.catch_up(member)
-        sinks = [members[each] for each in members if each not in self._heard] if self._heard else [*members.values()]
+        # Those few are set aside: to look each of the others up would take as long as all else that is done for it here.
+        heard = {each: members.pop(each) for each in self._heard if each in members}
+        sinks = [*members.values()]
+        members.update(heard)
         if sinks and (batch := self._batch(codec, 0)) is not None:
             codec.write_all(batch, sinks)
 
