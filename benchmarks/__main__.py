@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import load as operations
 from benchmarks import plot, report
-from benchmarks.csend import compiled, send_microseconds
+from benchmarks.csend import AT_ONCE, Rhythm, compiled, send_microseconds
 from benchmarks.limits import (
     BOUND,
     GATEWAY,
@@ -32,6 +33,7 @@ from benchmarks.limits import (
     IDLE_MANY,
     IDLE_SOME,
     NODE,
+    ROW_AT_ONCE,
     ROW_FEW,
     ROW_MANY,
     ROW_SOME,
@@ -168,6 +170,7 @@ class Benchmark:
         verdict, held = report.verdict(rows)
         missed = not (held and self._all_closed) and options.limits
         print(f"\n{report.table(rows)}\n\n{report.circumstances(conditions)}\n\n{report.busy(self._measured)}\n")
+        self._notes += report.sending(self._measured)
         print("\n".join([*self._notes, verdict]))
         picture = plot.draw(rows, f"{conditions['machine']['cpu']}, {options.connections:,} connections")
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -223,13 +226,15 @@ class Benchmark:
                         self._send(program)
 
     def _send(self, program: Path) -> None:
-        """Measure C's ``send()`` beside the gateway's broadcast, of as many bytes."""
+        """Measure C's ``send()`` beside the gateway's broadcast: of as many bytes, as often, and read as slowly."""
         rows = self._measured.get(GATEWAY, {}).get("broadcast")
         if rows:
-            options = self._options
-            size = int(rows[-1]["frame_bytes"])
-            value = send_microseconds(program, options.connections, size, options.seconds, self._cores)
-            self._keep(C, {"broadcast": {"value": value, "frame_bytes": size}})
+            options, last = self._options, rows[-1]
+            size = int(last["frame_bytes"])
+            same = Rhythm(last["apart"], last["load_share"] * last["seconds"] / last["operations"])
+            for row, rhythm in (("broadcast", same), (ROW_AT_ONCE, AT_ONCE)):
+                value = send_microseconds(program, options.connections, size, options.seconds, rhythm, self._cores)
+                self._keep(C, {row: {"value": value, "frame_bytes": size, **asdict(rhythm)}})
 
     def _across(self) -> None:
         """Measure from node to node, with a Redis that all systems share and no two use at once."""

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,25 @@ def compiled() -> Iterator[Path | None]:
         yield program
 
 
+@dataclass(frozen=True)
+class Rhythm:
+    """How broadcasts follow each other, and how they are read: a ``send()`` costs by this what it costs.
+
+    Attributes:
+        apart: seconds from the beginning of one broadcast to that of the next, at least; 0 where each follows at once.
+        reading: seconds that the reader takes for each message, at least. One that is done at once sleeps again, and
+            each ``send()`` pays for waking it.
+    """
+
+    apart: float = 0.0
+    reading: float = 0.0
+
+
+AT_ONCE = Rhythm()
+
+
 def send_microseconds(
-    program: Path, connections: int, size: int, seconds: float, cores: tuple[int | None, int | None]
+    program: Path, connections: int, size: int, seconds: float, rhythm: Rhythm, cores: tuple[int | None, int | None]
 ) -> float:
     """Run it.
 
@@ -38,12 +56,14 @@ def send_microseconds(
         connections: how many are sent to in turn.
         size: bytes that each is sent.
         seconds: how long it runs.
+        rhythm: of the broadcasts.
         cores: where sender and reader stay; None leaves them where they like.
 
     Returns:
         Microseconds of CPU per ``send()``.
     """
     places = ["-1" if core is None else str(core) for core in cores]
-    command = [str(program), str(connections), str(size), str(seconds), *places]
+    command = [str(program), str(connections), str(size), str(seconds), str(rhythm.apart)]
+    command += [str(rhythm.reading), *places]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(said) / 1000

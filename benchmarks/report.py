@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.limits import BOUND, GATEWAY, NODE, C, Comparison
+from benchmarks.limits import BOUND, GATEWAY, NODE, ROW_AT_ONCE, C, Comparison
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,6 +138,18 @@ def busy(measured: Measured) -> str:
     if slower:
         text += f"\n\nThe load was busier than {_BUSY:.0%} where the server was not: {', '.join(slower)}."
     return text
+
+
+def sending(measured: Measured) -> list[str]:
+    """What C's ``send()`` took at the gateway's rhythm, and without a rest, in words; nothing where it was not run."""
+    as_often, at_once = _values(measured, C, "broadcast"), _values(measured, C, ROW_AT_ONCE)
+    if not as_often or not at_once:
+        return []
+    rows = measured[C]["broadcast"]
+    apart, reading = (statistics.median(row[what] for row in rows) for what in ("apart", "reading"))
+    same = f"a broadcast every {apart * 1e3:.0f} ms, read at {reading * 1e6:.1f} µs a message"
+    least = f"{Spread.of(at_once)} µs where each followed at once, and was read at once"
+    return [f"C's send() took {Spread.of(as_often)} µs as the gateway's, with {same}; {least}."]
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,11 @@
 // What the system itself takes to write a broadcast: send() of the same number of bytes to each of many TCP
 // connections over loopback, while another process reads them. Prints nanoseconds of CPU per send().
 //
-//     send CONNECTIONS BYTES SECONDS SENDER_CORE READER_CORE      (a core of -1: anywhere)
+//     send CONNECTIONS BYTES SECONDS APART READING SENDER_CORE READER_CORE
+//
+// APART is how many seconds after one broadcast the next one begins, at the earliest; 0: when all have had it. READING is
+// how many seconds the reader takes for each message, at the least: one that is done at once and sleeps again has to be
+// woken by the next send(), which pays for it. A core of -1 is any.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -38,7 +42,7 @@ static double seconds(clockid_t clock) {
 }
 
 // Connects, reads everything, and writes a byte into `done` whenever all connections have had one broadcast more.
-static void read_all(struct sockaddr_in *address, int connections, long bytes, int done) {
+static void read_all(struct sockaddr_in *address, int connections, long bytes, double reading, int done) {
     int poll = epoll_create1(0);
     for (int i = 0; i < connections; i++) {
         int file = socket(AF_INET, SOCK_STREAM, 0);
@@ -52,9 +56,11 @@ static void read_all(struct sockaddr_in *address, int connections, long bytes, i
     for (;;) {
         int count = epoll_wait(poll, events, 256, -1);
         for (int i = 0; i < count; i++) {
+            double done_at = seconds(CLOCK_MONOTONIC) + reading;
             long got = recv(events[i].data.fd, buffer, sizeof buffer, 0);
             if (got <= 0) exit(0);
             left -= got;
+            while (reading > 0 && seconds(CLOCK_MONOTONIC) < done_at) continue;
         }
         if (left == 0) {
             left = connections * bytes;
@@ -63,11 +69,17 @@ static void read_all(struct sockaddr_in *address, int connections, long bytes, i
     }
 }
 
+static void sleep_until(double when) {
+    struct timespec until = {.tv_sec = (time_t)when};
+    until.tv_nsec = (long)((when - until.tv_sec) * 1e9);
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR) continue;
+}
+
 int main(int count, char **arguments) {
-    if (count != 6) return 2;
+    if (count != 8) return 2;
     int connections = atoi(arguments[1]);
     long bytes = atol(arguments[2]);
-    double runs_for = atof(arguments[3]);
+    double runs_for = atof(arguments[3]), apart = atof(arguments[4]), reading = atof(arguments[5]);
     int listener = socket(AF_INET, SOCK_STREAM, 0), done[2];
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
@@ -75,26 +87,30 @@ int main(int count, char **arguments) {
     getsockname(listener, (struct sockaddr *)&address, &size);
     if (!fork()) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        stay_on(atoi(arguments[5]));
-        read_all(&address, connections, bytes, done[1]);
+        stay_on(atoi(arguments[7]));
+        read_all(&address, connections, bytes, reading, done[1]);
     }
-    stay_on(atoi(arguments[4]));
+    stay_on(atoi(arguments[6]));
     int *files = calloc(connections, sizeof *files), on = 1;
+    struct linger none = {.l_onoff = 1};
     for (int i = 0; i < connections; i++) {
         if ((files[i] = accept(listener, NULL, NULL)) < 0) fail("accept");
         setsockopt(files[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        // Ended, none waits in the system's tables for a minute: what is measured next would look past it.
+        setsockopt(files[i], SOL_SOCKET, SO_LINGER, &none, sizeof none);
     }
     char *frame = malloc(bytes), byte;
     memset(frame, 'x', bytes);
     double used = 0, end = seconds(CLOCK_MONOTONIC) + runs_for;
     long sent = -connections;  // the first broadcast is not counted: the connections are new
     while (seconds(CLOCK_MONOTONIC) < end || sent <= 0) {
-        double before = seconds(CLOCK_PROCESS_CPUTIME_ID);
+        double began = seconds(CLOCK_MONOTONIC), before = seconds(CLOCK_PROCESS_CPUTIME_ID);
         for (int i = 0; i < connections; i++)
             if (send(files[i], frame, bytes, MSG_NOSIGNAL) != bytes) fail("send");
         if (sent >= 0) used += seconds(CLOCK_PROCESS_CPUTIME_ID) - before;
         sent += connections;
         if (read(done[0], &byte, 1) != 1) fail("read");  // one broadcast at a time
+        if (apart > 0) sleep_until(began + apart);
     }
     printf("%.1f\n", used / sent * 1e9);
     return 0;

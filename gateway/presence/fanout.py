@@ -153,7 +153,7 @@ class Audience:
     def _flush(self, codec: Codec, members: dict[Member, Any]) -> None:
         for member in [each for each in self._heard if each in members]:
             self.catch_up(member)
-        # Those few are set aside: to look each of the others up would take as long as all else that is done for it here.
+        # Those few are set aside: to look all others up would take as long as all else that is done for them here.
         heard = {each: members.pop(each) for each in self._heard if each in members}
         sinks = [*members.values()]
         members.update(heard)
