@@ -135,17 +135,87 @@ def test_what_follows_within_the_interval_goes_out_together_at_its_end_in_one_wr
     loop, log, member = Loop(), Log(), Member()
     fanout = FanOut(loop, 0.5)
     fanout.join("acme", member)
-    fanout.publish([log("alice", ONLINE)])
+    fanout.publish([log("alice", ONLINE), log("eve", ONLINE)])
     loop.run_until(100.0)
     loop.now = 100.1
     fanout.publish([log("bob", ONLINE), log("carol", ONLINE)])
     fanout.publish([log("bob", OFFLINE), log("dave", ONLINE)])
     assert loop.waiting() == [100.5]
     loop.run_until(100.4)
-    assert member.writes == [["user-online alice v1"]]
+    assert member.writes == [["user-online alice v1", "user-online eve v1"]]
     loop.run_until(100.5)
-    assert member.writes == [["user-online alice v1"], ["user-online carol v1", "user-online dave v1"]]
+    assert member.writes[1:] == [["user-online carol v1", "user-online dave v1"]]
     assert loop.waiting() == []
+
+
+def test_a_lone_change_is_told_at_once_though_another_users_has_just_been_and_the_third_waits() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5, stopwatch=lambda: 5.0)
+    fanout.join("acme", member)
+    fanout.publish([log("alice", ONLINE)])
+    loop.run_until(100.0)
+    loop.now = 100.1
+    fanout.publish([log("bob", ONLINE)])
+    assert loop.waiting() == [100.1]
+    loop.run_until(100.1)
+    loop.now = 100.2
+    fanout.publish([log("carol", ONLINE)])
+    assert loop.waiting() == [100.5]
+    fanout.publish([log("dave", ONLINE)])
+    loop.run_until(100.5)
+    assert member.writes == [
+        ["user-online alice v1"],
+        ["user-online bob v1"],
+        ["user-online carol v1", "user-online dave v1"],
+    ]
+    loop.now = 100.6
+    fanout.publish([log("eve", ONLINE)])  # the last flush told of two: there is much to gather
+    assert loop.waiting() == [101.0]
+
+
+@pytest.mark.parametrize("told", [["alice"], ["bob", "alice"], ["alice", "bob"]])
+def test_what_a_user_undoes_within_an_interval_is_no_event(told: list[str]) -> None:
+    loop, log, member = Loop(), Log(), Member()
+    for user in told:
+        log(user, ONLINE)
+    fanout = FanOut(loop, 0.5, stopwatch=lambda: 5.0)
+    fanout.join("acme", member)
+    for number, user in enumerate(told):
+        loop.now = 100.0 + number / 10
+        fanout.publish([log(user, OFFLINE)])
+        loop.run_until(loop.now)
+    assert len(member.writes) == len(told)
+    fanout.publish([log("alice", ONLINE)])
+    fanout.publish([log("alice", OFFLINE)])
+    loop.run_until(102.0)
+    assert len(member.writes) == len(told)
+
+
+def test_many_lone_changes_are_two_flushes_in_an_interval_at_the_most() -> None:
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5, stopwatch=lambda: 5.0)
+    fanout.join("acme", member)
+    for number in range(1000):
+        loop.run_until(100.0 + number / 100)
+        loop.now = 100.0 + number / 100
+        fanout.publish([log(f"user-{number}", ONLINE)])
+    loop.run_until(111.0)
+    assert sum(map(len, member.writes)) == 1000
+    assert len(member.writes) == 1 + 1 + 20
+
+
+def test_a_flush_that_fails_is_not_tried_again_at_once() -> None:
+    def fail() -> None:
+        raise KeyError
+
+    loop, log, member = Loop(), Log(), Member()
+    fanout = FanOut(loop, 0.5, stopwatch=lambda: 5.0)
+    fanout.join("acme", member)
+    member.on_write = fail
+    fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
+    loop.run_until(100.0)  # which says so, and goes on
+    fanout.publish([log("carol", ONLINE)])
+    assert loop.waiting() == [100.5]
 
 
 def test_changes_that_cancel_out_are_no_write_at_all() -> None:
@@ -219,7 +289,12 @@ def test_who_leaves_while_those_who_have_heard_are_caught_up_is_written_to_no_mo
     fanout.catch_up("acme", asker)
     fanout.join("acme", other)
     fanout.publish([log("bob", ONLINE)])
-    asker.on_write = lambda: (fanout.leave("acme", asker), fanout.leave("acme", other))[0]
+
+    def both_leave() -> None:
+        fanout.leave("acme", asker)
+        fanout.leave("acme", other)
+
+    asker.on_write = both_leave
     loop.run_until(100.0)
     assert asker.writes == [["user-online alice v1"], ["user-online bob v1"]]
     assert other.writes == []
@@ -312,6 +387,17 @@ def test_a_member_who_leaves_while_another_is_written_to_harms_nobody_else() -> 
 
 @pytest.mark.parametrize(("took", "rest"), [(0.001, 0.02), (0.03, 0.03 * REST), (0.5, LONGEST_REST)])
 def test_the_longer_a_flush_takes_the_more_the_next_one_gathers(took: float, rest: float) -> None:
+    loop, log = Loop(), Log()
+    fanout = FanOut(loop, 0.02, stopwatch=iter([5.0, 5.0 + took]).__next__)
+    fanout.join("acme", Member())
+    fanout.publish([log("alice", ONLINE), log("carol", ONLINE)])
+    loop.run_until(100.0)
+    fanout.publish([log("bob", ONLINE)])
+    assert loop.waiting() == [pytest.approx(100.0 + rest)]
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.001, 0.001 * REST), (0.03, 0.03 * REST), (0.5, LONGEST_REST)])
+def test_a_lone_change_waits_for_no_longer_than_the_last_one_was_dear(took: float, rest: float) -> None:
     loop, log = Loop(), Log()
     fanout = FanOut(loop, 0.02, stopwatch=iter([5.0, 5.0 + took]).__next__)
     fanout.join("acme", Member())

@@ -112,15 +112,34 @@ def test_those_who_are_told_the_same_share_one_encoding_for_each_codec() -> None
 
 def test_the_net_effect_of_an_interval_is_written_once() -> None:
     world = World()
-    member, _ = world.watcher("alice", "bob", "carol")
-    world.change(("alice", ONLINE))
+    member, _ = world.watcher("alice", "bob", "carol", "dave")
+    world.change(("alice", ONLINE), ("dave", ONLINE))
     world.loop.run_until(100.0)
     world.change(("bob", ONLINE), ("carol", ONLINE))
     world.change(("carol", OFFLINE), ("bob", AWAY))
     assert world.loop.waiting() == [100.5]
     world.loop.run_until(100.5)
-    assert member.writes == [["user-online alice v1"], ["user-online bob v2"]]
-    assert world.passed_over == [("acme", "carol", 2, 4)]
+    assert member.writes == [["user-online alice v1", "user-online dave v1"], ["user-online bob v2"]]
+    assert world.passed_over == [("acme", "carol", 3, 5)]
+
+
+def test_a_lone_change_is_told_at_once_though_another_users_has_just_been() -> None:
+    world = World(stopwatch=lambda: 5.0)
+    member, _ = world.watcher("alice", "bob", "carol")
+    world.change(("alice", ONLINE), ("nobody watches", ONLINE))
+    world.loop.run_until(100.0)
+    world.loop.now = 100.1
+    world.change(("bob", ONLINE))
+    assert world.loop.waiting() == [100.1]
+    world.loop.run_until(100.1)
+    world.change(("bob", OFFLINE), ("carol", ONLINE))
+    assert world.loop.waiting() == [100.6]
+    world.flush()
+    assert member.writes == [
+        ["user-online alice v1"],
+        ["user-online bob v1"],
+        ["user-offline bob v2", "user-online carol v1"],
+    ]
 
 
 def test_who_begins_to_watch_within_an_interval_hears_only_of_what_comes_then() -> None:

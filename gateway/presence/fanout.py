@@ -80,10 +80,50 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
     ]
 
 
+class Pace:
+    """When changes go out: a lone one at once, and otherwise all that an interval has gathered.
+
+    After a flush that told of one user alone, a change of another user does not wait for the interval's end: two such
+    flushes may come within one. So who comes just after another has come or gone is heard of at once, what one user
+    does and undoes within an interval is still no event, and a storm is told of once in each.
+
+    Args:
+        interval: seconds that changes are gathered for.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._at = self._before = float("-inf")
+        """When the last flush was, and the one before it."""
+        self._rest = 0.0
+        """Seconds that the last one was dear enough to rest for."""
+        self._lone: str | None = None
+        """Of whom alone the last one told; None for several."""
+
+    def due(self, now: float, user_id: str) -> float:
+        """When a user's change goes out, of which nothing waits yet: now or later."""
+        kept = self._at if self._lone is None or self._lone == user_id else self._before
+        return max(now, self._at + self._rest, kept + self._interval)
+
+    def flushed(self, now: float, took: float, users: Iterable[str]) -> None:
+        """Take note of a flush.
+
+        Args:
+            now: when it was.
+            took: seconds that it took.
+            users: whose changes were pending; one may be there more than once.
+        """
+        told = set(users)
+        self._before, self._at = self._at, now
+        self._rest = min(took * REST, LONGEST_REST)
+        self._lone = told.pop() if len(told) == 1 else None
+
+
 class Audience:
     """Members that hear of the same changes, and the changes that they have not heard of yet.
 
     Args:
+        pace: when what is pending goes out.
         position: of the log, up to where whoever joins first is told by what they read.
         pass_over: called with two positions where nothing is told of what came between them.
         reduce: what is told of transitions; as `net_changes`.
@@ -91,6 +131,7 @@ class Audience:
 
     def __init__(
         self,
+        pace: Pace,
         position: int = 0,
         pass_over: Callable[[int, int], None] = lambda _after, _to: None,
         reduce: Callable[[Iterable[Transition]], list[wire.EventBody]] = net_changes,
@@ -100,9 +141,7 @@ class Audience:
         self.position = position
         """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
-        self.flushed_at = float("-inf")
-        self.rest = 0.0
-        """Seconds from then on in which changes are gathered."""
+        self.pace = pace
         self.timer: asyncio.TimerHandle | None = None
         self._members: dict[Codec, dict[Member, Any]] = {}
         """The sink of each, by how it is encoded for."""
@@ -194,8 +233,8 @@ class FanOut:
 
     Args:
         scheduler: the event loop.
-        interval: seconds that changes of one audience are gathered for. The first change after a quiet interval
-            goes out at once.
+        interval: seconds that changes of one audience are gathered for, as `Pace` does it. The first change after a
+            quiet interval goes out at once.
         position: up to where this node has followed the log.
         pass_over: called with a tenant and two positions where those who can recover are told nothing of what came
             between them.
@@ -226,7 +265,7 @@ class FanOut:
         audience = self._audiences.get(tenant)
         if audience is None:
             audience = self._audiences[tenant] = Audience(
-                self._position(), partial(self._pass_over, tenant), self._reduce
+                Pace(self._interval), self._position(), partial(self._pass_over, tenant), self._reduce
             )
         audience.join(member)
         return audience
@@ -261,13 +300,14 @@ class FanOut:
             audience.pending.append(transition)
             if audience.timer is None:
                 # Never earlier than this turn of the loop's end: what came in one batch goes out in one.
-                due = max(self._scheduler.time(), audience.flushed_at + audience.rest)
+                due = audience.pace.due(self._scheduler.time(), transition.user_id)
                 audience.timer = self._scheduler.call_at(due, partial(self._flush, audience))
 
     def _flush(self, audience: Audience) -> None:
         audience.timer = None
-        audience.flushed_at = self._scheduler.time()
+        now, users = self._scheduler.time(), [transition.user_id for transition in audience.pending]
         began = self._stopwatch()
-        audience.flush()
-        took = self._stopwatch() - began
-        audience.rest = max(self._interval, min(took * REST, LONGEST_REST))
+        try:
+            audience.flush()
+        finally:
+            audience.pace.flushed(now, self._stopwatch() - began, users)

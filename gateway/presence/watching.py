@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from gateway import wire
-from gateway.presence.fanout import LONGEST_REST, REST
+from gateway.presence.fanout import Pace
 from gateway.presence.model import OFFLINE, Transition, event_between, net_event
 from gateway.presence.visibility import never_seen
 
@@ -52,16 +52,19 @@ class WatchList(msgspec.Struct):
 
 
 class _Tenant:
-    """The watchers of one tenant, and the changes of whom they watch that they have not heard of yet."""
+    """The watchers of one tenant, and the changes of whom they watch that they have not heard of yet.
 
-    def __init__(self) -> None:
+    Args:
+        pace: when what is pending goes out.
+    """
+
+    def __init__(self, pace: Pace) -> None:
         self.position = 0
         """Up to where on the log all had been told when the first of what is pending came."""
         self.pending: list[Transition] = []
         self.pending_of: dict[str, list[int]] = {}
         """Where in `pending` the changes of each user are."""
-        self.flushed_at = float("-inf")
-        self.rest = 0.0
+        self.pace = pace
         self.timer: asyncio.TimerHandle | None = None
         self.watchers: dict[Watcher, None] = {}
         self.watchers_of: dict[str, dict[Watcher, None]] = {}
@@ -251,7 +254,7 @@ class Watching:
         self._published = self.position()
         watchers = self._tenants.get(tenant)
         if watchers is None:
-            watchers = self._tenants[tenant] = _Tenant()
+            watchers = self._tenants[tenant] = _Tenant(Pace(self._interval))
         watcher = Watcher(self, tenant, watchers, member, watched, viewer)
         watchers.watchers[watcher] = None
         if watcher.everyone:
@@ -288,7 +291,7 @@ class Watching:
             tenant.pending_of.setdefault(transition.user_id, []).append(len(tenant.pending))
             tenant.pending.append(transition)
             if tenant.timer is None:
-                due = max(self._scheduler.time(), tenant.flushed_at + tenant.rest)
+                due = tenant.pace.due(self._scheduler.time(), transition.user_id)
                 tenant.timer = self._scheduler.call_at(due, partial(self._flush, transition.tenant, tenant))
         self._published = self.position()
 
@@ -339,8 +342,7 @@ class Watching:
 
     def _flush(self, name: str, tenant: _Tenant) -> None:
         tenant.timer = None
-        tenant.flushed_at = self._scheduler.time()
-        began = self._stopwatch()
+        now, users, began = self._scheduler.time(), list(tenant.pending_of), self._stopwatch()
         try:
             self._write(name, tenant)
         finally:
@@ -352,7 +354,7 @@ class Watching:
             for watcher in tenant.ahead:
                 watcher.heard = 0
             tenant.ahead.clear()
-        tenant.rest = max(self._interval, min((self._stopwatch() - began) * REST, LONGEST_REST))
+            tenant.pace.flushed(now, self._stopwatch() - began, users)
 
     def _write(self, name: str, tenant: _Tenant) -> None:
         """Write what is pending to whomever it concerns: once to each, encoded once for those who are told the same."""
