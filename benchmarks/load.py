@@ -25,7 +25,7 @@ from benchmarks.client import Client, ClientError, event_start, request_frame
 from benchmarks.process import cpu_seconds, resident_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     Operation = Callable[[float], Awaitable[int]]
     """Goes on until a time of the monotonic clock, and returns how often it did what is counted."""
@@ -144,7 +144,7 @@ class Load:
             case "visit":
                 await self._measure(operation, self._visit, warm_up=False)
             case "beat":
-                await self._request("heartbeat", among=max(1, len(self._clients) // _BEATING))
+                await self._request("heartbeat", self._of_whole_tenants(_BEATING))
                 self._results["beat"] = self._results.pop("heartbeat")
             case _:
                 await self._request(operation)
@@ -268,12 +268,18 @@ class Load:
         self._questions.clear()
         return await self._join(until)
 
-    async def _request(self, operation: str, among: int = 1) -> None:
+    def _of_whole_tenants(self, count: int) -> list[Client]:
+        """So many clients, of tenants in which nobody idles: as where there are no others. These are strewn evenly."""
+        tenants = count // _NEIGHBOURS
+        apart = len(self._clients) // _NEIGHBOURS // tenants * _NEIGHBOURS
+        return [each for tenant in range(tenants) for each in self._clients[tenant * apart :][:_NEIGHBOURS]]
+
+    async def _request(self, operation: str, asking: Sequence[Client] | None = None) -> None:
         """Let clients send a request again and again, each with its own arguments.
 
         Args:
             operation: the request, with how many statuses it asks for where that is part of its name.
-            among: how many clients there are to each that sends; the others stay idle.
+            asking: who sends it, while the others idle; None for all.
         """
         event, _, size = operation.rpartition("-") if operation[-1].isdigit() else (operation, "", "1")
         width = int(size)
@@ -289,7 +295,8 @@ class Load:
                 }
                 frames.append(request_frame(event, *arguments[event]))
             self._questions[operation] = [
-                (client, frames[number % len(frames)]) for number, client in enumerate(self._clients[::among])
+                (client, frames[number % len(frames)])
+                for number, client in enumerate(self._clients if asking is None else asking)
             ]
         self._event = b""
         self._asking = self._questions[operation]
