@@ -270,7 +270,7 @@ class Load:
 
     def _of_whole_tenants(self, count: int) -> list[Client]:
         """So many clients, of tenants in which nobody idles: as where there are no others. These are strewn evenly."""
-        tenants = count // _NEIGHBOURS
+        tenants = max(1, min(count, len(self._clients)) // _NEIGHBOURS)
         apart = len(self._clients) // _NEIGHBOURS // tenants * _NEIGHBOURS
         return [each for tenant in range(tenants) for each in self._clients[tenant * apart :][:_NEIGHBOURS]]
 
