@@ -141,6 +141,12 @@ class Settings(BaseSettings):
     revocation_ttl: float = Field(default=2_592_000, gt=0)
     """How long a revoked token is remembered where its expiry is not given: as long as tokens live at the most."""
     service_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    service_api_keys_readonly: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that read over HTTP what the others do, and change nothing."""
+    gateway_url: str | None = None
+    """Which gateway the commands for operators ask; None for the one on this machine that `host` and `port` name."""
+    gateway_api_key: SecretStr | None = None
+    """The service key that they ask it with; None for the first of `service_api_keys`, or of those that read."""
     cors_allowed_origins: _Commas = ()
     """Origins such as ``https://app.example``; empty allows the same origin only, ``*`` any."""
 
@@ -256,7 +262,14 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("jwt_algorithms", "service_api_keys", "cors_allowed_origins", "trusted_proxies", mode="before")
+    @field_validator(
+        "jwt_algorithms",
+        "service_api_keys",
+        "service_api_keys_readonly",
+        "cors_allowed_origins",
+        "trusted_proxies",
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -313,6 +326,13 @@ class Settings(BaseSettings):
         if not isinstance(value, (list, tuple)):
             raise ValueError('takes a JSON array such as [{"name": "crm", "url": "https://…", "secret": "whsec_…"}]')  # noqa: TRY004 - pydantic words it
         return tuple(value)
+
+    @field_validator("gateway_url")
+    @classmethod
+    def _check_gateway_url(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_webhook_url(value, "https://presence.example")
+        return value
 
     @field_validator("channel_auth_url")
     @classmethod
@@ -413,6 +433,10 @@ class Settings(BaseSettings):
             raise ValueError(f"PRESENCE_WEBHOOKS has the name {', '.join(twice)} twice; {why}")
 
     def _check_keys(self) -> None:
+        if set(self.service_api_keys) & set(self.service_api_keys_readonly):
+            raise ValueError(
+                "SERVICE_API_KEYS_READONLY has a key of SERVICE_API_KEYS: one that reads may not write, too"
+            )
         keys = [name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(self, name)]
         if not keys and not self.dev:
             raise ValueError(

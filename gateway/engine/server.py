@@ -310,6 +310,16 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             self._counts.too_slow["socketio"] += 1
         self.close_socket(eio_sid, CloseCode.TOO_SLOW)
 
+    def count_clients(self) -> tuple[int, int]:
+        """How many Engine.IO connections there are, and how many of these are by polling."""
+        sockets = self.eio.sockets.values()
+        return len(sockets), sum(not socket.upgraded for socket in sockets)
+
+    def count_by_namespace(self) -> dict[str, int]:
+        """How many clients are in each namespace."""
+        rooms = self.manager.rooms
+        return {name: len(rooms.get(name, {}).get(None, ())) for name in sorted(self.namespace_handlers)}
+
     def close_nobodys(self) -> None:
         """Close the sessions that have joined no namespace yet, so that their clients go elsewhere.
 
