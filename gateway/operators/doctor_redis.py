@@ -125,7 +125,10 @@ async def _examine(client: Client, where: str, prefix: str) -> list[Finding]:
     if isinstance(pong, Exception):
         return [_unreachable(where, pong)]
     info, trips = await _ask_info(client), await _measure(client)
-    found = [ok("redis", f"{where} answers"), *_version(info), *_latency(trips), *_role(info)]
+    if str(info.get("role", "master")) != "master":
+        advice = "set REDIS_URL to the master, or to redis+sentinel://… which finds it"
+        return [error("redis", f"{where} is a replica, which takes no writes", advice)]
+    found = [ok("redis", f"{where} answers"), *_version(info), *_latency(trips)]
     found += [*await _persistence(client, info), *_memory(info), *await _clock(client)]
     return [*found, *await _commands(client, base_of(prefix) + f"doctor:{secrets.token_hex(6)}:")]
 
@@ -133,7 +136,7 @@ async def _examine(client: Client, where: str, prefix: str) -> list[Finding]:
 def _unreachable(where: str, problem: Exception) -> Finding:
     said = inert(str(problem) or type(problem).__name__)
     advice = "start it, or set REDIS_URL to where it is; a firewall may be between"
-    if any(word in said for word in ("WRONGPASS", "NOAUTH", "password", "AUTH")):
+    if any(word in said for word in ("WRONGPASS", "NOAUTH", "password", "Authentication")):
         advice = "set REDIS_URL to redis://user:password@…, with the user and the password that it has"
     elif "NOPERM" in said:
         advice = "give its user PING, and what else the gateway asks: ACL SETUSER … +@all -@dangerous"
@@ -182,13 +185,6 @@ def _latency(trips: list[float]) -> list[Finding]:
     if usual > TOO_SLOW:
         return [error("redis", said, advice)]
     return [warning("redis", said, advice) if usual > SLOW else ok("redis", said)]
-
-
-def _role(info: Mapping[str, Any]) -> list[Finding]:
-    if str(info.get("role", "master")) == "master":
-        return []
-    said = "it is a replica, which takes no writes"
-    return [error("redis", said, "set REDIS_URL to the master, or to redis+sentinel://… which finds it")]
 
 
 async def _persistence(client: Client, info: Mapping[str, Any]) -> list[Finding]:
