@@ -278,8 +278,8 @@ class Gateway:
         """Add the gateway's routes to an application; the gateway starts and stops with it.
 
         The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
-        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and
-        ``/static/``; where there is a Pusher application also ``/app/…``, ``/apps/…``, ``/broadcasting/…`` and
+        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html``, ``/admin``
+        and ``/static/``; where there is a Pusher application also ``/app/…``, ``/apps/…``, ``/broadcasting/…`` and
         ``/users/{id}/terminate_connections``.
         """
         settings = self.settings
@@ -334,7 +334,7 @@ class Gateway:
         collector.channel_auth = self._channels.backend
         collector.channels, collector.pusher = self._channels.channels, self._pusher
         app.router.add_get("/metrics", metrics_handler(collector))
-        add_pages(app, document([*http.operations, *described], __version__))
+        add_pages(app, document([*http.operations, *described], __version__), admin=settings.admin_page)
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)

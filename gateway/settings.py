@@ -143,6 +143,8 @@ class Settings(BaseSettings):
     service_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     service_api_keys_readonly: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Keys that read over HTTP what the others do, and change nothing."""
+    admin_page: bool = True
+    """Whether the operators' page is at ``/admin``; not where the application has another page there."""
     gateway_url: str | None = None
     """Which gateway the commands for operators ask; None for the one on this machine that `host` and `port` name."""
     gateway_api_key: SecretStr | None = None
