@@ -24,6 +24,7 @@ from gateway.delivery.queue_memory import MemoryQueues
 from gateway.delivery.queue_redis import RedisQueues
 from gateway.doors.activity import ActivityMiddleware
 from gateway.doors.admin import admin_operations
+from gateway.doors.adminui import AdminUIDoor
 from gateway.doors.broadcasting import broadcasting_operations
 from gateway.doors.channels import channel_operations
 from gateway.doors.echo import EchoDoor
@@ -266,6 +267,10 @@ class Gateway:
             self._channels.subscriptions.listeners.append(self._pusher.tell_count)
         report = Reporter(self._tracker, self._connections, self._server, self._webhooks)
         self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self.drain)
+        self._admin_ui = None
+        if settings.admin_ui_password is not None:
+            self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts)
+            self._server.register_namespace(self._admin_ui)
         self._heed_revocations()
         self._export = make_export(settings, self._store, clock, self._leases)
         self._resources: set[web.AbstractResource] = set()
@@ -522,6 +527,8 @@ class Gateway:
             closing.push_async_callback(self._inbox.close)
             closing.push_async_callback(self._cluster.close, FLUSH_TIMEOUT)
             closing.push_async_callback(self._nodes.close)
+            if self._admin_ui is not None:
+                closing.push_async_callback(self._admin_ui.close)
             if self._webhooks is not None:
                 closing.push_async_callback(self._webhooks.close)
             closing.push_async_callback(self._leases.close)

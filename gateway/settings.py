@@ -145,6 +145,12 @@ class Settings(BaseSettings):
     """Keys that read over HTTP what the others do, and change nothing."""
     admin_page: bool = True
     """Whether the operators' page is at ``/admin``; not where the application has another page there."""
+    admin_ui_password: SecretStr | None = None
+    """What lets Socket.IO's Admin UI in, by the namespace ``/admin``; None lets nobody in."""
+    admin_ui_user: str = "admin"
+    admin_ui_origin: str | None = None
+    """Where the Admin UI's page comes from, such as ``https://admin.socket.io``; None for this gateway's own origin and
+    those of `cors_allowed_origins`."""
     gateway_url: str | None = None
     """Which gateway the commands for operators ask; None for the one on this machine that `host` and `port` name."""
     gateway_api_key: SecretStr | None = None
@@ -297,9 +303,18 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            if origin not in {"*", "null"} and ("://" not in origin or origin.rstrip("/").count("/") != 2):  # noqa: PLR2004
+            if origin not in {"*", "null"} and not _is_origin(origin):
                 raise ValueError(f"takes origins such as https://app.example, or *; not {origin!r}")
         return tuple(origin.rstrip("/") for origin in value)
+
+    @field_validator("admin_ui_origin")
+    @classmethod
+    def _check_admin_origin(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _is_origin(value):
+            raise ValueError(f"takes an origin such as https://admin.socket.io; not {value!r}")
+        return value.rstrip("/")
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -544,6 +559,10 @@ class Settings(BaseSettings):
         """What ``.env`` and the environment set that is no setting, a sentence each: see `settings_words.strangers`."""
         known = {str(field.validation_alias or name).upper() for name, field in cls.model_fields.items()}
         return strangers(known, DotEnvSettingsSource(cls).env_vars, os.environ)
+
+
+def _is_origin(text: str) -> bool:
+    return "://" in text and text.rstrip("/").count("/") == 2  # noqa: PLR2004
 
 
 def _check_webhook_url(url: str, example: str = "https://app.example/hooks/presence") -> None:

@@ -11,7 +11,8 @@
   const INTERVAL = 1500; // between two looks
   const REQUEST_TIMEOUT = 10000;
   const HOOKS_EVERY = 2; // looks between two at webhooks
-  const WINDOW = 180000; // what a chart shows
+  const WINDOW = 180000; // what a chart shows at the most
+  const NARROW = 15000; // and at the least
   const SURE = 5000; // how long a button waits to be pressed again
   const LETTERS = 100;
   const SVG = 'http://www.w3.org/2000/svg';
@@ -114,11 +115,12 @@
     const points = (series[name] ??= []);
     points.push([now, value]);
     while (points.length > 2 && points[1][0] < now - WINDOW) points.shift();
+    const span = Math.min(WINDOW, Math.max(NARROW, now - points[0][0]));
     const most = Math.max(1e-9, ...points.map(([, each]) => each));
     const place = ([at, each]) =>
-      `${(WIDTH - ((now - at) / WINDOW) * WIDTH).toFixed(1)},${(HEIGHT - 2 - (each / most) * (HEIGHT - 6)).toFixed(1)}`;
+      `${(WIDTH - ((now - at) / span) * WIDTH).toFixed(1)},${(HEIGHT - 2 - (each / most) * (HEIGHT - 6)).toFixed(1)}`;
     const line = points.map(place).join(' L');
-    const first = (WIDTH - ((now - points[0][0]) / WINDOW) * WIDTH).toFixed(1);
+    const first = (WIDTH - ((now - points[0][0]) / span) * WIDTH).toFixed(1);
     const svg = page[`${name}-chart`];
     svg.setAttribute('viewBox', `0 0 ${WIDTH} ${HEIGHT}`);
     svg.setAttribute('preserveAspectRatio', 'none');
@@ -157,7 +159,7 @@
       cell(left === null ? word('bad', 'none') : left > 0 ? duration(left) : word('bad', 'ran out')),
       cell(report && report.logLag !== null ? duration(report.logLag) : ''),
       cell(report ? `${report.clockOffset < 0 ? '−' : '+'}${Math.abs(report.clockOffset).toFixed(3)} s` : ''),
-      cell(report ? duration(Math.max(0, secondsTo(report.startedAt, now))) : ''),
+      cell(report ? duration(Math.max(0, secondsTo(now, report.startedAt))) : ''),
       cell(report ? report.version : ''));
     const actions = cell();
     if (session.access === 'full' && report && !report.draining) {
@@ -187,9 +189,10 @@
     chart('log-lag', Math.max(0, ...reports.map((report) => report.logLag ?? 0)), duration);
     chart('waiting', hooks.reduce((sum, each) => sum + each.waiting, 0), count);
     const lag = Math.max(0, ...hooks.map((each) => each.lag));
-    if (lag >= 1) page.waiting.textContent += `, ${duration(lag)}`;
+    if (lag >= 1) page.waiting.textContent += ` for ${duration(lag)}`;
     paintNodes(overview);
     page.access.hidden = false;
+    page.access.dataset.access = overview.access;
     page.access.textContent = overview.access === 'full' ? overview.tenant : `${overview.tenant}, read only`;
   }
 

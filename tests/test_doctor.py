@@ -70,6 +70,7 @@ def test_good_keys_are_good() -> None:
             Level.ERROR,
             "PUSHER_APP_SECRET is one out of an example",
         ),
+        ({"admin_ui_password": "admin"}, Level.ERROR, "ADMIN_UI_PASSWORD is one out of an example"),
         ({"service_api_keys": GOOD}, Level.ERROR, "number 1 of SERVICE_API_KEYS is the same as JWT_SECRET"),
         ({"service_api_keys": ""}, Level.WARNING, "SERVICE_API_KEYS is empty"),
         ({"dev": True}, Level.WARNING, "development mode"),

@@ -22,7 +22,7 @@ from gateway.settings import Settings
 from gateway.version import COMPILED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pydantic import SecretStr
 
@@ -98,18 +98,7 @@ async def _examine_around(settings: Settings) -> list[Finding]:
 
 def examine_keys(settings: Settings) -> list[Finding]:
     """Look at keys that can be guessed, and at what is open to everyone."""
-    found: list[Finding] = []
-    signing = [("JWT_SECRET", settings.jwt_secret), ("PUSHER_APP_SECRET", settings.pusher_app_secret)]
-    for name, key in signing:
-        if key is not None and (why := weakness(key.get_secret_value(), MIN_SECRET)):
-            found.append(error("keys", f"{name} {why}", f"set another, the same on every node: {_MAKES_ONE}"))
-    for name, keys in (
-        ("SERVICE_API_KEYS", settings.service_api_keys),
-        ("SERVICE_API_KEYS_READONLY", settings.service_api_keys_readonly),
-    ):
-        for number, key in enumerate(keys, 1):
-            if why := weakness(key.get_secret_value(), MIN_KEY):
-                found.append(error("keys", f"number {number} of {name} {why}", f"set another: {_MAKES_ONE}"))
+    found = [*_weak(settings)]
     found += _shared(settings)
     if not settings.service_api_keys:
         found.append(
@@ -154,6 +143,23 @@ def weakness(key: str, length: int) -> str | None:
     if len(Counter(key)) < DISTINCT:
         return f"can be guessed: it has {len(Counter(key))} different characters"
     return None
+
+
+def _weak(settings: Settings) -> Iterator[Finding]:
+    """Keys that can be guessed."""
+    named: list[tuple[str, SecretStr | None, int]] = [
+        ("JWT_SECRET", settings.jwt_secret, MIN_SECRET),
+        ("PUSHER_APP_SECRET", settings.pusher_app_secret, MIN_SECRET),
+        ("ADMIN_UI_PASSWORD", settings.admin_ui_password, MIN_KEY),
+    ]
+    for name, keys in (
+        ("SERVICE_API_KEYS", settings.service_api_keys),
+        ("SERVICE_API_KEYS_READONLY", settings.service_api_keys_readonly),
+    ):
+        named += [(f"number {number} of {name}", key, MIN_KEY) for number, key in enumerate(keys, 1)]
+    for name, key, length in named:
+        if key is not None and (why := weakness(key.get_secret_value(), length)):
+            yield error("keys", f"{name} {why}", f"set another, the same on every node: {_MAKES_ONE}")
 
 
 def _shared(settings: Settings) -> list[Finding]:

@@ -50,8 +50,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     compiled: bool
     pid: int
+    at: int
+    """When it says so, in Unix milliseconds; likewise the next."""
     started_at: int
-    """Unix milliseconds."""
     connections: int
     users: int
     """Of these connections."""
@@ -59,6 +60,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How many clients of Socket.IO are in each namespace."""
     clients: int
     """How many Engine.IO connections there are, by polling and by WebSocket, whether or not they are somebody's."""
+    opened: int
+    """How many of these there ever were."""
     polling: int
     """How many of these are by polling."""
     draining: bool
