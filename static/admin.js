@@ -21,7 +21,7 @@
   const page = {}; // every element with an id
   for (const node of document.querySelectorAll('[id]')) page[node.id] = node;
 
-  let session = null; // {key, tenant, looks, access, hooks: bool}; another object for another sign-in
+  let session = null; // {key, tenant, looks, access, waiting, hooks: false where there are none}; another object for another sign-in
   let shown = null; // the user that is explained
 
   /* ---------- Small helpers ---------- */
@@ -187,7 +187,7 @@
     chart('online', overview.online, count);
     chart('connections', reports.reduce((sum, report) => sum + report.connections, 0), count);
     chart('log-lag', Math.max(0, ...reports.map((report) => report.logLag ?? 0)), duration);
-    chart('waiting', hooks.reduce((sum, each) => sum + each.waiting, 0), count);
+    chart('waiting', session.waiting, count); // what the queues say, which a sender knows a little later
     const lag = Math.max(0, ...hooks.map((each) => each.lag));
     if (lag >= 1) page.waiting.textContent += ` for ${duration(lag)}`;
     paintNodes(overview);
@@ -302,6 +302,7 @@
       const [{ endpoints }, dead] = await Promise.all([
         call(of, 'GET', 'webhooks'), call(of, 'GET', `webhooks/dead-letters?limit=${LETTERS}`),
       ]);
+      of.waiting = endpoints.reduce((sum, each) => sum + each.waiting, 0);
       if (of === session) paintHooks(endpoints, dead);
     } catch (error) {
       if (of !== session || error.status !== 404) throw error;
@@ -314,8 +315,8 @@
     const overview = await call(of, 'GET', 'admin/overview');
     if (of !== session) return;
     if (of.access === null) enter(of, overview.access);
-    paint(overview);
     if (of.looks++ % HOOKS_EVERY === 0) await lookAtHooks(of);
+    if (of === session) paint(overview);
   }
 
   async function watch(of) {
@@ -367,7 +368,7 @@
   }
 
   function signIn(key, tenant) {
-    session = { key, tenant, looks: 0, access: null };
+    session = { key, tenant, looks: 0, access: null, waiting: 0 };
     state('connecting', 'asking');
     watch(session);
   }

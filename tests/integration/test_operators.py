@@ -18,7 +18,7 @@ import pytest_asyncio
 from aiohttp import web
 from clients import Client
 from conftest import ROOT, SERVICE_KEY, STEP, Process, gateway_process, make_token
-from redis_servers import free_port, fresh_prefix
+from redis_servers import free_port, fresh_prefix, redis_server
 
 # Two nodes serve the tests that leave them as they are, and so there is one loop for all of them.
 pytestmark = [pytest.mark.xdist_group("operators"), pytest.mark.asyncio(loop_scope="module")]
@@ -276,6 +276,25 @@ async def test_the_overview_says_who_is_there_and_what_the_key_may_do(site: Site
         return int((await site.call("GET", "/api/admin/overview?tenant=acme", node=1))[1]["online"])
 
     await until(online, lambda count: count == 1)
+
+
+async def test_while_redis_is_away_the_node_that_is_asked_shows_itself(tmp_path: Path) -> None:
+    async with redis_server() as redis, gateway_process(REDIS_URL=redis.url) as process:
+        site = Site([process], tmp_path)
+        await site.all_there()
+        await redis.kill()
+
+        async def look() -> Any:
+            return (await site.call("GET", "/api/admin/nodes"))[1]["nodes"]
+
+        [node] = await until(look, lambda nodes: nodes[0]["leaseUntil"] is None)
+        assert node["here"]
+        [node] = await until(look, lambda nodes: nodes[0]["report"]["storeAway"] is not None)
+        status, output, _ = await site.ask("nodes")
+        assert (status, "store away" in output) == (0, True)
+        assert (await site.ask("drain", "another"))[0] == 1
+        await redis.start()
+        await until(look, lambda nodes: any(each["leaseUntil"] is not None for each in nodes))
 
 
 # What no gateway answers
