@@ -152,7 +152,8 @@ class Settings(BaseSettings):
     """Where the Admin UI's page comes from, such as ``https://admin.socket.io``; None for this gateway's own origin and
     those of `cors_allowed_origins`."""
     gateway_url: str | None = None
-    """Which gateway the commands for operators ask; None for the one on this machine that `host` and `port` name."""
+    """Which gateway the commands for operators ask, who look at it: it stops no start. None for the one on this machine
+    that `host` and `port` name."""
     gateway_api_key: SecretStr | None = None
     """The service key that they ask it with; None for the first of `service_api_keys`, or of those that read."""
     cors_allowed_origins: _Commas = ()
@@ -343,13 +344,6 @@ class Settings(BaseSettings):
         if not isinstance(value, (list, tuple)):
             raise ValueError('takes a JSON array such as [{"name": "crm", "url": "https://…", "secret": "whsec_…"}]')  # noqa: TRY004 - pydantic words it
         return tuple(value)
-
-    @field_validator("gateway_url")
-    @classmethod
-    def _check_gateway_url(cls, value: str | None) -> str | None:
-        if value is not None:
-            _check_webhook_url(value, "https://presence.example")
-        return value
 
     @field_validator("channel_auth_url")
     @classmethod

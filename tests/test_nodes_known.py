@@ -114,7 +114,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, world: World) -> None:  # noqa: ARG001 - which is patient
+def impatient(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """Wait for nobody."""
     monkeypatch.setattr(module, "ANSWER", 0.05)
     monkeypatch.setattr(module, "CATCH_UP", 0.02)

@@ -106,7 +106,7 @@ def _address(settings: Settings, url: str | None) -> str:
     except ValueError:
         known = False
     if not known:
-        raise ConfigurationError("--url takes an address such as https://presence.example")
+        raise ConfigurationError("--url, or GATEWAY_URL, takes an address such as https://presence.example")
     return given
 
 

@@ -69,7 +69,7 @@ def test_one_key_cannot_be_both() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nodes", "--url", "somewhere"], "--url takes an address"),
+        (["nodes", "--url", "somewhere"], "GATEWAY_URL, takes an address"),
         (["explain", "a\nb"], "USER takes 1 to 128"),
         (["kick", "x" * 129], "USER takes 1 to 128"),
         (["kick", "x", "--tenant", ""], "--tenant takes 1 to 128"),

@@ -89,7 +89,6 @@ async def test_without_a_key_it_does_not_start_and_says_what_to_set(tmp_path: Pa
         ("CORS_ALLOWED_ORIGINS", "app.example"),
         ("LOG_FORMAT", "xml"),
         ("LOG_LEVEL", "loud"),
-        ("GATEWAY_URL", "presence.example"),
         ("ADMIN_PAGE", "perhaps"),
         ("ADMIN_UI_ORIGIN", "admin.socket.io"),
     ],
