@@ -1,4 +1,4 @@
-"""The command line: ``python -m gateway serve|export|token|webhooks``."""
+"""The command line: ``python -m gateway serve|export|token|webhooks|doctor|nodes|explain|kick|drain``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from aiohttp import web
 
 from gateway.app import Gateway, create_app
 from gateway.auth import issue_token
-from gateway.errors import ConfigurationError
+from gateway.errors import CommandError, ConfigurationError
 from gateway.export.command import export
+from gateway.operators import commands as operators
+from gateway.operators import doctor
 from gateway.parts import weakness_of
 from gateway.presence.clock import SteadyClock
 from gateway.settings import Settings
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, *, make: Callable[[Settings], G
         make: makes the gateway that is served, for one that has a visibility rule, or hooks.
 
     Returns:
-        The exit status: 0 done, 2 wrongly configured.
+        The exit status: 0 done, 1 what was asked for could not be done or is not sound, 2 wrongly configured.
     """
     options = _parser(make).parse_args(arguments)
     try:
@@ -68,6 +70,9 @@ def main(arguments: Sequence[str] | None = None, *, make: Callable[[Settings], G
     except ConfigurationError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
+    except CommandError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
@@ -136,7 +141,49 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
             action.add_argument("ids", nargs="*", metavar="ID", help="the webhook-id, as list shows it")
             action.add_argument("--all", action="store_true", help="all of them")
     hooks.set_defaults(command=_webhooks)
+    _add_operators(commands)
     return parser
+
+
+def _add_operators(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that ask how everything is."""
+    examined = commands.add_parser(
+        "doctor",
+        help="look for what is wrong where a gateway is to run",
+        description="Look at the settings, the keys, Redis, the port and the limit of open files, and say what to"
+        " change. The exit status is 1 where something is wrong.",
+        epilog=_VARIABLES,
+    )
+    examined.add_argument("--host", help="the address that it is to listen on (HOST)")
+    examined.add_argument("--port", type=int, help="the port that it is to listen on (PORT)")
+    most = doctor.CONNECTIONS
+    examined.add_argument("--connections", type=int, default=most, help=f"how many one node is to hold ({most})")
+    examined.add_argument("--strict", action="store_true", help="exit with 1 for a warning, too")
+    examined.add_argument("--json", action="store_true", help="print JSON")
+    examined.set_defaults(command=_doctor)
+
+    for name, what, about in (
+        ("nodes", None, "show the nodes of a gateway that runs"),
+        ("explain", "USER", "say why a user has the status they have"),
+        ("kick", "USER", "close a user's connections on every node"),
+        ("drain", "NODE", "have a node take no more clients, and let those it has go to others"),
+    ):
+        asking = commands.add_parser(
+            name,
+            help=about,
+            description=f"{_sentence(about)} It is asked over HTTP, with the service key in GATEWAY_API_KEY, or the"
+            " first of SERVICE_API_KEYS.",
+            epilog=_VARIABLES,
+        )
+        if what is not None:
+            asking.add_argument("of", metavar=what, help="the user id" if what == "USER" else "its name, of `nodes`")
+        asking.add_argument("--url", help="where the gateway is (GATEWAY_URL, or HOST and PORT on this machine)")
+        if what == "USER":
+            asking.add_argument("--tenant", help="the tenant; the default one where none is named")
+        if name == "drain":
+            asking.add_argument("--wait", type=float, metavar="S", help="wait so many seconds for its clients to go")
+        asking.add_argument("--json", action="store_true", help="print what the HTTP API says")
+        asking.set_defaults(command=partial(_ask, name))
 
 
 def _sentence(words: str) -> str:
@@ -283,6 +330,29 @@ def _webhooks(options: argparse.Namespace) -> int:
         force=getattr(options, "force", False),
     )
     print(asyncio.run(asked))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in (("host", options.host), ("port", options.port)) if value is not None}
+    if options.connections < 1:
+        raise ConfigurationError("--connections takes a whole number, 1 at least")
+    found = doctor.examine(options.connections, **given)
+    print(doctor.words(found, as_json=options.json, strict=options.strict))
+    return 0 if doctor.is_sound(found, strict=options.strict) else 1
+
+
+def _ask(command: str, options: argparse.Namespace) -> int:
+    settings = Settings.load(dev=True)  # it verifies no tokens
+    of, tenant = getattr(options, "of", ""), getattr(options, "tenant", None)
+    wait = getattr(options, "wait", None)
+    if command in {"explain", "kick"} and not is_id(of):
+        raise ConfigurationError("USER takes 1 to 128 characters without control characters")
+    if tenant is not None and not is_id(tenant):
+        raise ConfigurationError("--tenant takes 1 to 128 characters without control characters")
+    if wait is not None and not 0 <= wait <= MAX_TTL:
+        raise ConfigurationError("--wait takes a number of seconds")
+    print(operators.run(settings, command, of=of, url=options.url, tenant=tenant, as_json=options.json, wait=wait))
     return 0
 
 

@@ -23,6 +23,8 @@ from gateway.delivery.inbox import Inbox
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.delivery.queue_redis import RedisQueues
 from gateway.doors.activity import ActivityMiddleware
+from gateway.doors.admin import admin_operations
+from gateway.doors.adminui import AdminUIDoor
 from gateway.doors.broadcasting import broadcasting_operations
 from gateway.doors.channels import channel_operations
 from gateway.doors.echo import EchoDoor
@@ -47,12 +49,15 @@ from gateway.hooks import TIMEOUT as HOOK_TIMEOUT
 from gateway.hooks import Hook, Hooks
 from gateway.inprocess import Presence, note_release
 from gateway.once import LocalPositions, OnceHooks
+from gateway.operators.nodes import Nodes
+from gateway.operators.report import Reporter
 from gateway.origins import Origins
 from gateway.parts import (
     make_client,
     make_export,
     make_recovery,
     make_store_and_bus,
+    make_tallies,
     make_visibility,
     make_webhooks,
     signing_secret,
@@ -69,7 +74,6 @@ from gateway.privacy import Privacy
 from gateway.pusher.codes import Code
 from gateway.redis.leases import RedisLeases
 from gateway.redis.positions import RedisPositions
-from gateway.redis.tallies import Tallies
 from gateway.requests import Requests
 from gateway.revocation.register_redis import RevocationRegister
 from gateway.revocation.revocations import Revocation
@@ -214,7 +218,7 @@ class Gateway:
             rules=rules is not None,
         )
         self._privacy.connections = self._connections
-        self._tallies = self._count_together(client, node)
+        self._tallies = make_tallies(settings, client, node, clock, self._connections)
         limits = settings.queue_limits()
         queues = MemoryQueues(limits) if client is None else RedisQueues(client, settings.redis_prefix, limits)
         self._inbox = Inbox(queues, limits, self._tracker.now, node, self._connections.of_user)
@@ -261,6 +265,12 @@ class Gateway:
                 entrance, signer, sockets, self._channels.channels, self._channels.authorizer, self._sight
             )
             self._channels.subscriptions.listeners.append(self._pusher.tell_count)
+        report = Reporter(self._tracker, self._connections, self._server, self._webhooks)
+        self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self.drain)
+        self._admin_ui = None
+        if settings.admin_ui_password is not None:
+            self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts)
+            self._server.register_namespace(self._admin_ui)
         self._heed_revocations()
         self._export = make_export(settings, self._store, clock, self._leases)
         self._resources: set[web.AbstractResource] = set()
@@ -273,8 +283,8 @@ class Gateway:
         """Add the gateway's routes to an application; the gateway starts and stops with it.
 
         The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
-        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html`` and
-        ``/static/``; where there is a Pusher application also ``/app/…``, ``/apps/…``, ``/broadcasting/…`` and
+        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/docs``, ``/test-presence.html``, ``/admin``
+        and ``/static/``; where there is a Pusher application also ``/app/…``, ``/apps/…``, ``/broadcasting/…`` and
         ``/users/{id}/terminate_connections``.
         """
         settings = self.settings
@@ -300,6 +310,7 @@ class Gateway:
             revoker=self._revoker,
         )
         http.add(webhook_operations(self._webhooks))
+        http.add(admin_operations(self._nodes, self._view, self._clock))
         http.add(channel_operations(self.channels))
         messages, quotas = self._channels.messages, self._connections.quotas
         http.add(message_operations(messages, quotas, self._tracker, self.channels.person))
@@ -328,7 +339,7 @@ class Gateway:
         collector.channel_auth = self._channels.backend
         collector.channels, collector.pusher = self._channels.channels, self._pusher
         app.router.add_get("/metrics", metrics_handler(collector))
-        add_pages(app, document([*http.operations, *described], __version__))
+        add_pages(app, document([*http.operations, *described], __version__), admin=settings.admin_page)
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
                 "/dev/token", dev_token_handler(settings, self._signing_secret, self._origins, self._clock)
@@ -515,6 +526,9 @@ class Gateway:
             closing.push_async_callback(self._once.close)
             closing.push_async_callback(self._inbox.close)
             closing.push_async_callback(self._cluster.close, FLUSH_TIMEOUT)
+            closing.push_async_callback(self._nodes.close)
+            if self._admin_ui is not None:
+                closing.push_async_callback(self._admin_ui.close)
             if self._webhooks is not None:
                 closing.push_async_callback(self._webhooks.close)
             closing.push_async_callback(self._leases.close)
@@ -552,24 +566,6 @@ class Gateway:
             store=self._store,
             follower=self._follower,
             positions=LocalPositions() if client is None else RedisPositions(client, settings.redis_prefix),
-        )
-
-    def _count_together(self, client: Client | None, node: str) -> Tallies | None:
-        """What knows of tenants' connections to other nodes; None where nobody asks, or there are none."""
-        if client is None or self.settings.max_connections_per_tenant is None:
-            return None
-
-        def count_elsewhere(connections: dict[str, int]) -> None:
-            self._connections.quotas.elsewhere = connections
-
-        return Tallies(
-            client,
-            self.settings.redis_prefix,
-            node,
-            keep=self.settings.node_lease,
-            clock=self._clock,
-            mine=self._connections.per_tenant,
-            on_others=count_elsewhere,
         )
 
     async def _follow(self) -> None:

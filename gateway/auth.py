@@ -137,6 +137,7 @@ class Authenticator:
             "verify_iat": False,
         }
         self._service_keys = [key.get_secret_value().encode() for key in settings.service_api_keys]
+        self._reading_keys = [key.get_secret_value().encode() for key in settings.service_api_keys_readonly]
 
     async def identify(self, token: str | None) -> Identity:
         """Verify a token.
@@ -174,6 +175,10 @@ class Authenticator:
     def knows_service_key(self, key: str) -> bool:
         """Whether `key` is one of ``SERVICE_API_KEYS``, in a time that does not tell how nearly."""
         return any(hmac.compare_digest(known, key.encode(errors="surrogatepass")) for known in self._service_keys)
+
+    def knows_reading_key(self, key: str) -> bool:
+        """The same of ``SERVICE_API_KEYS_READONLY``."""
+        return any(hmac.compare_digest(known, key.encode(errors="surrogatepass")) for known in self._reading_keys)
 
     def _why(self, error: Exception, token: str) -> str:
         """What is wrong with a token, in words for whoever made or sent it."""

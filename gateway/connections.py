@@ -451,6 +451,10 @@ class Connections:
         """How many users are watched now, by how many connections, and how many names are on these lists together."""
         return self._watching.sizes()
 
+    def users(self) -> int:
+        """How many users have connections to this node."""
+        return len(self._by_user)
+
     def per_tenant(self) -> dict[str, int]:
         """How many connections each tenant has to this node."""
         return self._per_tenant

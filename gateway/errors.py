@@ -63,6 +63,10 @@ class ConfigurationError(GatewayError):
     """A setting is missing or wrong. The message names the variable and what it takes."""
 
 
+class CommandError(GatewayError):
+    """What a command asked a gateway for could not be done. The message says what to do."""
+
+
 class DatabaseError(GatewayError):
     """The database that presence is exported to cannot be reached or written. Presence itself is not touched."""
 

@@ -20,12 +20,14 @@ from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
 from gateway.redis.directory import RedisDirectory
+from gateway.redis.tallies import Tallies
 from gateway.webhooks.outbox_memory import MemoryOutbox
 from gateway.webhooks.outbox_redis import RedisOutbox
 from gateway.webhooks.sender import Webhooks
 
 if TYPE_CHECKING:
     from gateway.bus import Bus
+    from gateway.connections import Connections
     from gateway.duty import Leases
     from gateway.presence.clock import Clock
     from gateway.presence.store import Store
@@ -86,6 +88,27 @@ def make_recovery(
         view=view,
         directory=directory,
         visibility=visibility,
+    )
+
+
+def make_tallies(
+    settings: Settings, client: Client | None, node: str, clock: Clock, connections: Connections
+) -> Tallies | None:
+    """What knows of tenants' connections to other nodes; None where nobody asks, or there are none."""
+    if client is None or settings.max_connections_per_tenant is None:
+        return None
+
+    def count_elsewhere(counts: dict[str, int]) -> None:
+        connections.quotas.elsewhere = counts
+
+    return Tallies(
+        client,
+        settings.redis_prefix,
+        node,
+        keep=settings.node_lease,
+        clock=clock,
+        mine=connections.per_tenant,
+        on_others=count_elsewhere,
     )
 
 

@@ -141,6 +141,21 @@ class Settings(BaseSettings):
     revocation_ttl: float = Field(default=2_592_000, gt=0)
     """How long a revoked token is remembered where its expiry is not given: as long as tokens live at the most."""
     service_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    service_api_keys_readonly: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Keys that read over HTTP what the others do, and change nothing."""
+    admin_page: bool = True
+    """Whether the operators' page is at ``/admin``; not where the application has another page there."""
+    admin_ui_password: SecretStr | None = None
+    """What lets Socket.IO's Admin UI in, by the namespace ``/admin``; None lets nobody in."""
+    admin_ui_user: str = "admin"
+    admin_ui_origin: str | None = None
+    """Where the Admin UI's page comes from, such as ``https://admin.socket.io``; None for this gateway's own origin and
+    those of `cors_allowed_origins`."""
+    gateway_url: str | None = None
+    """Which gateway the commands for operators ask, who look at it: it stops no start. None for the one on this machine
+    that `host` and `port` name."""
+    gateway_api_key: SecretStr | None = None
+    """The service key that they ask it with; None for the first of `service_api_keys`, or of those that read."""
     cors_allowed_origins: _Commas = ()
     """Origins such as ``https://app.example``; empty allows the same origin only, ``*`` any."""
 
@@ -256,7 +271,14 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("jwt_algorithms", "service_api_keys", "cors_allowed_origins", "trusted_proxies", mode="before")
+    @field_validator(
+        "jwt_algorithms",
+        "service_api_keys",
+        "service_api_keys_readonly",
+        "cors_allowed_origins",
+        "trusted_proxies",
+        mode="before",
+    )
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -282,9 +304,18 @@ class Settings(BaseSettings):
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            if origin not in {"*", "null"} and ("://" not in origin or origin.rstrip("/").count("/") != 2):  # noqa: PLR2004
+            if origin not in {"*", "null"} and not _is_origin(origin):
                 raise ValueError(f"takes origins such as https://app.example, or *; not {origin!r}")
         return tuple(origin.rstrip("/") for origin in value)
+
+    @field_validator("admin_ui_origin")
+    @classmethod
+    def _check_admin_origin(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _is_origin(value):
+            raise ValueError(f"takes an origin such as https://admin.socket.io; not {value!r}")
+        return value.rstrip("/")
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -413,6 +444,10 @@ class Settings(BaseSettings):
             raise ValueError(f"PRESENCE_WEBHOOKS has the name {', '.join(twice)} twice; {why}")
 
     def _check_keys(self) -> None:
+        if set(self.service_api_keys) & set(self.service_api_keys_readonly):
+            raise ValueError(
+                "SERVICE_API_KEYS_READONLY has a key of SERVICE_API_KEYS: one that reads may not write, too"
+            )
         keys = [name for name in ("jwt_secret", "jwt_public_key", "jwt_jwks_url") if getattr(self, name)]
         if not keys and not self.dev:
             raise ValueError(
@@ -518,6 +553,10 @@ class Settings(BaseSettings):
         """What ``.env`` and the environment set that is no setting, a sentence each: see `settings_words.strangers`."""
         known = {str(field.validation_alias or name).upper() for name, field in cls.model_fields.items()}
         return strangers(known, DotEnvSettingsSource(cls).env_vars, os.environ)
+
+
+def _is_origin(text: str) -> bool:
+    return "://" in text and text.rstrip("/").count("/") == 2  # noqa: PLR2004
 
 
 def _check_webhook_url(url: str, example: str = "https://app.example/hooks/presence") -> None:

@@ -89,6 +89,7 @@ def test_redis_is_reached_in_one_room_and_by_the_adapters() -> None:
 def test_python_socketio_is_touched_in_one_room() -> None:
     users = {name for name in MODULES if {"socketio", "engineio"} & {i.split(".")[0] for i in imports_of(name)}}
     assert {name for name in users if not name.startswith("gateway.engine.")} == {
+        "gateway.doors.adminui",
         "gateway.doors.echo",
         "gateway.doors.socketio",
     }

@@ -122,6 +122,18 @@ async def test_a_commit_tells_the_end_of_the_log(store: Store) -> None:
     assert commit.position == commit.transitions[-1].position == (await store.snapshot()).position
 
 
+async def test_the_leases_are_those_of_the_nodes_that_renewed_them(make_store: MakeStore) -> None:
+    store = await make_store(nodes=())
+    assert await store.leases() == {}
+    await store.renew("n1", 1000)
+    await store.renew("n2", 2000)
+    assert await store.leases() == {"n1": 1000 + TIMING.lease, "n2": 2000 + TIMING.lease}
+    await store.renew("n1", 3000)
+    assert (await store.leases())["n1"] == 3000 + TIMING.lease
+    await store.sweep(2000 + TIMING.lease)
+    assert set(await store.leases()) == {"n1"}
+
+
 async def test_several_tabs_on_several_nodes_are_one_user(store: Store) -> None:
     await store.connect(tab("one", node="n1"), T)
     assert changes(await store.connect(tab("two", node="n2"), T + 1)) == []

@@ -60,6 +60,9 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 _ASKED_HEADERS = "Authorization, Content-Type, X-API-Key, X-CSRF-TOKEN, X-Requested-With, X-Socket-ID"
 """What pages of other origins may send; the last three are what Laravel's front ends do."""
 
+_READS = frozenset({"GET", "HEAD"})
+"""The methods that change nothing."""
+
 MAX_FIELDS = 20
 """Fields of a form."""
 
@@ -88,6 +91,8 @@ class Call(msgspec.Struct, frozen=True):
     body: Any
     headers: Mapping[str, str] = {}
     """As they came, matched without case."""
+    reads_only: bool = False
+    """Whether it came with one of ``SERVICE_API_KEYS_READONLY``."""
 
     @property
     def viewer(self) -> str | None:
@@ -457,11 +462,13 @@ class HTTPDoor:
 
     async def _check(self, operation: Operation, request: web.Request) -> Call:
         """Find out who calls, and that they may, with what they sent in its type."""
-        if request.method not in {"GET", "HEAD"} and not self._origins.allows(request.headers.get("Origin"), request):
+        if request.method not in _READS and not self._origins.allows(request.headers.get("Origin"), request):
             # A cookie is a token too, and another site's page could send it along.
             raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
-        tenant, identity = await self._caller(operation.caller, request)
+        tenant, identity, reads_only = await self._caller(operation.caller, request)
+        if reads_only and operation.method not in _READS:
+            raise ForbiddenError("this key is one of SERVICE_API_KEYS_READONLY: it reads, and changes nothing")
         if identity is not None:
             self._connections.quotas.admit_request(request, identity, self._tracker.now() / 1000)
         # A heartbeat records activity itself.
@@ -478,12 +485,13 @@ class HTTPDoor:
             query=validate(query, operation.query, f"see {operation.path} in /docs", strict=False),
             body=await self._body(operation, request),
             headers=request.headers,
+            reads_only=reads_only,
         )
 
-    async def _caller(self, caller: Caller, request: web.Request) -> tuple[str, Identity | None]:
-        """Who calls: a tenant, and a user of it or None for a service."""
+    async def _caller(self, caller: Caller, request: web.Request) -> tuple[str, Identity | None, bool]:
+        """Who calls: a tenant, a user of it or None for a service, and whether its key only reads."""
         if caller is Caller.ANYONE:
-            return DEFAULT_TENANT, None
+            return DEFAULT_TENANT, None, False
         if not self._tracker.ready:
             raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
         key = request.headers.get("X-API-Key")
@@ -493,15 +501,16 @@ class HTTPDoor:
             )
             if caller is Caller.SERVICE:
                 raise ForbiddenError("this call takes a service key: X-API-Key, one of SERVICE_API_KEYS")
-            return identity.tenant, identity
-        if not self._authenticator.knows_service_key(key):
+            return identity.tenant, identity, False
+        reads_only = not self._authenticator.knows_service_key(key)
+        if reads_only and not self._authenticator.knows_reading_key(key):
             raise TokenInvalidError("this service key is not one of SERVICE_API_KEYS")
         if caller is Caller.USER:
             raise ForbiddenError("this call takes a user's token, not a service key")
         tenant = request.query.get("tenant", DEFAULT_TENANT)
         if not is_id(tenant):
             raise InvalidPayloadError("tenant has 1 to 128 characters without control characters")
-        return tenant, None
+        return tenant, None, reads_only
 
     async def _body(self, operation: Operation, request: web.Request) -> Any:
         if operation.body is None:

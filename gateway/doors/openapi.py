@@ -87,12 +87,13 @@ _GROUPS = {
     "/api/webhooks": "Webhooks",
     "/apps/": "Pusher",
     "/health": "Health",
+    "/api/admin": "Operators",
 }
 """Under which heading ``/docs`` shows a call, by what its path begins with; the others are about presence."""
 _ABOUT = (
     "Who is online, over HTTP. Pages and scripts hear of changes over Socket.IO or WebSocket. To try it, authorize with"
     " a user's token (development mode gives one at /dev/token?user=alice), or with a service key, one of"
-    " SERVICE_API_KEYS."
+    " SERVICE_API_KEYS; one of SERVICE_API_KEYS_READONLY calls what is a GET."
 )
 _SIGNATURE = {
     "type": "apiKey",

@@ -30,15 +30,27 @@ _ROOT = _PACKAGE / "pages" if (_PACKAGE / "pages").is_dir() else _PACKAGE.parent
 _CLIENT = _ROOT / "node_modules" / "socket.io-client" / "dist"
 """Where npm installs the real client; a page that does not find it takes it from its CDN."""
 
-_PAGE_HEADERS = {
+_HEADERS = {
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+_PAGE_HEADERS = _HEADERS | {
     # The page connects to whatever server its user names, and runs nothing but its own script and the client's.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' https://cdn.socket.io; style-src 'self'; img-src 'self' data:;"
         " connect-src *; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+}
+
+_ADMIN_HEADERS = _HEADERS | {
+    # It has a service key: nothing of it goes elsewhere.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
+    "X-Frame-Options": "DENY",
 }
 
 _PROXIED = frozenset({"X-Forwarded-For", "Forwarded", "Via"})
@@ -47,12 +59,18 @@ _DEV_TOKEN_TTL = 3600.0
 """Seconds."""
 
 
-def add_pages(app: web.Application, openapi: dict[str, Any]) -> None:
-    """Add the test page, its files, the client's script, ``/openapi.json`` and ``/docs``."""
+def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = True) -> None:
+    """Add the test page, its files, the client's script, ``/openapi.json`` and ``/docs``; and the operators' page."""
     document = msgspec.json.encode(openapi)
 
     async def page(_request: web.Request) -> web.StreamResponse:
         return web.FileResponse(_ROOT / "test-presence.html", headers=_PAGE_HEADERS)
+
+    async def operators(_request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(_ROOT / "static" / "admin.html", headers=_ADMIN_HEADERS)
+
+    async def elsewhere(_request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("../admin") if admin else web.HTTPNotFound(text="ADMIN_PAGE is false")
 
     async def client(request: web.Request) -> web.StreamResponse:
         path = _CLIENT / request.match_info["file"]
@@ -64,6 +82,9 @@ def add_pages(app: web.Application, openapi: dict[str, Any]) -> None:
         return web.Response(body=document, content_type="application/json")
 
     app.router.add_get("/test-presence.html", page)
+    if admin:
+        app.router.add_get("/admin", operators)
+    app.router.add_get("/static/admin.html", elsewhere)  # where it would come without its headers
     app.router.add_static("/static", _ROOT / "static")
     # Where Node's Socket.IO servers have it.
     app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", client)

@@ -245,8 +245,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         admission: Admission,
         counts: Counts,
     ) -> None:
+        # Of this origin only the namespace of the Admin UI takes anybody without a token, and no cookie is a token.
+        admin = settings.admin_ui_origin if settings.admin_ui_password is not None else None
+
+        def allows(origin: str | None, request: web.BaseRequest) -> bool:
+            return (admin is not None and origin == admin) or origins.allows(origin, request)
+
         def allowed(origin: str | None, environ: dict[str, Any]) -> bool:
-            return origins.allows(origin, environ[REQUEST])
+            return allows(origin, environ[REQUEST])
 
         log = _Log()
         super().__init__(
@@ -264,7 +270,9 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             ping_timeout=settings.ping_timeout,
             monitor_clients=False,  # the timers do
         )
-        self.eio.allows = origins.allows
+        self.eio.allows = allows
+        self.opened = 0
+        """How many Engine.IO connections there ever were."""
         self.namespaces: list[str] = []  # none but those registered
         self.eio._async = {**self.eio._async, "websocket": Driver}  # noqa: SLF001
         self.eio.admission, self.eio.counts = admission, counts
@@ -310,6 +318,16 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             self._counts.too_slow["socketio"] += 1
         self.close_socket(eio_sid, CloseCode.TOO_SLOW)
 
+    def count_clients(self) -> tuple[int, int]:
+        """How many Engine.IO connections there are, and how many of these are by polling."""
+        sockets = self.eio.sockets.values()
+        return len(sockets), sum(not socket.upgraded for socket in sockets)
+
+    def count_by_namespace(self) -> dict[str, int]:
+        """How many clients are in each namespace."""
+        rooms = self.manager.rooms
+        return {name: len(rooms.get(name, {}).get(None, ())) for name in sorted(self.namespace_handlers)}
+
     def close_nobodys(self) -> None:
         """Close the sessions that have joined no namespace yet, so that their clients go elsewhere.
 
@@ -325,6 +343,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         return Engine
 
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self.opened += 1
         await super()._handle_eio_connect(eio_sid, environ)
         socket, now = self.eio.sockets[eio_sid], asyncio.get_running_loop().time()
         if not isinstance(socket, Socket):

@@ -248,6 +248,10 @@ class Store(ABC):
         """Read the position of the log's end; of a log that was lost, it may be before that of a reader."""
 
     @abstractmethod
+    async def leases(self) -> dict[str, int]:
+        """Read until when each node has its lease, in Unix milliseconds; one that ran out may still be there."""
+
+    @abstractmethod
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that the store knows of one user."""
 

@@ -298,6 +298,10 @@ class MemoryStore(Store):
         """Read where the log ends; see the port."""
         return self._position
 
+    async def leases(self) -> dict[str, int]:
+        """Read who holds a lease; see the port."""
+        return dict(self._leases)
+
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that is known of one user; see the port."""
         record = self._records.get((tenant, user_id)) or _Record(UserStatus(tenant=tenant, user_id=user_id))

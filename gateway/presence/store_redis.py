@@ -361,6 +361,10 @@ class RedisStore(Store):
         """Read where the log ends; see the port."""
         return to_position(await self._commands.send("HGET", self._key("state"), "position") or b"0-0")
 
+    async def leases(self) -> dict[str, int]:
+        """Read who holds a lease; see the port."""
+        return _leases(await self._commands.send("ZRANGE", self._key("leases"), 0, -1, "WITHSCORES"))
+
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that is known of one user; see the port."""
         user = user_of(tenant, user_id)
@@ -371,7 +375,7 @@ class RedisStore(Store):
         fields = _pairs(found)
         at = {name.removeprefix(b"c:"): node.decode() for name, node in fields.items() if name.startswith(b"c:")}
         texts = await self._together(*(("HGET", self._key("node", node), name) for name, node in at.items()))
-        until = {node.decode(): int(float(score)) for node, score in _pairs(leases).items()}
+        until = _leases(leases)
         grace_until = fields.get(b"grace_until")
         return Explanation(
             status=_both(user, [fields.get(name.encode()) for name in _STATUS_FIELDS])[0],
@@ -462,6 +466,10 @@ class RedisStore(Store):
 
 def _chunks(items: Sequence[UserStatus]) -> Iterable[Sequence[UserStatus]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+
+def _leases(found: Sequence[Any]) -> dict[str, int]:
+    return {node.decode(): int(float(score)) for node, score in _pairs(found).items()}
 
 
 def _pairs(reply: Any) -> dict[bytes, bytes]:

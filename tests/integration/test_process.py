@@ -89,6 +89,8 @@ async def test_without_a_key_it_does_not_start_and_says_what_to_set(tmp_path: Pa
         ("CORS_ALLOWED_ORIGINS", "app.example"),
         ("LOG_FORMAT", "xml"),
         ("LOG_LEVEL", "loud"),
+        ("ADMIN_PAGE", "perhaps"),
+        ("ADMIN_UI_ORIGIN", "admin.socket.io"),
     ],
 )
 def test_a_bad_value_stops_the_start_with_the_variables_name(
@@ -146,6 +148,11 @@ async def test_help_names_the_commands() -> None:
         ("token", ["USER", "--tenant", "--name", "--role", "--ttl", "JWT_SECRET"]),
         ("export", ["EXPORT_DATABASE_URL", "REDIS_URL", ".env"]),
         ("webhooks", ["list", "replay", "resume", "forget", "REDIS_URL"]),
+        ("doctor", ["--connections", "--strict", "--json", "--host", "--port", ".env"]),
+        ("nodes", ["--url", "--json", "GATEWAY_URL", "GATEWAY_API_KEY"]),
+        ("explain", ["USER", "--tenant", "--url", "--json"]),
+        ("kick", ["USER", "--tenant", "--url", "--json"]),
+        ("drain", ["NODE", "--wait", "--url", "--json"]),
     ],
 )
 def test_help_of_a_command_names_what_it_takes(

@@ -14,6 +14,7 @@ from conftest import ROOT, Process, make_settings, require_program
 from redis_servers import free_port
 
 from gateway import Gateway, Settings
+from gateway.doors.admin import admin_operations
 from gateway.doors.http import HTTPDoor
 from gateway.doors.messages import message_operations
 from gateway.doors.webhooks import webhook_operations
@@ -164,6 +165,7 @@ def test_every_request_and_call_is_in_the_reference(monkeypatch: pytest.MonkeyPa
     for operation in (
         *HTTPDoor._table(HTTPDoor.__new__(HTTPDoor)),
         *webhook_operations(None),
+        *admin_operations(None, None, None),  # type: ignore[arg-type]  # likewise
         *message_operations(None, None, None, None),  # type: ignore[arg-type]  # nothing of it is called
     ):
         path = operation.path.removeprefix("/presence") if operation.path == "/presence/offline" else operation.path

@@ -1,0 +1,258 @@
+"""Which nodes there are, what each says of itself, and how one is drained from afar."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from gateway.errors import NotFoundError, StoreUnavailableError, UnavailableError
+from gateway.tasks import end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from gateway.bus import Bus
+    from gateway.presence.follower import Follower
+    from gateway.presence.store import Store
+
+_log = structlog.get_logger(__name__)
+
+ANSWER = 1.0
+"""Seconds that other nodes have to answer."""
+
+CATCH_UP = 0.5
+"""Seconds of these in which a node may come to where the log ended when it was asked."""
+
+_MILLISECOND = 20
+"""How far a position is to be shifted to the right, to be a time in Unix milliseconds."""
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """What waits for one endpoint of webhooks."""
+
+    endpoint: str
+    events: int
+    lag: int
+    """Milliseconds since the oldest was committed."""
+    stopped: str | None
+    """Why nothing is sent to it; None where it is."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node says of itself."""
+
+    node: str
+    version: str
+    compiled: bool
+    pid: int
+    at: int
+    """When it says so, in Unix milliseconds; likewise the next."""
+    started_at: int
+    connections: int
+    users: int
+    """Of these connections."""
+    sockets: dict[str, int]
+    """How many clients of Socket.IO are in each namespace."""
+    clients: int
+    """How many Engine.IO connections there are, by polling and by WebSocket, whether or not they are somebody's."""
+    opened: int
+    """How many of these there ever were."""
+    polling: int
+    """How many of these are by polling."""
+    draining: bool
+    away: str | None
+    """Why the store cannot be reached; None where it can."""
+    clock_offset: int
+    """Milliseconds that this machine's clock is behind the store's."""
+    webhooks: tuple[Waiting, ...] | None
+    """Of the node that sends; None on the others."""
+    log_lag: int | None = None
+    """Milliseconds that its view needed to show what was committed when it was asked, or is behind; None where nobody
+    knows."""
+
+
+class KnownNode(msgspec.Struct, frozen=True):
+    """A node, as the one that is asked knows it."""
+
+    node: str
+    lease_until: int | None
+    """Unix milliseconds; None where it holds no lease, or the store is away."""
+    report: Report | None
+    """What it says of itself; None where it has not answered in time: it is dead, cut off, or very busy."""
+
+
+class _WhoIsThere(msgspec.Struct, frozen=True):
+    """Say how you are."""
+
+    id: str
+    end: int
+    """Where the log ends."""
+    drain: str | None = None
+    """The node that is to drain; None for none. It alone answers."""
+
+
+class _Here(msgspec.Struct, frozen=True):
+    """What one node says to that."""
+
+    id: str
+    report: Report
+
+
+class _Question:
+    """One that some nodes are to answer."""
+
+    def __init__(self, nodes: set[str]) -> None:
+        self.missing = nodes
+        self.reports: dict[str, Report] = {}
+        self.answered = asyncio.Event()
+
+
+class Nodes:
+    """The nodes of the cluster, as this one finds them.
+
+    Args:
+        node: this one's name.
+        bus: how others are asked.
+        store: what knows of leases.
+        follower: what reads the log here.
+        report: what this node says of itself.
+        drain: lets every client of this node go to another.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        bus: Bus,
+        store: Store,
+        follower: Follower,
+        report: Callable[[], Report],
+        drain: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
+        self.node = node
+        self._bus = bus
+        self._store = store
+        self._follower = follower
+        self._report = report
+        self._drain = drain
+        self._questions: dict[str, _Question] = {}
+        self._looking: asyncio.Task[list[KnownNode]] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        bus.subscribe("who-is-there", _WhoIsThere, self._on_question)
+        bus.subscribe("here", _Here, self._on_answer)
+
+    async def look(self) -> list[KnownNode]:
+        """Ask every node how it is; those who ask meanwhile get the same answer.
+
+        Returns:
+            Each that holds a lease or answers, by name. While the store is away, this one alone.
+        """
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+        return await asyncio.shield(self._looking)
+
+    async def drain(self, node: str) -> Report:
+        """Have a node take no more clients, and let those it has go to others; return what it says when it begins.
+
+        Raises:
+            NotFoundError: there is no such node.
+            UnavailableError: it has not answered. It drains when it hears of it, if it does.
+            StoreUnavailableError: the others cannot be reached.
+        """
+        if node == self.node:
+            self._begin_to_drain()
+            return msgspec.structs.replace(self._report(), draining=True)
+        leases = await self._store.leases()
+        if node not in leases:
+            raise NotFoundError(f"there is no node {node}; those that there are: {', '.join(sorted(leases))}")
+        answers = await self._ask({node}, 0, drain=node)
+        if node not in answers:
+            raise UnavailableError(f"{node} has not answered; it drains when it hears of it, if it still runs")
+        return answers[node]
+
+    async def close(self) -> None:
+        """Ask and answer no more."""
+        await end([*self._tasks, *([] if self._looking is None else [self._looking])])
+
+    # Asking
+
+    def _looked(self, _task: asyncio.Task[list[KnownNode]]) -> None:
+        self._looking = None
+
+    async def _look(self) -> list[KnownNode]:
+        try:
+            leases, log_end = await self._store.leases(), await self._store.position()
+        except StoreUnavailableError:
+            return [KnownNode(self.node, None, self._report())]
+        others = set(leases) - {self.node}
+        own, reports = await asyncio.gather(self._report_at(log_end), self._ask(others, log_end))
+        reports[self.node] = own
+        return [KnownNode(name, leases.get(name), reports.get(name)) for name in sorted({*leases, *reports})]
+
+    async def _ask(self, nodes: set[str], log_end: int, *, drain: str | None = None) -> dict[str, Report]:
+        """Ask other nodes, and return what they say, by their names, when those have answered that are to, or in time.
+
+        Args:
+            nodes: those that are to.
+            log_end: up to where the log went.
+            drain: which is to drain.
+        """
+        if not nodes:
+            return {}
+        asked, question = secrets.token_hex(8), _Question(set(nodes))
+        self._questions[asked] = question
+        try:
+            self._bus.publish("who-is-there", _WhoIsThere(asked, log_end, drain))
+            async with asyncio.timeout(ANSWER):
+                await question.answered.wait()
+        except TimeoutError:
+            _log.debug("nodes have not answered", nodes=sorted(question.missing))
+        finally:
+            del self._questions[asked]
+        return question.reports
+
+    async def _on_answer(self, said: _Here) -> None:
+        question = self._questions.get(said.id)
+        if question is not None:
+            question.reports[said.report.node] = said.report
+            question.missing.discard(said.report.node)
+            if not question.missing:
+                question.answered.set()
+
+    # Answering
+
+    async def _on_question(self, asked: _WhoIsThere) -> None:
+        if asked.drain is None:
+            self._spawn(self._answer(asked))  # what else comes by the bus does not wait for the log
+        elif asked.drain == self.node:
+            self._begin_to_drain()
+            self._bus.publish("here", _Here(asked.id, msgspec.structs.replace(self._report(), draining=True)))
+
+    async def _answer(self, asked: _WhoIsThere) -> None:
+        self._bus.publish("here", _Here(asked.id, await self._report_at(asked.end)))
+
+    async def _report_at(self, log_end: int) -> Report:
+        """What this node says of itself when it has read the log up to a position, or cannot in time."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(CATCH_UP):
+                await self._follower.reach(log_end)
+        except (TimeoutError, StoreUnavailableError):
+            behind = (log_end >> _MILLISECOND) - (self._follower.position >> _MILLISECOND)
+            return msgspec.structs.replace(self._report(), log_lag=max(behind, round(CATCH_UP * 1000)))
+        return msgspec.structs.replace(self._report(), log_lag=round((loop.time() - begun) * 1000))
+
+    def _begin_to_drain(self) -> None:
+        _log.info("an operator has this node drained", node=self.node)
+        self._spawn(self._drain())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
