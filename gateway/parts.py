@@ -10,6 +10,7 @@ import structlog
 from gateway.bus import LocalBus
 from gateway.duty import Duty
 from gateway.export.part import Export
+from gateway.once import LocalPositions, OnceHooks
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.visibility import Visibility
@@ -20,14 +21,19 @@ from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
 from gateway.redis.directory import RedisDirectory
+from gateway.redis.positions import RedisPositions
+from gateway.redis.tallies import Tallies
 from gateway.webhooks.outbox_memory import MemoryOutbox
 from gateway.webhooks.outbox_redis import RedisOutbox
 from gateway.webhooks.sender import Webhooks
 
 if TYPE_CHECKING:
     from gateway.bus import Bus
+    from gateway.connections import Connections
     from gateway.duty import Leases
+    from gateway.hooks import Hooks
     from gateway.presence.clock import Clock
+    from gateway.presence.follower import Follower
     from gateway.presence.store import Store
     from gateway.presence.view import View
     from gateway.presence.visibility import BatchRule, Rule
@@ -86,6 +92,35 @@ def make_recovery(
         view=view,
         directory=directory,
         visibility=visibility,
+    )
+
+
+def make_once(
+    settings: Settings, hooks: Hooks, leases: Leases, store: Store, follower: Follower, client: Client | None
+) -> OnceHooks:
+    """What calls the hooks that one node calls for all."""
+    positions = LocalPositions() if client is None else RedisPositions(client, settings.redis_prefix)
+    return OnceHooks(hooks, leases, ttl=settings.node_lease, store=store, follower=follower, positions=positions)
+
+
+def make_tallies(
+    settings: Settings, node: str, clock: Clock, client: Client | None, connections: Connections
+) -> Tallies | None:
+    """What knows of tenants' connections to other nodes; None where nobody asks, or there are none."""
+    if client is None or settings.max_connections_per_tenant is None:
+        return None
+
+    def count_elsewhere(counts: dict[str, int]) -> None:
+        connections.quotas.elsewhere = counts
+
+    return Tallies(
+        client,
+        settings.redis_prefix,
+        node,
+        keep=settings.node_lease,
+        clock=clock,
+        mine=connections.per_tenant,
+        on_others=count_elsewhere,
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway import wire
+from gateway.measures import SIZES, Histogram
 from gateway.presence.model import Transition, net_event
 
 if TYPE_CHECKING:
@@ -80,6 +81,18 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
     ]
 
 
+class Deliveries:
+    """What was told to members: counted once for each flush, however many members there are."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        """Batches that were written, each to one member."""
+        self.changes = Histogram(SIZES)
+        """How many changes were told together, by flush."""
+        self.seconds = Histogram()
+        """Seconds that a flush took."""
+
+
 class Audience:
     """Members that hear of the same changes, and the changes that they have not heard of yet.
 
@@ -87,6 +100,7 @@ class Audience:
         position: of the log, up to where whoever joins first is told by what they read.
         pass_over: called with two positions where nothing is told of what came between them.
         reduce: what is told of transitions; as `net_changes`.
+        deliveries: where it is counted what was told.
     """
 
     def __init__(
@@ -94,9 +108,11 @@ class Audience:
         position: int = 0,
         pass_over: Callable[[int, int], None] = lambda _after, _to: None,
         reduce: Callable[[Iterable[Transition]], list[wire.EventBody]] = net_changes,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._pass_over = pass_over
         self._reduce = reduce
+        self._deliveries = Deliveries() if deliveries is None else deliveries
         self.position = position
         """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
@@ -155,6 +171,7 @@ class Audience:
             self.catch_up(member)
         sinks = [members[each] for each in members if each not in self._heard] if self._heard else [*members.values()]
         if sinks and (batch := self._batch(codec, 0)) is not None:
+            self._deliveries.delivered += len(sinks)
             codec.write_all(batch, sinks)
 
     def catch_up(self, member: Member) -> None:
@@ -164,6 +181,7 @@ class Audience:
             self._heard[member] = len(self.pending)
             batch = self._batch(member.codec, heard)
             if batch is not None:
+                self._deliveries.delivered += 1
                 member.write(batch)
 
     def _batch(self, codec: Codec, start: int) -> Batch | None:
@@ -217,13 +235,15 @@ class FanOut:
         self._pass_over = pass_over
         self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
+        self.deliveries = Deliveries()
+        """What was told, since the start."""
 
     def join(self, tenant: str, member: Member) -> Audience:
         """Let a member hear of the tenant's changes that are published from now on."""
         audience = self._audiences.get(tenant)
         if audience is None:
             audience = self._audiences[tenant] = Audience(
-                self._position(), partial(self._pass_over, tenant), self._reduce
+                self._position(), partial(self._pass_over, tenant), self._reduce, self.deliveries
             )
         audience.join(member)
         return audience
@@ -264,7 +284,9 @@ class FanOut:
     def _flush(self, audience: Audience) -> None:
         audience.timer = None
         audience.flushed_at = self._scheduler.time()
+        self.deliveries.changes.observe(len(audience.pending))
         began = self._stopwatch()
         audience.flush()
         took = self._stopwatch() - began
+        self.deliveries.seconds.observe(took)
         audience.rest = max(self._interval, min(took * REST, LONGEST_REST))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from gateway import wire
-from gateway.presence.fanout import LONGEST_REST, REST
+from gateway.presence.fanout import LONGEST_REST, REST, Deliveries
 from gateway.presence.model import OFFLINE, Transition, event_between, net_event
 from gateway.presence.visibility import never_seen
 
@@ -153,6 +153,7 @@ class Watcher:
             told = self._watching.visible(self._name, tenant, self, [user_id for _place, user_id in news])
             batch = self._watching.batch(self._name, tenant, (self.member.codec, start, told)) if told else None
             if batch is not None:
+                self._watching.deliveries.delivered += 1
                 self.member.write(batch)
 
     def pass_over(self) -> None:
@@ -236,6 +237,8 @@ class Watching:
         self._visibility = visibility
         self._stopwatch = stopwatch
         self._tenants: dict[str, _Tenant] = {}
+        self.deliveries = Deliveries()
+        """What was told, since the start."""
         self._published = 0
         """Up to where on the log all had been published when that was last looked at."""
 
@@ -340,6 +343,7 @@ class Watching:
     def _flush(self, name: str, tenant: _Tenant) -> None:
         tenant.timer = None
         tenant.flushed_at = self._scheduler.time()
+        self.deliveries.changes.observe(len(tenant.pending))
         began = self._stopwatch()
         try:
             self._write(name, tenant)
@@ -352,7 +356,9 @@ class Watching:
             for watcher in tenant.ahead:
                 watcher.heard = 0
             tenant.ahead.clear()
-        tenant.rest = max(self._interval, min((self._stopwatch() - began) * REST, LONGEST_REST))
+        took = self._stopwatch() - began
+        self.deliveries.seconds.observe(took)
+        tenant.rest = max(self._interval, min(took * REST, LONGEST_REST))
 
     def _write(self, name: str, tenant: _Tenant) -> None:
         """Write what is pending to whomever it concerns: once to each, encoded once for those who are told the same."""
@@ -373,6 +379,7 @@ class Watching:
             for watcher in watchers:
                 # Else it left, or heard, while another was written to.
                 if batch is not None and not watcher.has_left and not watcher.heard:
+                    self.deliveries.delivered += 1
                     watcher.member.write(batch)
 
 

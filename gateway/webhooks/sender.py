@@ -126,7 +126,7 @@ class Webhooks:
                     if state is None:  # the store has lost it
                         registered = False
                     else:
-                        await courier.look(state.waiting, state.stopped)
+                        await courier.look(state.waiting, state.stopped, state.dead)
                 away = False
             except StoreUnavailableError as error:
                 if not away:
