@@ -254,7 +254,7 @@ class Settings(BaseSettings):
     """How long clients have to leave after SIGTERM before they are cut off."""
 
     tracing: bool = False
-    """Whether commands are traced by OpenTelemetry, which ``OTEL_…`` configure: ``pip install presence-gateway[otel]``."""
+    """Whether commands are traced by OpenTelemetry, which the ``OTEL_…`` of its SDK configure."""
     metrics_tenants: int = Field(default=20, ge=0, le=1000)
     """Of how many tenants ``/metrics`` says how many users are online: the largest."""
     log_format: Literal["console", "json"] = "console"
