@@ -21,6 +21,7 @@ from gateway import inspection, wire
 from gateway.auth import Authenticator, Identity, find_token
 from gateway.doors.problems import problem
 from gateway.errors import (
+    CODES,
     ForbiddenError,
     InternalError,
     InvalidPayloadError,
@@ -167,7 +168,7 @@ class HTTPDoor:
         self._authenticator = authenticator
         self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
-        self.refused: dict[str, int] = {}
+        self.refused = dict.fromkeys(CODES, 0)
         """Calls that were answered with an error, by code."""
         self.operations = self._table()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.measures import Histogram
-from gateway.presence.model import HEARTBEATS_STOPPED, OFFLINE, Ending
+from gateway.presence.model import ACTIVE, CHOSEN, CONNECTED, HEARTBEATS_STOPPED, INACTIVE, OFFLINE, RELEASED, Ending
 from gateway.presence.view import RESYNCHRONISED
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ class Commits:
     """What this node has committed: by its commands, and by its sweeps."""
 
     def __init__(self) -> None:
-        self.online: dict[str, int] = {}
-        """Who came online, by the reason."""
-        self.offline: dict[str, int] = {}
-        self.changed: dict[str, int] = {}
+        self.online: dict[str, int] = dict.fromkeys((CONNECTED, ACTIVE), 0)
+        """Who came online, by the reason; the usual ones begin at 0, so that their first rise is seen as one."""
+        self.offline: dict[str, int] = dict.fromkeys((*Ending, HEARTBEATS_STOPPED, RELEASED), 0)
+        """Who went."""
+        self.changed: dict[str, int] = dict.fromkeys((INACTIVE, ACTIVE, CHOSEN), 0)
+        """Whose status, or its text, is another."""
         self.late = Histogram()
         """Seconds from when a user's time was over to the commit."""
         self.swept_at: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 import subprocess
@@ -14,9 +15,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+import yaml
 from aiohttp import web
 from clients import Client, Plain
-from conftest import SERVICE_KEY, STEP, Running, eventually, make_settings, make_token, require_program
+from conftest import ROOT, SERVICE_KEY, STEP, Running, eventually, make_settings, make_token, require_program
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from receivers import HOOK_SECRET, Call, Receiver, receiver
@@ -25,7 +27,9 @@ from redis_servers import fresh_prefix, redis_server
 from gateway import Gateway
 from gateway.app import create_app
 from gateway.counts import DOORS
-from gateway.errors import REFUSAL_CODES
+from gateway.errors import CODES, REFUSAL_CODES
+from gateway.hooks import OUTCOMES
+from gateway.presence.figures import CAUSES
 
 Serve = Callable[..., Awaitable[Running]]
 LONG = 4 * STEP
@@ -432,7 +436,7 @@ async def test_names_follow_prometheus_s_conventions(everything: Figures) -> Non
 async def test_the_values_of_labels_are_of_known_sets(everything: Figures) -> None:
     known = {
         "door": set(DOORS),
-        "code": {*REFUSAL_CODES, "TOKEN_INVALID"},
+        "code": {*REFUSAL_CODES, *CODES},
         "log": {"presence", "channels"},
         "kind": {"online", "offline", "changed"},
         "of": {"presence", "watched", "members", "said"},
@@ -455,3 +459,130 @@ async def test_promtool_finds_nothing_to_say_of_them(everything: Figures) -> Non
     )
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("presence_")]
     assert lines == []
+
+
+# What reads them: the reference, the alerts, the dashboard
+
+
+METRICS = ROOT / "docs/operations/metrics.md"
+ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+ALERTS_TEST = ROOT / "deploy/prometheus/alerts_test.yml"
+RUNBOOK = ROOT / "docs/operations/alerts.md"
+DASHBOARD = ROOT / "deploy/grafana/dashboard.json"
+
+SCRAPED = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
+"""What Prometheus itself adds, besides the label of each node."""
+FUNCTIONS = {"abs", "by", "histogram_quantile", "increase", "label_values", "max", "rate", "sum", "and"}
+TEXT = re.compile(r'"[^"]*"')
+NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+
+
+def told(figures: Figures) -> dict[str, set[str]]:
+    """Each name that can be asked for, with its labels."""
+    found: dict[str, set[str]] = {}
+    for family in figures.families:
+        for sample in family.samples:
+            found.setdefault(sample.name, {"instance", "job"}).update(sample.labels)
+    return found
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+
+
+def unknown(expression: str, known: dict[str, set[str]]) -> set[str]:
+    """What an expression names that nobody tells: metrics, and labels of those that it names."""
+    bare = re.sub(r"\[[^]]*\]", "", TEXT.sub("", expression.replace("$__rate_interval", "")))
+    by = {name for group in re.findall(r"\bby \(([^)]*)\)", bare) for name in NAME.findall(group)}
+    selected = {name for group in re.findall(r"\{([^}]*)\}", bare) for name in NAME.findall(group)}
+    plain = re.sub(r"\bby \([^)]*\)|\{[^}]*\}", "", bare)
+    metrics = set(NAME.findall(plain)) - FUNCTIONS - {"instance"}  # which label_values() asks for
+    labels = set().union(*(known.get(name, set()) for name in metrics))
+    return (metrics - known.keys()) | ((by | selected) - labels)
+
+
+def expressions() -> list[str]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    variables = [each["query"]["query"] for each in dashboard["templating"]["list"] if isinstance(each["query"], dict)]
+    annotations = [each["expr"] for each in dashboard["annotations"]["list"]]
+    return [*panels, *variables, *annotations, *(rule["expr"] for rule in rules())]
+
+
+async def test_the_reference_has_every_metric_with_its_labels_and_its_type(everything: Figures) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (\w+) \| (.+) \|$", METRICS.read_text(), re.MULTILINE)
+    documented = {name: (set(re.findall(r"\w+", labels)), kind) for name, labels, kind, _text in rows}
+    assert len(documented) == len(rows)
+    expected = {}
+    for family in everything.families:
+        if family.name.startswith(OURS):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            expected[name] = (labels, "info" if name.endswith("_info") else family.type)
+    assert documented == expected
+    texts = {name: text for name, _labels, _kind, text in rows}
+    for family in everything.families:
+        if family.name.startswith(OURS):
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            assert texts[name].startswith(family.documentation)
+
+
+async def test_alerts_and_dashboard_name_nothing_that_nobody_tells(everything: Figures) -> None:
+    known = told(everything) | SCRAPED
+    for rule in rules():
+        if "record" in rule:
+            by = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
+            known[rule["record"]] = {name for group in by for name in NAME.findall(group)} - {"le"}
+    assert unknown("sum by (door) (rate(presence_no_such_total[5m]))", known) == {"presence_no_such_total", "door"}
+    assert unknown('sum by (color) (rate(presence_connections{door="x", size="1"}[5m]))', known) == {"color", "size"}
+    found = expressions()
+    assert len(found) > 60
+    assert {expression: names for expression in found if (names := unknown(expression, known))} == {}
+
+
+def test_each_alert_says_how_bad_it_is_what_it_is_and_where_to_read_what_to_do() -> None:
+    headings = set(re.findall(r"^## (\w+)$", RUNBOOK.read_text(), re.MULTILINE))
+    alerts = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+    assert headings == set(alerts)
+    for name, rule in alerts.items():
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"] == f"docs/operations/alerts.md#{name.lower()}"
+        # What rises once and is over is told of at once; what is so goes on for a while before anybody is called.
+        assert ("for" in rule) or "increase(" in rule["expr"], name
+
+
+def test_the_alerts_label_values_are_those_that_are_told() -> None:
+    text = ALERTS.read_text() + DASHBOARD.read_text().replace('\\"', '"')
+    for cause in re.findall(r'\bcause="(\w+)"', text):
+        assert cause in CAUSES
+    for outcome in re.findall(r'outcome=~"([\w|]+)"', text):
+        assert set(outcome.split("|")) <= set(OUTCOMES)
+    for code in re.findall(r'\bcode="(\w+)"', text):
+        assert code in {*REFUSAL_CODES, *CODES}
+
+
+def test_promtool_takes_the_rules_and_they_fire_when_they_should() -> None:
+    promtool = require_program("promtool")
+    for command in (("check", "rules", str(ALERTS)), ("test", "rules", str(ALERTS_TEST))):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_is_whole() -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    places = [
+        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["h"])
+    ]
+    assert len(places) == len(set(places))
+    assert max(x for x, _y in places) < 24
+    for panel in panels:
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
