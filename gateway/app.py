@@ -55,6 +55,7 @@ from gateway.parts import (
     make_recovery,
     make_store_and_bus,
     make_tallies,
+    make_tracing,
     make_visibility,
     make_webhooks,
     signing_secret,
@@ -149,6 +150,7 @@ class Gateway:
         self._origins = Origins(settings.cors_allowed_origins, dev=settings.dev)
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._tracing = tracing = make_tracing(settings, node)
         self._hooks = Hooks()
         self._client = client = make_client(settings)
         self._store, self._bus, outbox = make_store_and_bus(settings, node, client, clock)
@@ -204,9 +206,17 @@ class Gateway:
         if self._webhooks is not None:
             listeners.append(self._webhooks.publish)
         self._log_figures = LogFigures(clock, settings.timing(), near=self._store.near)
-        self._follower = Follower(self._store, self._view, [*listeners, self._log_figures.publish])
+        listeners.append(self._log_figures.publish)
+        if tracing is not None:
+            listeners.append(tracing.publish)
+            self._store.traceparent = tracing.current
+            self._fanout.on_flush = self._watching.on_flush = tracing.flushed
+            if self._webhooks is not None:
+                self._webhooks.trace = tracing.poster
+        self._follower = Follower(self._store, self._view, listeners)
         self._once = make_once(settings, self._hooks, self._leases, self._store, self._follower, client)
-        self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
+        tracker = Tracker if tracing is None else tracing.tracker
+        self._tracker = tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
         self._connections = Connections(
             settings,
             self._tracker,
@@ -302,6 +312,7 @@ class Gateway:
             self._authenticator,
             revoker=self._revoker,
         )
+        http.around = None if self._tracing is None else self._tracing.around
         http.add(webhook_operations(self._webhooks))
         http.add(channel_operations(self.channels))
         messages, quotas = self._channels.messages, self._connections.quotas
@@ -520,6 +531,8 @@ class Gateway:
         tasks = [run(self._follow(), type(self._follower).__name__)]
         tasks += [run(part.run(), type(part).__name__) for part in self._parts()]
         async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
+            if self._tracing is not None:
+                closing.push_async_callback(self._tracing.close, FLUSH_TIMEOUT)
             closing.push_async_callback(self._store.close)
             closing.push_async_callback(self._channels.close)
             closing.push_async_callback(self._bus.close)

@@ -9,6 +9,7 @@ import structlog
 
 from gateway.bus import LocalBus
 from gateway.duty import Duty
+from gateway.errors import ConfigurationError
 from gateway.export.part import Export
 from gateway.once import LocalPositions, OnceHooks
 from gateway.presence.store_memory import MemoryStore
@@ -40,11 +41,29 @@ if TYPE_CHECKING:
     from gateway.recovery.sessions import Directory
     from gateway.redis.connection import Client
     from gateway.settings import Settings
+    from gateway.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 
 MIN_SECRET = 32
 """Bytes that a secret for HS256 should have: RFC 7518, section 3.2."""
+
+
+def make_tracing(settings: Settings, node: str) -> Tracing | None:
+    """What traces commands; None where nothing does, and OpenTelemetry is not even imported.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    if not settings.tracing:
+        return None
+    try:
+        from gateway.tracing import Tracing  # noqa: PLC0415 - the extra's
+    except ImportError:
+        raise ConfigurationError(
+            "TRACING needs OpenTelemetry, which is not installed: pip install 'presence-gateway[otel]'"
+        ) from None
+    return Tracing(node)
 
 
 def make_client(settings: Settings) -> Client | None:

@@ -41,6 +41,8 @@ from gateway.revocation.revocations import Revocation
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
     from gateway.cluster import Cluster
     from gateway.connections import Connections
     from gateway.origins import Origins
@@ -168,6 +170,8 @@ class HTTPDoor:
         self._authenticator = authenticator
         self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
+        self.around: Callable[[Handler, str], Handler] | None = None
+        """Called with what handles a call and what that is, returns what traces it; None where nothing does."""
         self.refused = dict.fromkeys(CODES, 0)
         """Calls that were answered with an error, by code."""
         self.operations = self._table()
@@ -434,7 +438,7 @@ class HTTPDoor:
 
     # Around each operation
 
-    def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _handler(self, operation: Operation) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
                 call = await self._check(operation, request)
@@ -458,7 +462,8 @@ class HTTPDoor:
             self._allow_origin(request, response)
             return response
 
-        return handle
+        name = f"{operation.method} {operation.path}"
+        return handle if self.around is None or operation.caller is Caller.ANYONE else self.around(handle, name)
 
     def _refusal(self, error: RequestError | RefusedError, status: int | None = None) -> web.Response:
         self.refused[error.code] = self.refused.get(error.code, 0) + 1

@@ -237,6 +237,8 @@ class FanOut:
         self._audiences: dict[str, Audience] = {}
         self.deliveries = Deliveries()
         """What was told, since the start."""
+        self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
+        """Called with what was told, in how many seconds, and to how many members; None for nobody to be told."""
 
     def join(self, tenant: str, member: Member) -> Audience:
         """Let a member hear of the tenant's changes that are published from now on."""
@@ -285,8 +287,11 @@ class FanOut:
         audience.timer = None
         audience.flushed_at = self._scheduler.time()
         self.deliveries.changes.observe(len(audience.pending))
+        told = None if self.on_flush is None else (audience.pending.copy(), self.deliveries.delivered)
         began = self._stopwatch()
         audience.flush()
         took = self._stopwatch() - began
         self.deliveries.seconds.observe(took)
+        if told is not None and self.on_flush is not None:
+            self.on_flush(told[0], took, self.deliveries.delivered - told[1])
         audience.rest = max(self._interval, min(took * REST, LONGEST_REST))

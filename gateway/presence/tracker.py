@@ -220,7 +220,7 @@ class Tracker:
             if self.touches.gathered and self.now() - self.touches.since >= TOUCH_INTERVAL:
                 await self._tell_touched()
             if self.now() >= self._sweeps_from:
-                self.commits.swept(await self._store.sweep(self.now()), self._follower.position, self.now())
+                self.commits.swept(await self._sweep(), self._follower.position, self.now())
 
     # One step each
 
@@ -241,6 +241,9 @@ class Tracker:
         except StoreUnavailableError as error:
             self._lose_touch(error)
             raise
+
+    async def _sweep(self) -> Commit:
+        return await self._store.sweep(self.now())
 
     async def _tell_touched(self) -> None:
         touched = self.touches.take()

@@ -239,6 +239,8 @@ class Watching:
         self._tenants: dict[str, _Tenant] = {}
         self.deliveries = Deliveries()
         """What was told, since the start."""
+        self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
+        """As `FanOut.on_flush`."""
         self._published = 0
         """Up to where on the log all had been published when that was last looked at."""
 
@@ -344,6 +346,7 @@ class Watching:
         tenant.timer = None
         tenant.flushed_at = self._scheduler.time()
         self.deliveries.changes.observe(len(tenant.pending))
+        told = None if self.on_flush is None else (tenant.pending.copy(), self.deliveries.delivered)
         began = self._stopwatch()
         try:
             self._write(name, tenant)
@@ -358,6 +361,8 @@ class Watching:
             tenant.ahead.clear()
         took = self._stopwatch() - began
         self.deliveries.seconds.observe(took)
+        if told is not None and self.on_flush is not None:
+            self.on_flush(told[0], took, self.deliveries.delivered - told[1])
         tenant.rest = max(self._interval, min(took * REST, LONGEST_REST))
 
     def _write(self, name: str, tenant: _Tenant) -> None:
