@@ -102,5 +102,12 @@ def test_sqlalchemy_is_imported_in_one_room_and_only_where_it_is_needed() -> Non
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
+def test_opentelemetry_is_imported_in_one_module() -> None:
+    users = {name for name in MODULES if "opentelemetry" in {module.split(".")[0] for module in imports_of(name)}}
+    assert users == {"gateway.tracing"}
+    importers = {name for name in MODULES if "gateway.tracing" in imports_of(name, for_types_too=False)}
+    assert importers == {"gateway.parts"}
+
+
 def test_no_file_wants_to_be_two() -> None:
     assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 600} == {}
