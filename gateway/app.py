@@ -30,7 +30,7 @@ from gateway.doors.channels import channel_operations
 from gateway.doors.echo import EchoDoor
 from gateway.doors.http import HTTPDoor
 from gateway.doors.messages import message_operations
-from gateway.doors.metrics import NodeCollector, metrics_handler
+from gateway.doors.metrics import NodeCollector, Sources, metrics_handler
 from gateway.doors.openapi import Row, document
 from gateway.doors.pages import add_pages, dev_token_handler
 from gateway.doors.problems import problems
@@ -48,22 +48,25 @@ from gateway.errors import StoreUnavailableError
 from gateway.hooks import TIMEOUT as HOOK_TIMEOUT
 from gateway.hooks import Hook, Hooks
 from gateway.inprocess import Presence, note_release
-from gateway.once import LocalPositions, OnceHooks
+from gateway.looplag import LoopLag
 from gateway.operators.nodes import Nodes
 from gateway.operators.report import Reporter
 from gateway.origins import Origins
 from gateway.parts import (
     make_client,
     make_export,
+    make_once,
     make_recovery,
     make_store_and_bus,
     make_tallies,
+    make_tracing,
     make_visibility,
     make_webhooks,
     signing_secret,
 )
 from gateway.presence.clock import Clock, SteadyClock
 from gateway.presence.fanout import FanOut
+from gateway.presence.figures import LogFigures
 from gateway.presence.follower import Follower
 from gateway.presence.model import DEFAULT_TENANT, to_datetime
 from gateway.presence.tracker import Tracker
@@ -72,8 +75,8 @@ from gateway.presence.visibility import Sight
 from gateway.presence.watching import Watching
 from gateway.privacy import Privacy
 from gateway.pusher.codes import Code
+from gateway.redis.commands import round_trips_of
 from gateway.redis.leases import RedisLeases
-from gateway.redis.positions import RedisPositions
 from gateway.requests import Requests
 from gateway.revocation.register_redis import RevocationRegister
 from gateway.revocation.revocations import Revocation
@@ -93,7 +96,6 @@ if TYPE_CHECKING:
     from gateway.delivery.notifications import Delivery
     from gateway.doors.activity import UserOf
     from gateway.presence.visibility import BatchRule, Rule
-    from gateway.redis.connection import Client
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -152,8 +154,9 @@ class Gateway:
         self._origins = Origins(settings.cors_allowed_origins, dev=settings.dev)
 
         node = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._tracing = tracing = make_tracing(settings, node)
         self._hooks = Hooks()
-        client = make_client(settings)
+        self._client = client = make_client(settings)
         self._store, self._bus, outbox = make_store_and_bus(settings, node, client, clock)
         self._leases = LocalLeases() if client is None else RedisLeases(client, settings.redis_prefix, node)
         register = None if client is None else RevocationRegister(client, settings.redis_prefix)
@@ -163,6 +166,7 @@ class Gateway:
         loop = RunningLoop()
         self._timers = TimerWheel(loop)
         self._counts = Counts(self._hooks.outcomes)
+        self._loop_lag = LoopLag()
         self._admission = Admission(settings.connect_rate, loop)
         rules = make_visibility(settings, clock, visibility, visibility_of)
         self._recovery = make_recovery(settings, node, clock, self._bus, self._store, self._view, client, rules)
@@ -205,9 +209,18 @@ class Gateway:
         listeners.append(self._channels.statuses.publish)
         if self._webhooks is not None:
             listeners.append(self._webhooks.publish)
+        self._log_figures = LogFigures(clock, settings.timing(), near=self._store.near)
+        listeners.append(self._log_figures.publish)
+        if tracing is not None:
+            listeners.append(tracing.publish)
+            self._store.traceparent = tracing.current
+            self._fanout.on_flush = self._watching.on_flush = tracing.flushed
+            if self._webhooks is not None:
+                self._webhooks.trace = tracing.poster
         self._follower = Follower(self._store, self._view, listeners)
-        self._once = self._call_once(client)
-        self._tracker = Tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
+        self._once = make_once(settings, self._hooks, self._leases, self._store, self._follower, client)
+        tracker = Tracker if tracing is None else tracing.tracker
+        self._tracker = tracker(node, self._store, self._follower, clock, away_after=settings.timing().away_after)
         self._connections = Connections(
             settings,
             self._tracker,
@@ -218,7 +231,7 @@ class Gateway:
             rules=rules is not None,
         )
         self._privacy.connections = self._connections
-        self._tallies = make_tallies(settings, client, node, clock, self._connections)
+        self._tallies = make_tallies(settings, node, clock, client, self._connections)
         limits = settings.queue_limits()
         queues = MemoryQueues(limits) if client is None else RedisQueues(client, settings.redis_prefix, limits)
         self._inbox = Inbox(queues, limits, self._tracker.now, node, self._connections.of_user)
@@ -309,6 +322,7 @@ class Gateway:
             self._authenticator,
             revoker=self._revoker,
         )
+        http.around = None if self._tracing is None else self._tracing.around
         http.add(webhook_operations(self._webhooks))
         http.add(admin_operations(self._nodes, self._view, self._clock))
         http.add(channel_operations(self.channels))
@@ -325,20 +339,28 @@ class Gateway:
         self._server.attach(app)
         app.router.add_get("/ws", websocket.handle)
         app.router.add_routes(http.routes())
-        collector = NodeCollector(
-            self._connections,
-            self._admission,
-            self._counts,
-            self._tracker,
-            self._follower,
-            self._bus,
-            self._inbox,
-            None if self._export is None else self._export.exporter,
+        sources = Sources(
+            connections=self._connections,
+            admission=self._admission,
+            counts=self._counts,
+            http=http,
+            tracker=self._tracker,
+            follower=self._follower,
+            log=self._log_figures,
+            fanout=self._fanout,
+            watching=self._watching,
+            channels=self._channels,
+            hooks=self._hooks,
+            bus=self._bus,
+            inbox=self._inbox,
+            loop=self._loop_lag,
+            redis=None if self._client is None else round_trips_of(self._client),
+            tenants=settings.metrics_tenants,
+            exporter=None if self._export is None else self._export.exporter,
+            webhooks=self._webhooks,
+            pusher=self._pusher,
         )
-        collector.webhooks = self._webhooks
-        collector.channel_auth = self._channels.backend
-        collector.channels, collector.pusher = self._channels.channels, self._pusher
-        app.router.add_get("/metrics", metrics_handler(collector))
+        app.router.add_get("/metrics", metrics_handler(NodeCollector(sources)))
         add_pages(app, document([*http.operations, *described], __version__), admin=settings.admin_page)
         if settings.dev and self._signing_secret is not None:
             app.router.add_get(
@@ -520,6 +542,8 @@ class Gateway:
         tasks = [run(self._follow(), type(self._follower).__name__)]
         tasks += [run(part.run(), type(part).__name__) for part in self._parts()]
         async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
+            if self._tracing is not None:
+                closing.push_async_callback(self._tracing.close, FLUSH_TIMEOUT)
             closing.push_async_callback(self._store.close)
             closing.push_async_callback(self._channels.close)
             closing.push_async_callback(self._bus.close)
@@ -550,22 +574,10 @@ class Gateway:
     def _parts(self) -> Sequence[_Part]:
         """What runs while the gateway does, besides the follower."""
         own = (self._tracker, self._bus, self._manager, self._channels)
-        parts = (*own, self._hooks, self._once, self._inbox, self._revoker)
+        parts = (*own, self._hooks, self._once, self._inbox, self._revoker, self._loop_lag)
         return (
             *parts,
             *(each for each in (self._recovery, self._tallies, self._export, self._webhooks) if each is not None),
-        )
-
-    def _call_once(self, client: Client | None) -> OnceHooks:
-        """What calls the hooks that one node calls for all."""
-        settings = self.settings
-        return OnceHooks(
-            self._hooks,
-            self._leases,
-            ttl=settings.node_lease,
-            store=self._store,
-            follower=self._follower,
-            positions=LocalPositions() if client is None else RedisPositions(client, settings.redis_prefix),
         )
 
     async def _follow(self) -> None:

@@ -62,6 +62,11 @@ class Bus(ABC):
         """
         self._subscribers[topic] = msgspec.json.Decoder(kind), handler
 
+    @property
+    def waiting(self) -> int:
+        """How many messages have not left this node yet."""
+        return 0
+
     @abstractmethod
     def publish(self, topic: str, data: Any) -> None:
         """Tell every other node.

@@ -12,6 +12,7 @@ import structlog
 from gateway import wire
 from gateway.auth import clean_text
 from gateway.buckets import TokenBucket
+from gateway.counts import DOORS
 from gateway.errors import (
     CloseCode,
     ForbiddenError,
@@ -117,6 +118,10 @@ class Connections:
         self._by_user: dict[tuple[str, str], dict[str, LiveConnection]] = {}
         self._per_tenant: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
+        self.opened: dict[str, int] = dict.fromkeys(DOORS, 0)
+        """How many connections were opened, by door."""
+        self.ended: dict[str, dict[Ending, int]] = {door: {} for door in DOORS}
+        """How many of them have ended, by door and how."""
 
     def __len__(self) -> int:
         return sum(self._per_tenant.values())
@@ -189,6 +194,7 @@ class Connections:
         tenant, user_id = identity.tenant, identity.user_id
         self._by_user.setdefault((tenant, user_id), {})[connection.id] = live
         self._per_tenant[tenant] = self._per_tenant.get(tenant, 0) + 1
+        self.opened[door] = self.opened.get(door, 0) + 1
         try:
             commit = await self._tracker.connect(connection)
             live.resumed = commit.resumed
@@ -241,6 +247,8 @@ class Connections:
             return
         live.ending = ending
         self._remove(live)
+        ended = self.ended.setdefault(live.connection.door, {})
+        ended[ending] = ended.get(ending, 0) + 1
         self._hear_no_more(live)
         if live.expiry is not None:
             live.expiry.cancel()

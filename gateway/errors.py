@@ -263,3 +263,6 @@ class KeysUnavailableError(RefusedError):
 
 REFUSAL_CODES = tuple(sorted({kind.code for kind in RefusedError.__subclasses__()} | {"INTERNAL"}))
 """Every code that a connection can be refused with."""
+
+CODES = tuple(sorted({*REFUSAL_CODES, *(kind.code for kind in RequestError.__subclasses__())}))
+"""Every code that a call over HTTP can be answered with."""

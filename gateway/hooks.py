@@ -108,6 +108,11 @@ class Hooks:
             raise ValueError(f"two hooks of the name {name!r}, by which their place is kept: give one another name=…")
         self.once.append(Registration(Event(event), hook, timeout, name))
 
+    @property
+    def waiting(self) -> int:
+        """How many changes wait for hooks that are called on every node."""
+        return sum(queue.qsize() for _registration, queue in self._hooks)
+
     def publish(self, transitions: Sequence[Transition]) -> None:
         """Take news of the log in."""
         if self._hooks:

@@ -9,7 +9,9 @@ import structlog
 
 from gateway.bus import LocalBus
 from gateway.duty import Duty
+from gateway.errors import ConfigurationError
 from gateway.export.part import Export
+from gateway.once import LocalPositions, OnceHooks
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.visibility import Visibility
@@ -20,6 +22,7 @@ from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
 from gateway.redis.directory import RedisDirectory
+from gateway.redis.positions import RedisPositions
 from gateway.redis.tallies import Tallies
 from gateway.webhooks.outbox_memory import MemoryOutbox
 from gateway.webhooks.outbox_redis import RedisOutbox
@@ -29,18 +32,38 @@ if TYPE_CHECKING:
     from gateway.bus import Bus
     from gateway.connections import Connections
     from gateway.duty import Leases
+    from gateway.hooks import Hooks
     from gateway.presence.clock import Clock
+    from gateway.presence.follower import Follower
     from gateway.presence.store import Store
     from gateway.presence.view import View
     from gateway.presence.visibility import BatchRule, Rule
     from gateway.recovery.sessions import Directory
     from gateway.redis.connection import Client
     from gateway.settings import Settings
+    from gateway.tracing import Tracing
 
 _log = structlog.get_logger(__name__)
 
 MIN_SECRET = 32
 """Bytes that a secret for HS256 should have: RFC 7518, section 3.2."""
+
+
+def make_tracing(settings: Settings, node: str) -> Tracing | None:
+    """What traces commands; None where nothing does, and OpenTelemetry is not even imported.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    if not settings.tracing:
+        return None
+    try:
+        from gateway.tracing import Tracing  # noqa: PLC0415 - the extra's
+    except ImportError:
+        raise ConfigurationError(
+            "TRACING needs OpenTelemetry, which is not installed: pip install 'presence-gateway[otel]'"
+        ) from None
+    return Tracing(node)
 
 
 def make_client(settings: Settings) -> Client | None:
@@ -91,8 +114,16 @@ def make_recovery(
     )
 
 
+def make_once(
+    settings: Settings, hooks: Hooks, leases: Leases, store: Store, follower: Follower, client: Client | None
+) -> OnceHooks:
+    """What calls the hooks that one node calls for all."""
+    positions = LocalPositions() if client is None else RedisPositions(client, settings.redis_prefix)
+    return OnceHooks(hooks, leases, ttl=settings.node_lease, store=store, follower=follower, positions=positions)
+
+
 def make_tallies(
-    settings: Settings, client: Client | None, node: str, clock: Clock, connections: Connections
+    settings: Settings, node: str, clock: Clock, client: Client | None, connections: Connections
 ) -> Tallies | None:
     """What knows of tenants' connections to other nodes; None where nobody asks, or there are none."""
     if client is None or settings.max_connections_per_tenant is None:

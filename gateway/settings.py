@@ -268,6 +268,10 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(default=10, gt=0)
     """How long clients have to leave after SIGTERM before they are cut off."""
 
+    tracing: bool = False
+    """Whether commands are traced by OpenTelemetry, which the ``OTEL_…`` of its SDK configure."""
+    metrics_tenants: int = Field(default=20, ge=0, le=1000)
+    """Of how many tenants ``/metrics`` says how many users are online: the largest."""
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

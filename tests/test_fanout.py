@@ -405,3 +405,41 @@ def test_a_lone_change_waits_for_no_longer_than_the_last_one_was_dear(took: floa
     loop.run_until(100.0)
     fanout.publish([log("bob", ONLINE)])
     assert loop.waiting() == [pytest.approx(100.0 + rest)]
+
+
+# What is counted
+
+
+def test_deliveries_are_counted_by_member_and_changes_by_flush() -> None:
+    loop, log = Loop(), Log()
+    times = iter(range(100))
+    fanout = FanOut(loop, 0.02, stopwatch=lambda: next(times))
+    members = [Member(Words()), Member(), Member()]
+    for member in members:
+        fanout.join("acme", member)
+    fanout.publish([log("alice", ONLINE), log("bob", ONLINE)])
+    fanout.catch_up("acme", members[2])  # who then has heard of it, and is not written to again
+    loop.run_until(loop.now)
+    assert [len(member.writes) for member in members] == [1, 1, 1]
+    deliveries = fanout.deliveries
+    assert deliveries.delivered == 3
+    assert (deliveries.changes.count, deliveries.changes.sum) == (1, 2)
+    assert (deliveries.seconds.count, deliveries.seconds.sum) == (1, 1)
+    fanout.publish([log("alice", OFFLINE), log("alice", ONLINE)])  # which is nothing to tell
+    loop.run_until(loop.now + 10)
+    assert deliveries.delivered == 3
+    assert (deliveries.changes.count, deliveries.changes.sum) == (2, 4)
+
+
+def test_who_asks_is_told_what_each_flush_told_and_how_many() -> None:
+    loop, log = Loop(), Log()
+    times = iter(range(100))
+    fanout = FanOut(loop, 0.02, stopwatch=lambda: next(times))
+    told: list[tuple[list[Transition], float, int]] = []
+    fanout.on_flush = lambda changes, took, members: told.append((list(changes), took, members))
+    for _ in range(2):
+        fanout.join("acme", Member())
+    change = log("alice", ONLINE)
+    fanout.publish([change])
+    loop.run_until(loop.now)
+    assert told == [([change], 1, 2)]

@@ -67,7 +67,8 @@ def rooms_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.presence")))
 def test_presence_knows_nothing_above_it(name: str) -> None:
-    allowed = {"gateway", "gateway.errors", "gateway.functions", "gateway.wire", "gateway.timers", "gateway.presence"}
+    allowed = {"gateway", "gateway.errors", "gateway.functions", "gateway.measures", "gateway.wire", "gateway.timers"}
+    allowed.add("gateway.presence")
     if name == "gateway.presence.store_redis":
         allowed |= {"gateway.redis"}
     assert rooms_of(name) <= allowed
@@ -75,7 +76,7 @@ def test_presence_knows_nothing_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.redis")))
 def test_the_way_to_redis_knows_nothing_of_what_goes_over_it(name: str) -> None:
-    allowed = {"gateway", "gateway.errors", "gateway.redis", "gateway.tasks"}
+    allowed = {"gateway", "gateway.errors", "gateway.measures", "gateway.redis", "gateway.tasks"}
     if name == "gateway.redis.bus":
         allowed |= {"gateway.bus"}  # the port it is an adapter of
     assert rooms_of(name) <= allowed
@@ -100,6 +101,13 @@ def test_sqlalchemy_is_imported_in_one_room_and_only_where_it_is_needed() -> Non
     assert users == {"gateway.export.address", "gateway.export.database", "gateway.export.tables"}
     code = "import sys, gateway.__main__; assert not {'sqlalchemy', 'psycopg'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_opentelemetry_is_imported_in_one_module() -> None:
+    users = {name for name in MODULES if "opentelemetry" in {module.split(".")[0] for module in imports_of(name)}}
+    assert users == {"gateway.tracing"}
+    importers = {name for name in MODULES if "gateway.tracing" in imports_of(name, for_types_too=False)}
+    assert importers == {"gateway.parts"}
 
 
 def test_no_file_wants_to_be_two() -> None:

@@ -484,3 +484,13 @@ async def test_a_script_touches_only_keys_that_it_was_given() -> None:
             touched.add(words[1])
     ours = {"outbox", "outbox:endpoints", "outbox:queue:all", "outbox:dead:all"}
     assert {f"{{gateway}}:{name}" for name in ours} <= touched
+
+
+def test_an_event_of_no_trace_is_written_as_before_and_read_either_way() -> None:
+    plain = message("user.online", "k", 7, {}, "i")
+    written = msgspec.json.encode(plain)
+    assert b"traceparent" not in written
+    assert msgspec.json.decode(written, type=Message) == plain
+    traced = plain.within("00-a-b-01")
+    assert msgspec.json.decode(msgspec.json.encode(traced), type=Message) == traced
+    assert (traced.id, traced.body) == (plain.id, plain.body)

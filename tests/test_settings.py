@@ -94,6 +94,8 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "handshake_timeout": 10,
         "keepalive_timeout": 75,
         "shutdown_timeout": 10,
+        "metrics_tenants": 20,
+        "tracing": False,
         "log_format": "console",
         "log_level": "info",
     }

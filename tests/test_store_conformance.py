@@ -25,6 +25,7 @@ from gateway.presence.model import (
     Profile,
     Status,
     Timing,
+    Transition,
     UserStatus,
 )
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Store
@@ -1580,3 +1581,56 @@ async def test_whoever_is_away_is_active_in_turning_invisible(store: Store) -> N
     assert (told.status, told.active_at, (await status(store)).active_at) == (
         *("online", T + AWAY_AFTER + 1, T + AWAY_AFTER + 1),
     )
+
+
+# What is told of a change for those who watch over the gateway
+
+
+def due(commit: Commit) -> list[tuple[str, int | None]]:
+    return [(change.reason, change.due) for change in commit.transitions]
+
+
+async def logged(store: Store) -> list[Transition]:
+    return [entry for entry in await store.read(0, wait=False) if isinstance(entry, Transition)]
+
+
+async def test_who_goes_since_their_time_was_over_went_when_that_was(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.connect(tab(user="bob"), T)
+    await store.beat("n1", [hold(T, "carol")])
+    await store.disconnect(tab(), Ending.LOST, T + 10)
+    for node in NODES:
+        await store.renew(node, T + TTL + 400)
+    assert sorted(due(await store.sweep(T + GRACE + 300))) == [("connection lost", T + 10 + GRACE)]
+    assert sorted(due(await store.sweep(T + TTL + 400))) == [("heartbeats stopped", T + TTL), ("inactive", None)]
+    assert [each.due for each in await logged(store) if each.due is not None] == [T + 10 + GRACE, T + TTL]
+
+
+async def test_who_went_with_their_node_went_a_grace_after_its_lease(store: Store) -> None:
+    await store.connect(tab(), T)
+    await store.renew("n2", T + LEASE)
+    assert due(await store.sweep(T + LEASE)) == []
+    assert due(await store.sweep(T + LEASE + GRACE + 70)) == [("node died", T + LEASE + GRACE)]
+
+
+async def test_who_says_goodbye_was_due_at_no_time_though_a_heartbeat_of_theirs_ran_out_long_ago(store: Store) -> None:
+    await store.beat("n1", [hold(T)])
+    for node in NODES:
+        await store.renew(node, T + TTL)
+    await store.connect(tab(), T + 10)
+    await store.beat("n1", [pulse(T + TTL)])
+    assert due(await store.disconnect(tab(), Ending.GOODBYE, T + TTL + 10)) == [("goodbye", None)]
+
+
+async def test_a_change_knows_the_trace_that_it_is_part_of(store: Store) -> None:
+    current: str | None = None
+    store.traceparent = lambda: current
+    commits = [await store.connect(tab(), T)]
+    current = f"00-{'a' * 32}-{'b' * 16}-01"
+    commits.append(await store.disconnect(tab(), Ending.GOODBYE, T + 1))
+    commits.append(await store.beat("n1", [hold(T + 2)]))
+    current = None
+    commits.append(await store.release("acme", "alice", T + 3))
+    expected = [None, f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'b' * 16}-01", None]
+    assert [each.traceparent for commit in commits for each in commit.transitions] == expected
+    assert [each.traceparent for each in await logged(store)] == expected

@@ -690,3 +690,16 @@ async def test_who_left_before_last_seen_had_an_end_is_forgotten_too(redis_url: 
         assert len((await store.snapshot()).statuses) == 3
         await store.sweep(T + 60_000)
         assert [status.user_id for status in (await store.snapshot()).statuses] == ["carol"]
+
+
+# What other versions wrote
+
+
+@pytest.mark.parametrize("more", [b"", b',"due":7,"traceparent":"00-a-b-01","of a later version":[1]'])
+def test_a_change_is_read_whoever_wrote_it(more: bytes) -> None:
+    body = (
+        b'{"user":"acme\\u001falice","version":2,"status":"offline","at":9,"was":"online","reason":"goodbye"%b}' % more
+    )
+    change = store_redis.transition_of(body)
+    assert (change.tenant, change.user_id, change.at, change.reason) == ("acme", "alice", 9, "goodbye")
+    assert (change.due, change.traceparent) == ((7, "00-a-b-01") if more else (None, None))

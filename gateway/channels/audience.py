@@ -63,6 +63,10 @@ class ChannelAudience:
         clock: Callable[[], int],
     ) -> None:
         self._fanout = FanOut(scheduler, interval, reduce=member_changes)
+        self.deliveries = self._fanout.deliveries
+        """What was told of who comes and goes."""
+        self.said = 0
+        """Times that somebody was told what was said."""
         self._visibility = visibility
         self._view = view
         self._clock = clock
@@ -207,9 +211,11 @@ class ChannelAudience:
             else:
                 groups.setdefault(subscriber.listener.codec, []).append(subscriber.listener.sink)
         for codec, sinks in groups.items():
+            self.said += len(sinks)
             codec.write_all(codec.encode_said(said), sinks)
 
     def _tell_one(self, subscriber: Subscriber, said: Said, mark: Any) -> None:
+        self.said += 1
         if subscriber.live is not None and subscriber.recovers:
             subscriber.live.emit(native_name(said.event), said.data, mark)
         else:

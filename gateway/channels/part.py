@@ -101,6 +101,7 @@ class ChannelsPart:
             log = RedisChannelLog(client, settings.redis_prefix, node, bus, kept)
         view = View()
         audience = ChannelAudience(scheduler, settings.presence_flush_interval, visibility, view, clock)
+        self.audience = audience
         told: list[Listener] = [audience.publish]
         self._follower = Follower(self._store, view, told)
         tracker = Tracker(node, self._store, self._follower, clock, away_after=timing.away_after)

@@ -21,6 +21,7 @@ from gateway import inspection, wire
 from gateway.auth import Authenticator, Identity, find_token
 from gateway.doors.problems import problem
 from gateway.errors import (
+    CODES,
     ForbiddenError,
     InternalError,
     InvalidPayloadError,
@@ -40,6 +41,8 @@ from gateway.revocation.revocations import Revocation
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
     from gateway.cluster import Cluster
     from gateway.connections import Connections
     from gateway.origins import Origins
@@ -172,6 +175,10 @@ class HTTPDoor:
         self._authenticator = authenticator
         self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
+        self.around: Callable[[Handler, str], Handler] | None = None
+        """Called with what handles a call and what that is, returns what traces it; None where nothing does."""
+        self.refused = dict.fromkeys(CODES, 0)
+        """Calls that were answered with an error, by code."""
         self.operations = self._table()
 
     def add(self, operations: Sequence[Operation]) -> None:
@@ -436,7 +443,7 @@ class HTTPDoor:
 
     # Around each operation
 
-    def _handler(self, operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _handler(self, operation: Operation) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
                 call = await self._check(operation, request)
@@ -445,20 +452,27 @@ class HTTPDoor:
                     self._connections.catch_up_user(call.identity)
                 response = web.Response(body=wire.encode(answer), content_type="application/json")
             except (RequestError, RefusedError) as error:
-                response = problem(error)
+                response = self._refusal(error)
             except StoreUnavailableError:
-                response = problem(UnavailableError("the store is away; try again in a moment"))
+                response = self._refusal(UnavailableError("the store is away; try again in a moment"))
             except web.HTTPRequestTimeout:
-                response = problem(InvalidPayloadError("the body did not come, or not in time"), 408)
+                response = self._refusal(InvalidPayloadError("the body did not come, or not in time"), 408)
             except web.HTTPRequestEntityTooLarge:
-                response = problem(InvalidPayloadError(f"a body may have {self._settings.max_payload} bytes"), 413)
+                response = self._refusal(
+                    InvalidPayloadError(f"a body may have {self._settings.max_payload} bytes"), 413
+                )
             except Exception:
                 _log.exception("a request failed", request=f"{operation.method} {operation.path}")
-                response = problem(InternalError("the gateway failed; its log says why"))
+                response = self._refusal(InternalError("the gateway failed; its log says why"))
             self._allow_origin(request, response)
             return response
 
-        return handle
+        name = f"{operation.method} {operation.path}"
+        return handle if self.around is None or operation.caller is Caller.ANYONE else self.around(handle, name)
+
+    def _refusal(self, error: RequestError | RefusedError, status: int | None = None) -> web.Response:
+        self.refused[error.code] = self.refused.get(error.code, 0) + 1
+        return problem(error, status)
 
     async def _check(self, operation: Operation, request: web.Request) -> Call:
         """Find out who calls, and that they may, with what they sent in its type."""

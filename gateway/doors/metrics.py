@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -13,8 +15,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
+
+from gateway.doors import figures
+from gateway.presence.model import Ending
+from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -23,102 +29,199 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.bus import Bus
-    from gateway.channels.backend import HTTPBackend
-    from gateway.channels.channels import Channels
+    from gateway.channels.part import ChannelsPart
     from gateway.connections import Connections
     from gateway.counts import Counts
     from gateway.delivery.inbox import Inbox
+    from gateway.doors.http import HTTPDoor
     from gateway.doors.pusher import PusherDoor
     from gateway.export.exporter import Exporter
+    from gateway.hooks import Hooks
+    from gateway.looplag import LoopLag
+    from gateway.presence.fanout import FanOut
+    from gateway.presence.figures import LogFigures
     from gateway.presence.follower import Follower
     from gateway.presence.tracker import Tracker
+    from gateway.presence.watching import Watching
+    from gateway.redis.commands import RoundTrips
     from gateway.webhooks.sender import Webhooks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a node's figures are read off."""
+
+    connections: Connections
+    admission: Admission
+    counts: Counts
+    """What became of connections that it did not keep."""
+    http: HTTPDoor
+    tracker: Tracker
+    follower: Follower
+    log: LogFigures
+    fanout: FanOut
+    watching: Watching
+    channels: ChannelsPart
+    hooks: Hooks
+    bus: Bus
+    inbox: Inbox
+    loop: LoopLag
+    redis: RoundTrips | None
+    """What was asked of Redis; None without it."""
+    tenants: int
+    """Of how many tenants it is told how many users they have online: the largest."""
+    exporter: Exporter | None
+    """What takes presence to a database; None where none does."""
+    webhooks: Webhooks | None
+    """What is sent to endpoints; None where there are none."""
+    pusher: PusherDoor | None
+    """Pusher's clients; None where there is no application."""
 
 
 class NodeCollector(Collector):
     """One node's figures.
 
     Args:
-        connections: its live connections.
-        admission: what lets them in.
-        counts: what became of those that it did not keep.
-        tracker: its hand on the store.
-        follower: its reader of the log.
-        bus: its ear for other nodes.
-        inbox: what waits for users.
-        exporter: what takes presence to a database; None where none does.
+        sources: what they are read off.
     """
 
-    def __init__(
-        self,
-        connections: Connections,
-        admission: Admission,
-        counts: Counts,
-        tracker: Tracker,
-        follower: Follower,
-        bus: Bus,
-        inbox: Inbox,
-        exporter: Exporter | None = None,
-    ) -> None:
-        self._connections = connections
-        self._admission = admission
-        self._counts = counts
-        self._tracker = tracker
-        self._follower = follower
-        self._bus = bus
-        self._inbox = inbox
-        self._exporter = exporter
-        self.webhooks: Webhooks | None = None
-        """What is sent to endpoints; None where there are none."""
-        self.channel_auth: HTTPBackend | None = None
-        """Who is asked who may be in channels; None where nobody is."""
-        self.channels: Channels | None = None
-        """Who is in channels; None where there are none."""
-        self.pusher: PusherDoor | None = None
-        """Pusher's clients; None where there is no application."""
+    def __init__(self, sources: Sources) -> None:
+        self._from = sources
 
     def collect(self) -> Iterator[Metric]:
         """Read every figure now."""
-        yield GaugeMetricFamily("presence_connections", "Live connections to this node.", value=len(self._connections))
-        if self.pusher is not None:
-            yield GaugeMetricFamily(
-                "presence_pusher_anonymous",
-                "Clients of the Pusher door that are nobody's, yet; they are not among presence_connections.",
-                value=self.pusher.anonymous,
-            )
+        yield InfoMetricFamily("presence_build", "Which version this is.", value={"version": __version__})
+        yield from self._collect_connections()
         yield from self._collect_connecting()
         yield from self._collect_limits()
-        yield GaugeMetricFamily(
-            "presence_store_up", "1 while the store can be reached.", value=int(self._tracker.away is None)
+        yield from figures.collect_users(self._from.follower.view, self._from.tenants)
+        yield from self._collect_commits()
+        yield from self._collect_log()
+        yield from figures.collect_deliveries(
+            {
+                "presence": self._from.fanout.deliveries,
+                "watched": self._from.watching.deliveries,
+                "members": self._from.channels.audience.deliveries,
+            },
+            self._from.channels.audience.said,
         )
-        yield GaugeMetricFamily(
-            "presence_clock_offset_seconds",
-            "How far this machine's clock is behind the store's.",
-            value=self._tracker.clock_offset / 1000,
-        )
-        yield CounterMetricFamily(
-            "presence_log_resyncs",
-            "Snapshots taken because the log did not go on from where this node was.",
-            value=self._follower.resyncs,
-        )
-        yield CounterMetricFamily(
-            "presence_bus_gaps", "Times that messages of other nodes were missed.", value=self._bus.gaps
-        )
+        yield from self._collect_node()
         yield from self._collect_queues()
-        if self.webhooks is not None:
-            yield from _collect_webhooks(self.webhooks, self._tracker.now())
-        if self.channel_auth is not None:
-            asked, failed = self.channel_auth.asked, self.channel_auth.failed
+        if self._from.redis is not None:
+            yield from figures.collect_redis(self._from.redis)
+        if self._from.webhooks is not None:
+            yield from figures.collect_webhooks(self._from.webhooks, self._from.tracker.now())
+        if (backend := self._from.channels.backend) is not None:
             yield CounterMetricFamily(
-                "presence_channel_auth_requests", "Times that CHANNEL_AUTH_URL was asked.", value=asked
+                "presence_channel_auth_requests", "Times that CHANNEL_AUTH_URL was asked.", value=backend.asked
             )
             yield CounterMetricFamily(
                 "presence_channel_auth_failures",
                 "Times that it could not be reached, did not answer in time, or said nothing that lets in or refuses.",
-                value=failed,
+                value=backend.failed,
             )
-        if self._exporter is not None:
-            yield from self._collect_export(self._exporter)
+        if self._from.exporter is not None:
+            yield from self._collect_export(self._from.exporter)
+
+    def _collect_connections(self) -> Iterator[Metric]:
+        connections = self._from.connections
+        live = GaugeMetricFamily("presence_connections", "Live connections to this node, by door.", labels=["door"])
+        opened = CounterMetricFamily("presence_connections_opened", "Connections that were let in.", labels=["door"])
+        ended = CounterMetricFamily(
+            "presence_connections_ended", "Connections that have ended, by how.", labels=["door", "reason"]
+        )
+        for door, count in connections.opened.items():
+            endings = connections.ended.get(door, {})
+            live.add_metric([door], count - sum(endings.values()))
+            opened.add_metric([door], count)
+            for ending in Ending:
+                if ending is not Ending.NODE_DIED:  # which the node itself does not live to count
+                    ended.add_metric([door, figures.word(ending.value)], endings.get(ending, 0))
+        yield from (live, opened, ended)
+        if self._from.pusher is not None:
+            yield GaugeMetricFamily(
+                "presence_pusher_anonymous",
+                "Clients of the Pusher door that are nobody's, yet; they are not among presence_connections.",
+                value=self._from.pusher.anonymous,
+            )
+
+    def _collect_commits(self) -> Iterator[Metric]:
+        counter = CounterMetricFamily(
+            "presence_commits",
+            "Changes that this node has committed: of users (presence) and of members (channels).",
+            labels=["log", "kind", "reason"],
+        )
+        logs = {"presence": self._from.tracker, "channels": self._from.channels.membership.tracker}
+        for log, tracker in logs.items():
+            commits = tracker.commits
+            for kind, counts in (
+                ("online", commits.online),
+                ("offline", commits.offline),
+                ("changed", commits.changed),
+            ):
+                for reason, count in counts.items():
+                    counter.add_metric([log, kind, figures.word(reason)], count)
+        yield counter
+
+    def _collect_log(self) -> Iterator[Metric]:
+        tracker, commits, now = self._from.tracker, self._from.tracker.commits, self._from.tracker.now()
+        yield GaugeMetricFamily(
+            "presence_log_lag_seconds",
+            "For how long the log has held what this node has not read; looked at with each sweep.",
+            value=tracker.log_lag,
+        )
+        yield figures.histogram(
+            "presence_log_delay_seconds", "From a commit, on any node, to this node's view.", {(): self._from.log.delay}
+        )
+        yield CounterMetricFamily(
+            "presence_log_resyncs",
+            "Snapshots taken because the log did not go on from where this node was.",
+            value=self._from.follower.resyncs,
+        )
+        yield figures.histogram(
+            "presence_leave_detection_seconds",
+            "From the last that was there of a user to this node's view without them, by how that was found.",
+            {(cause,): each for cause, each in self._from.log.leaves.items()},
+            ["cause"],
+        )
+        yield GaugeMetricFamily(
+            "presence_sweep_age_seconds",
+            "How long ago this node last finished a sweep, which commits what time has changed.",
+            value=math.inf if commits.swept_at is None else max(0, now - commits.swept_at) / 1000,
+        )
+        yield figures.histogram(
+            "presence_sweep_lag_seconds",
+            "From when a user's time was over to when this node committed that they have gone.",
+            {(): commits.late},
+        )
+
+    def _collect_node(self) -> Iterator[Metric]:
+        tracker = self._from.tracker
+        yield GaugeMetricFamily(
+            "presence_store_up", "1 while the store can be reached.", value=int(tracker.away is None)
+        )
+        yield GaugeMetricFamily(
+            "presence_clock_offset_seconds",
+            "How far this machine's clock is behind the store's.",
+            value=tracker.clock_offset / 1000,
+        )
+        yield GaugeMetricFamily(
+            "presence_draining", "1 while this node lets its clients go.", value=int(self._from.connections.draining)
+        )
+        yield CounterMetricFamily(
+            "presence_bus_gaps", "Times that messages of other nodes were missed.", value=self._from.bus.gaps
+        )
+        yield figures.histogram(
+            "presence_event_loop_lag_seconds",
+            "How late the event loop was, looked at four times a second.",
+            {(): self._from.loop.late},
+        )
+        refused = CounterMetricFamily(
+            "presence_http_refusals", "HTTP calls that were answered with an error, by its code.", labels=["code"]
+        )
+        for code, count in self._from.http.refused.items():
+            refused.add_metric([code], count)
+        yield refused
 
     def _collect_export(self, exporter: Exporter) -> Iterator[Metric]:
         yield GaugeMetricFamily(
@@ -140,20 +243,19 @@ class NodeCollector(Collector):
             "Connections, requests, watch lists and channels that were refused, by the limit that they were over.",
             labels=["limit"],
         )
-        for limit, count in self._connections.quotas.refused.items():
+        for limit, count in self._from.connections.quotas.refused.items():
             refusals.add_metric([limit], count)
-        if self.channels is not None:
-            refusals.add_metric(["channels_per_connection"], self.channels.refused)
+        refusals.add_metric(["channels_per_connection"], self._from.channels.channels.refused)
         yield refusals
         hooks = CounterMetricFamily(
             "presence_hook_calls",
             "Transitions that hooks were to be called with, by outcome.",
             labels=["outcome"],
         )
-        for outcome, count in self._counts.hooks.items():
+        for outcome, count in self._from.counts.hooks.items():
             hooks.add_metric([outcome], count)
         yield hooks
-        users, connections, names = self._connections.watch_sizes()
+        users, connections, names = self._from.connections.watch_sizes()
         yield GaugeMetricFamily("presence_watched_users", "Users whom somebody on this node watches.", value=users)
         yield GaugeMetricFamily(
             "presence_watching_connections", "Connections to this node that watch somebody.", value=connections
@@ -161,7 +263,16 @@ class NodeCollector(Collector):
         yield GaugeMetricFamily("presence_watch_list_names", "Names on their watch lists, together.", value=names)
 
     def _collect_queues(self) -> Iterator[Metric]:
-        inbox = self._inbox
+        inbox = self._from.inbox
+        queues = GaugeMetricFamily("presence_queue_length", "What waits in this node, by where.", labels=["queue"])
+        for name, waiting in (
+            ("redis", 0 if self._from.redis is None else self._from.redis.waiting),
+            ("view", self._from.follower.waiting),
+            ("bus", self._from.bus.waiting),
+            ("hooks", self._from.hooks.waiting),
+        ):
+            queues.add_metric([name], waiting)
+        yield queues
         yield GaugeMetricFamily(
             "presence_notifications_waiting",
             "Notifications in all queues, on whatever node; looked at twice a minute.",
@@ -181,16 +292,16 @@ class NodeCollector(Collector):
             "Connections closed with 4008: their clients did not read, and more waited for them than MAX_SEND_BUFFER.",
             labels=["door"],
         )
-        for door, count in self._counts.too_slow.items():
+        for door, count in self._from.counts.too_slow.items():
             too_slow.add_metric([door], count)
         yield too_slow
         refused = CounterMetricFamily(
             "presence_connections_refused", "Connections that were not let in, by why.", labels=["door", "code"]
         )
-        for (door, code), count in self._counts.refused.items():
+        for (door, code), count in self._from.counts.refused.items():
             refused.add_metric([door, code], count)
         yield refused
-        admission = self._admission
+        admission = self._from.admission
         yield GaugeMetricFamily(
             "presence_admission_waiting", "Handshakes that wait for their turn.", value=admission.waiting
         )
@@ -208,54 +319,6 @@ class NodeCollector(Collector):
         yield CounterMetricFamily(
             "presence_admission_departures", "Clients that left while they waited for their turn.", value=admission.left
         )
-
-
-def _collect_webhooks(webhooks: Webhooks, now: int) -> Iterator[Metric]:
-    for name, documentation in (
-        ("sent", "Webhooks that their endpoint has taken, sent by this node."),
-        ("failed", "Attempts that an endpoint did not answer with 2xx."),
-        ("retried", "Attempts that were not their event's first."),
-        ("dead", "Webhooks that became dead letters."),
-        ("dropped", "Dead letters that had to go for newer ones."),
-    ):
-        counter = CounterMetricFamily(f"presence_webhooks_{name}", documentation, labels=["endpoint"])
-        for endpoint, counts in webhooks.counts.items():
-            counter.add_metric([endpoint], getattr(counts, name))
-        yield counter
-    yield CounterMetricFamily(
-        "presence_webhooks_let_go",
-        "Webhooks that no node had taken from the outbox when it was full.",
-        value=webhooks.let_go,
-    )
-    yield CounterMetricFamily(
-        "presence_webhooks_unreadable",
-        "Webhooks in a queue that this node could not read; they became dead letters.",
-        value=webhooks.unreadable,
-    )
-    yield CounterMetricFamily(
-        "presence_webhooks_lost",
-        "Client events, missed caches and counts that came faster than they could be written into the outbox.",
-        value=webhooks.notes.lost,
-    )
-    waiting = GaugeMetricFamily(
-        "presence_webhooks_waiting", "Webhooks in a queue; on the node that sends.", labels=["endpoint"]
-    )
-    lag = GaugeMetricFamily(
-        "presence_webhooks_lag_seconds",
-        "How long ago the oldest that waits was committed; on the node that sends.",
-        labels=["endpoint"],
-    )
-    stopped = GaugeMetricFamily(
-        "presence_webhooks_stopped",
-        "1 where an endpoint answered 410 and was not resumed; on the node that sends.",
-        labels=["endpoint"],
-    )
-    for courier in webhooks.couriers:
-        oldest_at = courier.oldest_at
-        waiting.add_metric([courier.name], courier.waiting)
-        lag.add_metric([courier.name], 0 if oldest_at is None else max(0, now - oldest_at) / 1000)
-        stopped.add_metric([courier.name], int(courier.stopped is not None))
-    yield from (waiting, lag, stopped)
 
 
 def metrics_handler(collector: NodeCollector) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway import wire
+from gateway.measures import SIZES, Histogram
 from gateway.presence.model import Transition, net_event
 
 if TYPE_CHECKING:
@@ -117,6 +118,16 @@ class Pace:
         self._before, self._at = self._at, now
         self._rest = min(took * REST, LONGEST_REST)
         self._lone = told.pop() if len(told) == 1 else None
+class Deliveries:
+    """What was told to members: counted once for each flush, however many members there are."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        """Batches that were written, each to one member."""
+        self.changes = Histogram(SIZES)
+        """How many changes were told together, by flush."""
+        self.seconds = Histogram()
+        """Seconds that a flush took."""
 
 
 class Audience:
@@ -127,6 +138,7 @@ class Audience:
         position: of the log, up to where whoever joins first is told by what they read.
         pass_over: called with two positions where nothing is told of what came between them.
         reduce: what is told of transitions; as `net_changes`.
+        deliveries: where it is counted what was told.
     """
 
     def __init__(
@@ -135,9 +147,11 @@ class Audience:
         position: int = 0,
         pass_over: Callable[[int, int], None] = lambda _after, _to: None,
         reduce: Callable[[Iterable[Transition]], list[wire.EventBody]] = net_changes,
+        deliveries: Deliveries | None = None,
     ) -> None:
         self._pass_over = pass_over
         self._reduce = reduce
+        self._deliveries = Deliveries() if deliveries is None else deliveries
         self.position = position
         """Up to where on the log every member has been told."""
         self.pending: list[Transition] = []
@@ -197,6 +211,7 @@ class Audience:
         sinks = [*members.values()]
         members.update(heard)
         if sinks and (batch := self._batch(codec, 0)) is not None:
+            self._deliveries.delivered += len(sinks)
             codec.write_all(batch, sinks)
 
     def catch_up(self, member: Member) -> None:
@@ -206,6 +221,7 @@ class Audience:
             self._heard[member] = len(self.pending)
             batch = self._batch(member.codec, heard)
             if batch is not None:
+                self._deliveries.delivered += 1
                 member.write(batch)
 
     def _batch(self, codec: Codec, start: int) -> Batch | None:
@@ -259,13 +275,17 @@ class FanOut:
         self._pass_over = pass_over
         self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
+        self.deliveries = Deliveries()
+        """What was told, since the start."""
+        self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
+        """Called with what was told, in how many seconds, and to how many members; None for nobody to be told."""
 
     def join(self, tenant: str, member: Member) -> Audience:
         """Let a member hear of the tenant's changes that are published from now on."""
         audience = self._audiences.get(tenant)
         if audience is None:
             audience = self._audiences[tenant] = Audience(
-                Pace(self._interval), self._position(), partial(self._pass_over, tenant), self._reduce
+                Pace(self._interval), self._position(), partial(self._pass_over, tenant), self._reduce, self.deliveries
             )
         audience.join(member)
         return audience
@@ -306,8 +326,14 @@ class FanOut:
     def _flush(self, audience: Audience) -> None:
         audience.timer = None
         now, users = self._scheduler.time(), [transition.user_id for transition in audience.pending]
+        self.deliveries.changes.observe(len(audience.pending))
+        told = None if self.on_flush is None else (audience.pending.copy(), self.deliveries.delivered)
         began = self._stopwatch()
         try:
             audience.flush()
         finally:
-            audience.pace.flushed(now, self._stopwatch() - began, users)
+            took = self._stopwatch() - began
+            audience.pace.flushed(now, took, users)
+        self.deliveries.seconds.observe(took)
+        if told is not None and self.on_flush is not None:
+            self.on_flush(told[0], took, self.deliveries.delivered - told[1])

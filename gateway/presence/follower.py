@@ -60,6 +60,11 @@ class Follower:
         """Up to where the view has followed the log."""
         return self._view.position
 
+    @property
+    def waiting(self) -> int:
+        """How many commands wait until the view has come to what they did."""
+        return len(self._waiting)
+
     def _view_position(self) -> int:
         return self._view.position
 

@@ -361,6 +361,10 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     """What made the change, for people to read: an `Ending`, or one of the words beside it."""
     was_text: str | None = None
     """The status text before."""
+    due: int | None = None
+    """When the user's time was over, of one who went because it was; None of any other, and where nobody said so."""
+    traceparent: str | None = None
+    """What trace the change is part of, as W3C's Trace Context has it; None for none."""
 
     @property
     def tenant(self) -> str:
@@ -492,6 +496,11 @@ def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:
     if grace_until is not None:
         grace_until = outage.delay_grace(grace_until, held.ending)
     return latest(grace_until, None if ttl_until is None else outage.delay(ttl_until))
+
+
+def over_at(held: Held, status: UserStatus, reason: str, outage: Outage) -> int | None:
+    """When the time was over of a user who goes for a reason; None where it is another than that it was over."""
+    return held_until(held, status, outage) if reason in {held.ending, HEARTBEATS_STOPPED} else None
 
 
 def status_at(held: Held, status: UserStatus, now: int, timing: Timing, outage: Outage = NO_OUTAGE) -> Status:

@@ -123,6 +123,8 @@ class Store(ABC):
 
     near: ClassVar[bool]
     """True where reading the log costs no round trip."""
+    traceparent: Callable[[], str | None] | None = None
+    """What trace a command is part of, which the changes that it commits then are, too; None traces nothing."""
 
     @abstractmethod
     async def time(self) -> int | None:

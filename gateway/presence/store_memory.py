@@ -47,6 +47,7 @@ from gateway.presence.model import (
     forgotten_at,
     latest,
     next_change,
+    over_at,
     parted,
     published,
     status_at,
@@ -434,8 +435,9 @@ class MemoryStore(Store):
             since = was.online_since if hid is None else now
             was = msgspec.structs.replace(was, active_at=latest(was.active_at, now), online_since=since)
             status = status_at(record.held, was, now, self._timing, self._outage)
-        online = status is not OFFLINE
+        online, due = status is not OFFLINE, None
         if not online:
+            due = over_at(record.held, was, reason, self._outage)
             record.held = Held()
         record.status = msgspec.structs.replace(
             was,
@@ -457,8 +459,8 @@ class MemoryStore(Store):
             if ran_out or (status is AWAY and not chose):
                 reason = RAN_OUT if ran_out else INACTIVE
         elif record.shown is not hid:  # the reasons of one who really comes and goes
-            reason = CONNECTED if after.online else Ending.GOODBYE
-        self._change(record, before, self._version_after(before.tenant, before.version), now, reason)
+            reason, due = (CONNECTED if after.online else Ending.GOODBYE), None
+        self._change(record, before, self._version_after(before.tenant, before.version), now, reason, due)
 
     def _take(self, record: _Record, known: UserStatus, now: int, hold: int) -> None:
         """Take for a user's own what is known of them elsewhere, and hold them as `restore` says."""
@@ -519,7 +521,9 @@ class MemoryStore(Store):
             record.status, record.shown = unseen, None
         self._append(Forgotten(position=self._position + 1, now=record.published, version=status.version))
 
-    def _change(self, record: _Record, before: UserStatus, version: int, now: int, reason: str) -> None:
+    def _change(
+        self, record: _Record, before: UserStatus, version: int, now: int, reason: str, due: int | None = None
+    ) -> None:
         """Commit a new version of a user, of whom others were told something else before."""
         record.status = msgspec.structs.replace(record.status, version=version)
         if record.shown is not None:
@@ -531,6 +535,8 @@ class MemoryStore(Store):
             was_text=before.status_text,
             now=record.published,
             reason=reason,
+            due=due,
+            traceparent=None if self.traceparent is None else self.traceparent(),
         )
         self._records[record.status.tenant, record.status.user_id] = record
         record.recent = (*record.recent[1 - TRANSITIONS_EXPLAINED :], transition)

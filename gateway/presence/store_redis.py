@@ -126,6 +126,8 @@ class _Body(_State, frozen=True, kw_only=True):
     was: Status = Status.OFFLINE
     was_text: str | None = None
     reason: str = ""
+    due: int | None = None
+    traceparent: str | None = None
     own: _Own | None = None
     private: bool = False
     forgotten: int | None = None
@@ -155,7 +157,14 @@ class _Body(_State, frozen=True, kw_only=True):
         if self.forgotten is not None:
             return Forgotten(position=position, now=status, version=self.forgotten)
         return Transition(
-            position=position, at=self.at, was=self.was, was_text=self.was_text, now=status, reason=self.reason
+            position=position,
+            at=self.at,
+            was=self.was,
+            was_text=self.was_text,
+            now=status,
+            reason=self.reason,
+            due=self.due,
+            traceparent=self.traceparent,
         )
 
 
@@ -449,7 +458,10 @@ class RedisStore(Store):
 
     def _start(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Call:
         self._beats = None  # order is kept: what comes later is no part of an earlier script
-        common = [now, self._timing.away_after, self._log_length]
+        kept: int | str = self._log_length
+        if self.traceparent is not None and (traceparent := self.traceparent()) is not None:
+            kept = f"{kept} {traceparent}"
+        common = [now, self._timing.away_after, kept]
         return self._commands.start(self._scripts[name], [*self._common, *keys], [*common, *arguments])
 
     async def _run(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Any:

@@ -12,6 +12,7 @@ import structlog
 
 from gateway.errors import LeaseLostError, StoreUnavailableError
 from gateway.presence.clock import follow
+from gateway.presence.figures import Commits
 from gateway.presence.model import Beat, Ending
 from gateway.presence.store import OUTAGE, Commit
 from gateway.presence.touches import Touches
@@ -83,6 +84,8 @@ class Tracker:
         # Long before a user would turn away by what the store knows.
         self.touches = Touches(follower.view, away_after // 2)
         """Where activity is recorded that changes nothing but when it was. Other activity is a `beat`."""
+        self.commits = Commits()
+        """What this node has committed."""
         self.found_queued: Callable[[Connection], object] | None = None
         """Called with a connection of which the store said only later that notifications wait for its user."""
         self._settled = False
@@ -105,6 +108,11 @@ class Tracker:
     def clock_offset(self) -> int:
         """Milliseconds that this machine's clock is behind the one that presence goes by."""
         return self._clock.offset
+
+    @property
+    def log_lag(self) -> float:
+        """Seconds for which the log has been known to hold what this node has not read."""
+        return self.commits.lag(self._follower.position, self.now())
 
     # Commands
 
@@ -212,7 +220,7 @@ class Tracker:
             if self.touches.gathered and self.now() - self.touches.since >= TOUCH_INTERVAL:
                 await self._tell_touched()
             if self.now() >= self._sweeps_from:
-                await self._store.sweep(self.now())
+                self.commits.swept(await self._sweep(), self._follower.position, self.now())
 
     # One step each
 
@@ -233,6 +241,9 @@ class Tracker:
         except StoreUnavailableError as error:
             self._lose_touch(error)
             raise
+
+    async def _sweep(self) -> Commit:
+        return await self._store.sweep(self.now())
 
     async def _tell_touched(self) -> None:
         touched = self.touches.take()
@@ -266,6 +277,7 @@ class Tracker:
         except Exception:
             self._settled = False  # whatever the store made of it
             raise
+        self.commits.note(commit)
         with suppress(StoreUnavailableError):  # it is committed, and will be seen
             await self._follower.reach(commit.position)
         return commit
@@ -292,7 +304,7 @@ class Tracker:
         sound = lease.held and lease.log_continues and not self._follower.lost
         self._settled = self._settled and sound and self.now() < self._settled_at + RECHECK
         while lost := self._follower.lost:
-            await self._store.restore(self.node, lost[:CHUNK], self.now())
+            self.commits.note(await self._store.restore(self.node, lost[:CHUNK], self.now()))
             del lost[:CHUNK]
             await self._prolong()
         if not self._settled:
@@ -327,6 +339,7 @@ class Tracker:
             # Who came back is told first, so that who left meanwhile is found to have come back.
             commits = await asyncio.gather(*(self._store.connect(known, self.now()) for known in missing))
             for known, commit in zip(missing, commits, strict=True):
+                self.commits.note(commit)
                 if commit.queued and self.found_queued is not None:
                     self.found_queued(known)
             registered.update((known.id, known) for known in missing)
@@ -334,8 +347,9 @@ class Tracker:
             del changed[:CHUNK]
             await self._tell(late)
             # With a grace, however they ended: their users may be back on a node that has yet to say so.
-            await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))
-            for known in ended:
+            commits = await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))
+            for known, commit in zip(ended, commits, strict=True):
+                self.commits.note(commit)
                 del registered[known.id]
             await self._prolong()
         # A command that failed meanwhile may have left what was looked at before.
@@ -350,9 +364,10 @@ class Tracker:
     async def _tell(self, late: dict[tuple[str, str], _Late]) -> None:
         """Say what users did while the store was away."""
         released = [key for key, did in late.items() if did.released]
-        await asyncio.gather(*(self._store.release(tenant, user, self.now()) for tenant, user in released))
+        for commit in await asyncio.gather(*(self._store.release(*user, self.now()) for user in released)):
+            self.commits.note(commit)
         if beats := [did.beat for did in late.values() if did.beat is not None]:
-            await self._store.beat(self.node, beats)
+            self.commits.note(await self._store.beat(self.node, beats))
         for key, did in late.items():
             if self._late.get(key) is did:  # nothing came after it
                 del self._late[key]

@@ -241,6 +241,10 @@ class View:
         """How many users of the tenant are online."""
         return len(self._online.get(tenant, ()))
 
+    def online_counts(self) -> dict[str, int]:
+        """The same of each tenant that has anybody."""
+        return {tenant: count for tenant, online in self._online.items() if (count := len(online))}
+
     def online(self, tenant: str, *, after: str | None = None, limit: int | None = None) -> list[UserStatus]:
         """Return the tenant's users who are online, ordered by user id.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from gateway import wire
-from gateway.presence.fanout import Pace
+from gateway.presence.fanout import Deliveries, Pace
 from gateway.presence.model import OFFLINE, Transition, event_between, net_event
 from gateway.presence.visibility import never_seen
 
@@ -156,6 +156,7 @@ class Watcher:
             told = self._watching.visible(self._name, tenant, self, [user_id for _place, user_id in news])
             batch = self._watching.batch(self._name, tenant, (self.member.codec, start, told)) if told else None
             if batch is not None:
+                self._watching.deliveries.delivered += 1
                 self.member.write(batch)
 
     def pass_over(self) -> None:
@@ -239,6 +240,10 @@ class Watching:
         self._visibility = visibility
         self._stopwatch = stopwatch
         self._tenants: dict[str, _Tenant] = {}
+        self.deliveries = Deliveries()
+        """What was told, since the start."""
+        self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
+        """As `FanOut.on_flush`."""
         self._published = 0
         """Up to where on the log all had been published when that was last looked at."""
 
@@ -342,7 +347,10 @@ class Watching:
 
     def _flush(self, name: str, tenant: _Tenant) -> None:
         tenant.timer = None
-        now, users, began = self._scheduler.time(), list(tenant.pending_of), self._stopwatch()
+        now, users = self._scheduler.time(), list(tenant.pending_of)
+        self.deliveries.changes.observe(len(tenant.pending))
+        told = None if self.on_flush is None else (tenant.pending.copy(), self.deliveries.delivered)
+        began = self._stopwatch()
         try:
             self._write(name, tenant)
         finally:
@@ -354,7 +362,11 @@ class Watching:
             for watcher in tenant.ahead:
                 watcher.heard = 0
             tenant.ahead.clear()
-            tenant.pace.flushed(now, self._stopwatch() - began, users)
+            took = self._stopwatch() - began
+            tenant.pace.flushed(now, took, users)
+        self.deliveries.seconds.observe(took)
+        if told is not None and self.on_flush is not None:
+            self.on_flush(told[0], took, self.deliveries.delivered - told[1])
 
     def _write(self, name: str, tenant: _Tenant) -> None:
         """Write what is pending to whomever it concerns: once to each, encoded once for those who are told the same."""
@@ -375,6 +387,7 @@ class Watching:
             for watcher in watchers:
                 # Else it left, or heard, while another was written to.
                 if batch is not None and not watcher.has_left and not watcher.heard:
+                    self.deliveries.delivered += 1
                     watcher.member.write(batch)
 
 

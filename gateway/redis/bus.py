@@ -88,6 +88,11 @@ class RedisBus(Bus):
         self._published = asyncio.Event()
         self._progress = asyncio.Condition()
 
+    @property
+    def waiting(self) -> int:
+        """How many messages have not left this node; see the port."""
+        return len(self._outbox)
+
     def publish(self, topic: str, data: Any) -> None:
         """Tell every other node; see the port."""
         number = self.last + 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from redis.exceptions import NoScriptError
 
 from gateway.errors import StoreUnavailableError
+from gateway.measures import SIZES, Histogram
 from gateway.redis.connection import connection_errors, pipeline
 from gateway.redis.scripts import stripped
 from gateway.tasks import end
@@ -55,6 +58,32 @@ class Call:
         return ["EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.arguments]
 
 
+class RoundTrips:
+    """What a client of Redis has done, for all who send by it; what waits for an entry of a stream is not among it."""
+
+    def __init__(self) -> None:
+        self.seconds = Histogram()
+        """Seconds from a batch to its answers."""
+        self.commands = Histogram(SIZES)
+        """How many commands a batch has."""
+        self.failures = 0
+        """Batches that were not answered, or not in time."""
+        self.senders: WeakSet[Commands] = WeakSet()
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait to be sent."""
+        return sum(sender.waiting for sender in self.senders)
+
+
+_round_trips: WeakKeyDictionary[Any, RoundTrips] = WeakKeyDictionary()
+
+
+def round_trips_of(client: Client) -> RoundTrips:
+    """What a client has done."""
+    return _round_trips.setdefault(client, RoundTrips())
+
+
 class Commands:
     """Sends commands, one batch at a time: while one is under way, the next gathers.
 
@@ -68,6 +97,13 @@ class Commands:
         self._client = client
         self._waiting: list[Call] = []
         self._sender: asyncio.Task[None] | None = None
+        self._round_trips = round_trips_of(client)
+        self._round_trips.senders.add(self)
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait to be sent."""
+        return len(self._waiting)
 
     def start(self, script: Script, keys: list[Any], arguments: list[Any]) -> Call:
         """Queue a script; its keys and arguments may grow until it is sent."""
@@ -120,6 +156,7 @@ class Commands:
                 _fail(batch, StoreUnavailableError("the connection to Redis is closed"))
                 raise
             except connection_errors as error:
+                self._round_trips.failures += 1
                 # What waits behind would find the same, a time-out later.
                 _fail([*batch, *self._waiting], unavailable(error))
                 self._waiting = []
@@ -127,7 +164,10 @@ class Commands:
                 _fail(batch, error)
 
     async def _deliver(self, batch: list[Call]) -> None:
+        began = time.perf_counter()
         replies = await pipeline(self._client, [call.packed() for call in batch])
+        self._round_trips.seconds.observe(time.perf_counter() - began)
+        self._round_trips.commands.observe(len(batch))
         unknown = [call for call, reply in zip(batch, replies, strict=True) if isinstance(reply, NoScriptError)]
         if unknown:  # Redis is new, or restarted: none of its scripts is there, and those that failed keep their order
             retried = dict(zip(map(id, unknown), await pipeline(self._client, _with_texts(unknown)), strict=True))

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from gateway.errors import StoreUnavailableError
+from gateway.measures import Histogram
 from gateway.webhooks.outbox import BEGIN, Letter
 from gateway.webhooks.post import Answer
 
@@ -65,6 +66,8 @@ class Counts:
         """Events that became dead letters."""
         self.dropped = 0
         """Dead letters that had to go for newer ones."""
+        self.seconds = Histogram()
+        """Seconds that an attempt took."""
 
 
 class _Lane:
@@ -116,6 +119,8 @@ class Courier:
         self.name = name
         self.stopped: str | None = None
         """Why nothing is sent; None where it is."""
+        self.dead = 0
+        """How many dead letters are kept, when last looked at."""
         self._outbox = outbox
         self._post = post
         self._policy = policy
@@ -155,16 +160,18 @@ class Courier:
             for _ in range(self._policy.concurrency):
                 tasks.create_task(self._work())
 
-    async def look(self, waiting: int, stopped: str | None) -> None:
+    async def look(self, waiting: int, stopped: str | None, dead: int = 0) -> None:
         """Read what has come into the queue.
 
         Args:
             waiting: how many events it has.
             stopped: why nothing is to be sent; None where it is.
+            dead: how many dead letters are kept.
 
         Raises:
             StoreUnavailableError: it cannot be read now.
         """
+        self.dead = dead
         if stopped != self.stopped and not (stopped is None and self._stopped_anew):
             self._set_stopped(stopped)
         self._stopped_anew = False
@@ -225,11 +232,13 @@ class Courier:
         else:
             lane.since = self._elapsed()
         lane.attempts += 1
+        began = self._scheduler.time()
         try:
             answer = await self._post(first.message, self._clock())
         except Exception:
             _log.exception("a webhook could not be sent", endpoint=self.name, id=first.message.id)
             answer = Answer("it could not be sent; the gateway's log says why")
+        self._counts.seconds.observe(self._scheduler.time() - began)
         self._note(answer)
         if answer.reason is None:
             self._counts.sent += 1

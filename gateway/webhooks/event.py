@@ -31,7 +31,7 @@ NOTE_TYPES = (CLIENT_EVENT, CACHE_MISS, SUBSCRIPTION_COUNT)
 """The types of what no store commits. There may be very many of them: an endpoint that wants one names it."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """One event as it is queued, sent and, where that fails, kept."""
 
     id: str
@@ -43,6 +43,12 @@ class Message(msgspec.Struct, frozen=True):
     """When it was committed, in Unix milliseconds."""
     body: msgspec.Raw
     """What is sent, as JSON: signed and sent byte for byte as it stands here."""
+    traceparent: str | None = None
+    """What trace the event is part of, as W3C's Trace Context has it; None for none."""
+
+    def within(self, traceparent: str | None) -> Message:
+        """The same as part of another span."""
+        return msgspec.structs.replace(self, traceparent=traceparent)
 
 
 def message(kind: str, key: str, at: int, data: dict[str, Any], identity: str) -> Message:
@@ -79,4 +85,5 @@ def _of_channel(change: ChannelChange) -> dict[str, Any]:
 def _message(kind: str, transition: Transition, data: dict[str, Any]) -> Message:
     key = user_of(transition.tenant, transition.user_id)
     identity = SEPARATOR.join((kind, key, str(transition.now.version), str(transition.at)))
-    return message(kind, key, transition.at, data, identity)
+    made = message(kind, key, transition.at, data, identity)
+    return made if transition.traceparent is None else made.within(transition.traceparent)

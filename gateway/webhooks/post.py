@@ -76,6 +76,8 @@ class HTTPPoster:
             if found is None:  # nothing of it is this endpoint's to know
                 return TAKEN
             body, signed = found, self._endpoint.signer.webhook_headers(found)
+        if message.traceparent is not None:
+            signed = signed | {"traceparent": message.traceparent}
         try:
             # A redirect is not followed: what is signed for one is not another's to read.
             async with self._session.post(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.presence.model import Transition
     from gateway.webhooks.endpoint import Endpoint
     from gateway.webhooks.outbox import Letter, Outbox, State
+    from gateway.webhooks.post import Poster
 
 _log = structlog.get_logger(__name__)
 
@@ -59,6 +60,8 @@ class Webhooks:
         """Queued events that this node could not read."""
         self.couriers: Sequence[Courier] = ()
         """Those at work; none where another node sends."""
+        self.trace: Callable[[str, Poster], Poster] | None = None
+        """Called with an endpoint and what sends to it, returns what traces that; None where nothing does."""
         self._news = asyncio.Event()
         self.notes = Notes(
             outbox,
@@ -93,8 +96,9 @@ class Webhooks:
                 poster = HTTPPoster(endpoint, timeout=self._policy.timeout, connections=self._policy.concurrency)
                 closing.push_async_callback(poster.close)
                 counts = self.counts[endpoint.name]
+                post = poster if self.trace is None else self.trace(endpoint.name, poster)
                 couriers.append(
-                    Courier(endpoint.name, self._outbox, poster, self._policy, self._clock, counts, RunningLoop())
+                    Courier(endpoint.name, self._outbox, post, self._policy, self._clock, counts, RunningLoop())
                 )
             self.couriers = couriers
             closing.callback(self._forget_couriers)
@@ -126,7 +130,7 @@ class Webhooks:
                     if state is None:  # the store has lost it
                         registered = False
                     else:
-                        await courier.look(state.waiting, state.stopped)
+                        await courier.look(state.waiting, state.stopped, state.dead)
                 away = False
             except StoreUnavailableError as error:
                 if not away:

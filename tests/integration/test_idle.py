@@ -319,7 +319,7 @@ async def test_a_storm_settles_without_a_time_out_and_others_are_answered_meanwh
         assert len(storm.answers) > 20
         assert max(storm.answers) < STEP
         after = await figures(process.url)
-        assert after["presence_connections"] >= count
+        assert after['presence_connections{door="socketio"}'] >= count
         assert after["presence_admission_wait_seconds_count"] >= rate
         assert after["presence_admission_refusals_total"] == storm.refusals
         assert after["presence_admission_wait_seconds_sum"] / count <= patience + 1

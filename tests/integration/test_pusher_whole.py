@@ -209,7 +209,7 @@ async def test_metrics_say_who_is_nobody_and_what_channels_were_refused(serve: S
     assert (await figures(running.url))["presence_pusher_anonymous"] == 2
     await ada.subscribe("presence-room-5")  # which says whose it is
     found = await figures(running.url)
-    assert (found["presence_pusher_anonymous"], found["presence_connections"]) == (1, 1)
+    assert (found["presence_pusher_anonymous"], found['presence_connections{door="pusher"}']) == (1, 1)
     for number in range(2):
         await bob.subscribe(f"news-{number}")
     for number in range(2, 5):

@@ -25,7 +25,7 @@
 --          node      hash    connection -> JSON, for each connection of a node
 -- ARGV[1]  now, Unix milliseconds
 -- ARGV[2]  milliseconds without activity until a user turns away; 0 from one who is no node: as nodes have it
--- ARGV[3]  how many entries the log keeps, about
+-- ARGV[3]  how many entries the log keeps, about; and behind a space the traceparent of who commits, where there is one
 -- ARGV[4…] the script's own
 --
 -- A user is <tenant> 0x1f <user id>; neither holds control characters, but for the 0x1e in a part of a tenant. All keys
@@ -33,7 +33,11 @@
 -- moves some of them.
 
 local LOG, STATE, LEASES, DUE, USERS, OUTBOX = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local NOW, AWAY_AFTER, LOG_LENGTH = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local NOW, AWAY_AFTER = tonumber(ARGV[1]), tonumber(ARGV[2])
+local LOG_LENGTH, TRACEPARENT = string.match(ARGV[3], '^(%d+) ?(.*)$')
+if TRACEPARENT == '' then
+  TRACEPARENT = nil
+end
 local RECENT = 10
 local LEASE_LOST = redis.error_reply('LEASE the node holds no lease')
 
@@ -207,13 +211,14 @@ local function floor_of(user)
 end
 
 -- Commit a new version of a user, of whom others were told another status or text before.
-local function change(user, was, was_text, now, reason)
+local function change(user, was, was_text, now, reason, due)
   if user.version == 0 then
     set(user, 'version', tonumber(redis.call('HGET', STATE, floor_of(user)) or 0))
   end
   set(user, 'version', user.version + 1)
   local entry = whole(user)
   entry.at, entry.was, entry.was_text, entry.reason = now, was, was_text, reason
+  entry.due, entry.traceparent = due, TRACEPARENT
   local body = append(entry)
   table.insert(committed, position)
   table.insert(committed, body)
@@ -342,6 +347,10 @@ local function settle(user, now, reason, chose)
       status = status_at(user, now)
     end
     set(user, 'status', status)
+    local due -- when the user's time was over, where that is why they go
+    if status == 'offline' and (reason == user.ending or reason == 'heartbeats stopped') then
+      due = held_until(user)
+    end
     if was == 'offline' and status ~= 'offline' then
       begin_session(user, now)
     elseif was ~= 'offline' and status == 'offline' then
@@ -375,9 +384,9 @@ local function settle(user, now, reason, chose)
       if before ~= 'offline' and after ~= 'offline' then
         reason = ran_out and 'set by hand until now' or status == 'away' and not chose and 'inactive' or reason
       elseif user.shown ~= hidden then -- the reasons of one who really comes and goes
-        reason = after == 'offline' and 'goodbye' or 'connected'
+        reason, due = after == 'offline' and 'goodbye' or 'connected', nil
       end
-      change(user, before, before_text, now, reason)
+      change(user, before, before_text, now, reason, due)
     end
   end
   expect(user)

@@ -1,0 +1,108 @@
+"""What is counted of the log: what this node commits, how late that is, and how long it takes to be seen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.measures import Histogram
+from gateway.presence.model import ACTIVE, CHOSEN, CONNECTED, HEARTBEATS_STOPPED, INACTIVE, OFFLINE, RELEASED, Ending
+from gateway.presence.view import RESYNCHRONISED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.presence.model import Timing, Transition
+    from gateway.presence.store import Commit
+
+CAUSES = ("said", "lost", "heartbeats", "node_died")
+"""How it is found that a user has gone: they said so or were sent away, their connection was lost or closed by the
+gateway, their heartbeats stopped, or the node died that they were connected to."""
+
+_CAUSES = {
+    Ending.LOST.value: "lost",
+    Ending.TOO_SLOW.value: "lost",
+    Ending.FLOODED.value: "lost",
+    Ending.DRAINED.value: "lost",
+    HEARTBEATS_STOPPED: "heartbeats",
+    Ending.NODE_DIED.value: "node_died",
+}
+
+
+class Commits:
+    """What this node has committed: by its commands, and by its sweeps."""
+
+    def __init__(self) -> None:
+        self.online: dict[str, int] = dict.fromkeys((CONNECTED, ACTIVE), 0)
+        """Who came online, by the reason; the usual ones begin at 0, so that their first rise is seen as one."""
+        self.offline: dict[str, int] = dict.fromkeys((*Ending, HEARTBEATS_STOPPED, RELEASED), 0)
+        """Who went."""
+        self.changed: dict[str, int] = dict.fromkeys((INACTIVE, ACTIVE, CHOSEN), 0)
+        """Whose status, or its text, is another."""
+        self.late = Histogram()
+        """Seconds from when a user's time was over to the commit."""
+        self.swept_at: int | None = None
+        """When this node last finished a sweep, in Unix milliseconds; None before the first."""
+        self._end = 0
+        """The log's end, as a sweep found it, that this node's view had not come to then."""
+        self._behind_since = 0
+
+    def note(self, commit: Commit) -> None:
+        """Count what a command did: nothing, for most."""
+        for each in commit.transitions:
+            if each.was is OFFLINE:
+                kind = self.online
+            elif each.now.status is not OFFLINE:
+                kind = self.changed
+            else:
+                kind = self.offline
+                if each.due is not None:
+                    self.late.observe(max(0, each.at - each.due) / 1000)
+            kind[each.reason] = kind.get(each.reason, 0) + 1
+
+    def swept(self, commit: Commit, position: int, now: int) -> None:
+        """Count what a sweep did.
+
+        Args:
+            commit: that.
+            position: up to where this node has followed the log.
+            now: the time, in Unix milliseconds.
+        """
+        self.note(commit)
+        self.swept_at = now
+        if position >= self._end:
+            self._end, self._behind_since = commit.position, now
+
+    def lag(self, position: int, now: int) -> float:
+        """Seconds for which the log has been known to hold what this node, which has come to `position`, has not."""
+        return 0.0 if position >= self._end else max(0, now - self._behind_since) / 1000
+
+
+class LogFigures:
+    """How long it takes until this node knows. A listener of the follower.
+
+    Args:
+        clock: the time, in Unix milliseconds.
+        timing: the durations that presence follows.
+        near: whether the log is read as it is written.
+    """
+
+    def __init__(self, clock: Callable[[], int], timing: Timing, *, near: bool) -> None:
+        self.delay = Histogram()
+        """Seconds from a commit to this node's view, of the last of each batch; of a log that is near, nothing."""
+        self.leaves = {cause: Histogram() for cause in CAUSES}
+        """Seconds from a user's last sign of life to this node's view, by how it was found that they have gone."""
+        self._clock = clock
+        self._near = near
+        self._held = {ending.value: timing.hold_after(ending) for ending in Ending}
+        self._held[HEARTBEATS_STOPPED] = timing.ttl
+        self._held[Ending.NODE_DIED.value] += timing.lease  # which the node had last renewed when it was there
+
+    def publish(self, transitions: Sequence[Transition]) -> None:
+        """Take news of the log in."""
+        last = transitions[-1]
+        if not self._near and last.reason != RESYNCHRONISED:
+            self.delay.observe(max(0, self._clock() - last.at) / 1000)
+        for each in transitions:
+            if each.now.status is OFFLINE and each.reason != RESYNCHRONISED:
+                gone_at = each.at if each.due is None else each.due - self._held.get(each.reason, 0)
+                self.leaves[_CAUSES.get(each.reason, "said")].observe(max(0, self._clock() - gone_at) / 1000)
