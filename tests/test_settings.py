@@ -91,6 +91,8 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "handshake_timeout": 10,
         "keepalive_timeout": 75,
         "shutdown_timeout": 10,
+        "drain_rate": Rate(300, 1),
+        "drain_delay": 0,
         "log_format": "console",
         "log_level": "info",
     }

@@ -889,7 +889,7 @@ async def test_haproxy_lets_the_sessions_of_a_node_go_on_that_takes_no_new_ones(
     before = len(first.gateway._connections), len(second.gateway._connections)
     assert all(before)
 
-    first.gateway._connections.draining = True  # and nobody is asked to leave yet
+    first.gateway.leave()  # and nobody is asked to do so yet
     await eventually(lambda: "Server presence/node1 is DOWN" in balancer.logs)
     for number in range(6):
         clients.start(f"new-{number}", ["polling"])
