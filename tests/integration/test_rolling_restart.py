@@ -1,4 +1,4 @@
-"""Every node is restarted, one after the other, under 300 real clients behind a real HAProxy: nobody is seen to leave."""
+"""Every node is restarted, one after the other, under 300 real clients behind HAProxy: nobody is seen to leave."""
 
 from __future__ import annotations
 
