@@ -39,6 +39,7 @@ UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes 
 lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newer versions)
 	$(UV_COMPILE) --output-file requirements.lock
 	$(UV_COMPILE) --group dev --all-extras --output-file requirements-dev.lock
+	$(subst compile pyproject.toml,compile --group build,$(UV_COMPILE)) --output-file requirements-build.lock
 	npm install --package-lock-only --omit-lockfile-registry-resolved
 	npm install --prefix benchmarks/node --package-lock-only --omit-lockfile-registry-resolved
 
