@@ -85,7 +85,8 @@ class HAProxy(Kind):
 
     def places(self, directory: Path, port: int, tls_port: int, nodes: Sequence[str]) -> dict[str, str]:
         places = {
-            "log /dev/log local0": "log stdout format raw local0",
+            '"${BALANCER_LOG-/dev/log}"': "stdout",
+            '"${BALANCER_LOG_FORMAT-local}"': "raw",
             "/run/haproxy/": f"{directory}/",
             "maxconn 50000": "maxconn 2000",
             "bind :80": f"bind 127.0.0.1:{port}",
