@@ -194,7 +194,7 @@ async def test_it_serves_as_its_user_is_healthy_and_stops(image: Stage) -> None:
 
     assert process.stderr is not None
     try:
-        entry = {}
+        entry: dict[str, object] = {}
         while entry.get("event") != "listening":
             line = await asyncio.wait_for(process.stderr.readline(), 6 * STEP)
             assert line, lines

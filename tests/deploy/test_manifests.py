@@ -245,3 +245,18 @@ def test_all_objects_are_about_the_same_pods() -> None:
     assert target["name"] == OBJECTS["Deployment"]["metadata"]["name"]
     assert "replicas" not in OBJECTS["Deployment"]["spec"]  # or each apply would undo what the autoscaler has done
     assert OBJECTS["HorizontalPodAutoscaler"]["spec"]["minReplicas"] > 1
+
+
+def test_the_page_for_operators_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "operations" / "deploy.md").read_text()
+    theirs = {"PUBLIC_PORT"}  # of compose.yml
+    named = {name for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", page) if name not in theirs}
+    assert named <= VARIABLES
+    assert {"DRAIN_DELAY", "DRAIN_RATE", "SHUTDOWN_TIMEOUT"} <= named
+    assert "${PUBLIC_PORT:-80}:80" in COMPOSE["services"]["balancer"]["ports"]
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"audit", "sbom", "lint"} <= set(re.findall(r"make ([a-z]+)", page)) <= set(targets)
+    for path in re.findall(r"`((?:deploy|tests)/[\w./-]+)`", page):
+        assert (ROOT / path).exists() or path == "deploy/.env", path
+    assert f"presence-gateway:{__version__}" in page
+    assert re.findall(r"python:[\w.-]+", page) == [DOCKERFILE.split("FROM ")[1].split()[0]]
