@@ -1,7 +1,7 @@
 # make run     sets up and serves on http://127.0.0.1:3000 in development mode
 # make test    sets up and runs the whole suite
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench chaos lock clean
+.PHONY: help run test lint audit sbom format bench chaos lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,10 +17,17 @@ test: .venv/development node_modules/.stamp ## run the whole suite; again on the
 	GATEWAY_ENGINE=stock $(BIN)/python -m pytest tests/integration tests/js tests/browser tests/chaos/test_faults.py $(ARGS)
 	GATEWAY_COMPILE=never $(BIN)/python -m pytest tests/test_*.py $(addprefix tests/integration/test_,engine.py idle.py sessions.py socketio.py websocket.py) $(ARGS)
 
-lint: .venv/development ## check style, types and lock files
+lint: .venv/development ## check style, types and, where the database can be asked, what is locked
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tools/audit.py --if-reachable
+
+audit: .venv/development ## look up known vulnerabilities of what is locked; fails where nobody can be asked
+	$(BIN)/python tools/audit.py
+
+sbom: .venv/development ## write dist/sbom.json: what the gateway is made of, as CycloneDX
+	$(BIN)/python tools/sbom.py dist/sbom.json
 
 format: .venv/development ## put the code in its one form
 	$(BIN)/ruff format
@@ -39,6 +46,7 @@ UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes 
 lock: .venv/development ## write the lock files anew (UPGRADE=--upgrade for newer versions)
 	$(UV_COMPILE) --output-file requirements.lock
 	$(UV_COMPILE) --group dev --all-extras --output-file requirements-dev.lock
+	$(subst compile pyproject.toml,compile --group build,$(UV_COMPILE)) --output-file requirements-build.lock
 	npm install --package-lock-only --omit-lockfile-registry-resolved
 	npm install --prefix benchmarks/node --package-lock-only --omit-lockfile-registry-resolved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -225,7 +226,7 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain within the time set."""
+    """Serve until SIGTERM or SIGINT, wait until no new clients are sent here, then drain within the time set."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -251,6 +252,8 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         if settings.dev:
             _log.info("development mode", page=f"http://127.0.0.1:{port}/test-presence.html")
         await stopped.wait()
+        if settings.drain_delay:
+            await _leave(gateway, stopped, settings.drain_delay)
     finally:
         try:
             async with asyncio.timeout(settings.shutdown_timeout):
@@ -259,6 +262,15 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         except TimeoutError:
             _log.warning("clients took too long to leave; cut off", limit=settings.shutdown_timeout)
     _log.info("stopped")
+
+
+async def _leave(gateway: Gateway, stopped: asyncio.Event, delay: float) -> None:
+    """Serve on until balancers have seen that this node goes, or somebody asks a second time."""
+    gateway.leave()
+    _log.info("not ready any more; draining soon", delay=delay)
+    stopped.clear()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopped.wait(), delay)
 
 
 async def _listen(runner: web.AppRunner, host: str, port: int) -> None:

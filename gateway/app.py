@@ -39,6 +39,7 @@ from gateway.doors.pusher_api import PusherAPI
 from gateway.doors.socketio import NAMESPACE, SocketIODoor
 from gateway.doors.webhooks import webhook_operations
 from gateway.doors.websocket import WebSocketDoor
+from gateway.draining import Pace
 from gateway.duty import LocalLeases
 from gateway.engine.manager import TOPIC, BusManager, Manager
 from gateway.engine.server import Server
@@ -101,9 +102,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _HookT = TypeVar("_HookT", bound=Hook)
-
-RETRY_AFTER_DRAIN = 1.0
-"""Seconds that clients of a draining node are asked to wait before they connect again."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that a node which stops takes to tell others what it has still to tell."""
@@ -514,8 +512,14 @@ class Gateway:
         else:
             self._connections.end_revoked(covers)
 
+    def leave(self) -> None:
+        """Let balancers send no new clients here: ``/health/ready`` says 503 from now on, and all else goes on."""
+        self._connections.leaving = True
+
     async def drain(self) -> None:
-        """Let every client go to another node: told, then closed; new ones are refused from now on.
+        """Let every client go to another node: told, then closed, in batches; new ones are refused from now on.
+
+        It takes as long as ``DRAIN_RATE`` says, and half of ``SHUTDOWN_TIMEOUT`` at the most.
 
         An application that stops does so by itself. Called before, while it still listens, ``/health/ready`` says
         503 and new clients are refused with ``SERVER_DRAINING``: those of Socket.IO by an HTTP 503, after which they
@@ -527,7 +531,7 @@ class Gateway:
             self._server.close_nobodys()
             if self._pusher is not None:
                 self._pusher.close_nobodys()
-            await self._connections.drain(RETRY_AFTER_DRAIN)
+            await self._connections.drain(Pace(self.settings.drain_rate, self.settings.shutdown_timeout / 2))
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from gateway.auth import Identity
     from gateway.delivery.inbox import Inbox
+    from gateway.draining import Pace
     from gateway.presence.fanout import FanOut
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
@@ -89,6 +92,9 @@ class Connections:
         rules: bool = False,
     ) -> None:
         self.draining = False
+        """Whether new ones are refused, and all are asked to go."""
+        self.leaving = False
+        """Whether balancers are to send nobody here any more; whoever comes is let in all the same."""
         self.inbox: Inbox | None = None
         """What waits for users who come online; None where nothing does."""
         self.on_watch: Callable[[str, WatchList], None] | None = None
@@ -303,17 +309,15 @@ class Connections:
         """End what keeps a user online but live connections."""
         await self._tracker.release(tenant, user_id)
 
-    async def drain(self, retry_after: float) -> None:
-        """Tell every client that this node shuts down, and close them. New ones are refused from now on."""
-        self.draining = True
-        leaving = [live for by_id in self._by_user.values() for live in by_id.values()]
-        notice = wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now()), retry_after=retry_after)
-        for live in leaving:
-            # With its mark, so that a client that has long heard nothing says where it is to the next node.
-            live.emit("server-draining", notice, live.mark)
-        if leaving:
-            await asyncio.sleep(DRAIN_NOTICE)
-        await asyncio.gather(*(self.end(live, Ending.DRAINED) for live in leaving))
+    async def drain(self, pace: Pace) -> None:
+        """Tell every client that this node shuts down, and close it, batch by batch. New ones are refused at once."""
+        self.leaving = self.draining = True
+        everyone = [live for by_id in self._by_user.values() for live in by_id.values()]
+        random.shuffle(everyone)
+        clients = iter(everyone)
+        await asyncio.gather(
+            *(self._drain(list(islice(clients, batch.size)), batch.at, pace) for batch in pace.batches(len(everyone)))
+        )
 
     # What a connection does
 
@@ -443,6 +447,20 @@ class Connections:
             self.on_token(live.connection.id)
 
     # One step each
+
+    async def _drain(self, leaving: Sequence[LiveConnection], at: float, pace: Pace) -> None:
+        """Tell some clients, and close them; those who have left by themselves meanwhile are not spoken to."""
+        if at:
+            await asyncio.sleep(at)
+        leaving = [live for live in leaving if live.ending is None]
+        timestamp = wire.timestamp(self._tracker.now())
+        for live in leaving:
+            # With its mark, so that a client that has long heard nothing says where it is to the next node.
+            notice = wire.ServerEvent(timestamp=timestamp, retry_after=pace.retry_after())
+            live.emit("server-draining", notice, live.mark)
+        if leaving:
+            await asyncio.sleep(DRAIN_NOTICE)
+        await asyncio.gather(*(self.end(live, Ending.DRAINED) for live in leaving))
 
     def _hear_no_more(self, live: LiveConnection) -> None:
         if live.watcher is None:

@@ -267,6 +267,11 @@ class Settings(BaseSettings):
     """How long an HTTP connection may stay without a whole request; longer than a proxy in front keeps it."""
     shutdown_timeout: float = Field(default=10, gt=0)
     """How long clients have to leave after SIGTERM before they are cut off."""
+    drain_rate: _RateSetting = Rate(300, 1.0)
+    """How many clients are sent to other nodes after SIGTERM; faster where that takes half of `shutdown_timeout`."""
+    drain_delay: float = Field(default=0, ge=0, le=300)
+    """How long, after SIGTERM, clients are still let in while ``/health/ready`` says 503: until balancers have seen it.
+    It comes before `shutdown_timeout`."""
 
     tracing: bool = False
     """Whether commands are traced by OpenTelemetry, which the ``OTEL_…`` of its SDK configure."""

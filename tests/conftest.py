@@ -200,7 +200,7 @@ async def gateway_process(*arguments: str, **variables: str) -> AsyncIterator[Pr
     )
     reader = asyncio.create_task(_collect(process))
     try:
-        process.url = (await process.logged(r"(http://[\d.]+:\d+)"))[1]
+        process.url = (await process.logged(r"(http://[\d.]+:\d+)", within=6 * STEP))[1]
         yield process
     finally:
         if process.process.returncode is None:

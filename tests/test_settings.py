@@ -96,6 +96,8 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "shutdown_timeout": 10,
         "metrics_tenants": 20,
         "tracing": False,
+        "drain_rate": Rate(300, 1),
+        "drain_delay": 0,
         "log_format": "console",
         "log_level": "info",
     }

@@ -429,7 +429,7 @@ class HTTPDoor:
         return wire.Health(status="ok")
 
     async def _ready(self, _call: Call) -> wire.Health:
-        if self._connections.draining:
+        if self._connections.leaving:
             raise UnavailableError("this node is draining")
         if self._tracker.away is not None:
             raise UnavailableError(f"the store is away: {self._tracker.away}")

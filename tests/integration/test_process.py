@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,47 @@ async def test_while_it_drains_it_says_that_it_is_not_ready(spawn: Spawn, closin
             assert response.status == 503
     finally:
         await stopping
+
+
+async def sent_away(client: Plain) -> dict[str, Any]:
+    """The notice that a client gets before it is closed."""
+    notice: dict[str, Any] = (await client.until("server-draining"))["data"]
+    assert await client.closed() == 1001
+    return notice
+
+
+async def test_clients_are_sent_away_at_the_rate_that_is_set(spawn: Spawn, closing: AsyncExitStack) -> None:
+    process = await spawn(DRAIN_RATE="10/s", SHUTDOWN_TIMEOUT="20")
+    ws_url = process.url.replace("http", "ws", 1)
+    clients = [await Plain.connect(closing, ws_url, f"client-{number}") for number in range(20)]
+    stopping = asyncio.create_task(process.stop(within=20 + STEP))
+    notices = await asyncio.gather(*(sent_away(client) for client in clients))
+    assert await stopping == 0
+    told = [datetime.fromisoformat(notice["timestamp"]).timestamp() for notice in notices]
+    assert max(told) - min(told) > 1.7  # two seconds' worth of clients, of whom the last go in the last eighth
+    assert len(set(told)) >= 6
+    assert len({notice["retryAfter"] for notice in notices}) > 10  # each comes back at a moment of its own
+
+
+async def test_for_a_while_it_lets_clients_in_and_says_that_it_is_not_ready(
+    spawn: Spawn, closing: AsyncExitStack
+) -> None:
+    process = await spawn(DRAIN_DELAY="60")
+    ws_url = process.url.replace("http", "ws", 1)
+    session = await closing.enter_async_context(aiohttp.ClientSession(process.url))
+    early = await Plain.connect(closing, ws_url, "early")
+    process.process.terminate()
+    await process.logged("not ready any more")
+    async with session.get("/health/ready") as response:
+        assert response.status == 503
+    async with session.get("/health/live") as response:
+        assert response.status == 200
+    late = await Plain.connect(closing, ws_url, "late")
+    for client in (early, late):
+        assert (await client.ask("heartbeat"))["event"] == "heartbeat-ack"
+    process.process.terminate()  # again: whoever asks twice does not wait
+    await asyncio.gather(sent_away(early), sent_away(late))
+    assert await asyncio.wait_for(process.process.wait(), 3 * STEP) == 0
 
 
 async def test_with_nobody_there_it_stops_too(spawn: Spawn) -> None:
