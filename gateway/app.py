@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import socket
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -500,17 +501,9 @@ class Gateway:
 
     def _heed_revocations(self) -> None:
         self._connections.check = self._revoker.check
-        self._revoker.on_news = self._end_revoked
+        self._revoker.on_news = partial(self._connections.end_revoked, self._revoker.known.cover)
         if self._recovery is not None:
             self._recovery.is_revoked = self._revoker.known.cover
-
-    def _end_revoked(self, news: Sequence[Revocation]) -> None:
-        """Close the connections whose tokens have just been revoked: one look at all, or at one user's."""
-        covers = self._revoker.known.cover
-        if len(news) == 1 and news[0].user_id is not None:
-            self._connections.end_revoked(covers, (news[0].tenant, news[0].user_id))
-        else:
-            self._connections.end_revoked(covers)
 
     def leave(self) -> None:
         """Let balancers send no new clients here: ``/health/ready`` says 503 from now on, and all else goes on."""
@@ -546,33 +539,31 @@ class Gateway:
         tasks = [run(self._follow(), type(self._follower).__name__)]
         tasks += [run(part.run(), type(part).__name__) for part in self._parts()]
         async with AsyncExitStack() as closing:  # each of it, whatever becomes of the others
-            if self._tracing is not None:
-                closing.push_async_callback(self._tracing.close, FLUSH_TIMEOUT)
-            closing.push_async_callback(self._store.close)
-            closing.push_async_callback(self._channels.close)
-            closing.push_async_callback(self._bus.close)
-            closing.push_async_callback(self._once.close)
-            closing.push_async_callback(self._inbox.close)
-            closing.push_async_callback(self._cluster.close, FLUSH_TIMEOUT)
-            closing.push_async_callback(self._nodes.close)
-            if self._admin_ui is not None:
-                closing.push_async_callback(self._admin_ui.close)
-            if self._webhooks is not None:
-                closing.push_async_callback(self._webhooks.close)
-            closing.push_async_callback(self._leases.close)
-            if self._export is not None:
-                closing.push_async_callback(self._export.close)
-            if self._tallies is not None:  # when its `run` has ended, which would tell anew what is counted here
-                closing.push_async_callback(self._tallies.close)
+
+            def closes(part: Any, *arguments: float) -> None:
+                if part is not None:
+                    closing.push_async_callback(part.close, *arguments)
+
+            closes(self._tracing, FLUSH_TIMEOUT)
+            closes(self._store)
+            closes(self._channels)
+            closes(self._bus)
+            closes(self._once)
+            closes(self._inbox)
+            closes(self._cluster, FLUSH_TIMEOUT)
+            closes(self._nodes)
+            closes(self._admin_ui)
+            closes(self._webhooks)
+            closes(self._leases)
+            closes(self._export)
+            closes(self._tallies)  # when its `run` has ended, which would tell anew what is counted here
             closing.push_async_callback(end, tasks)
-            if self._recovery is not None:
-                closing.push_async_callback(self._recovery.directory.close)
+            closes(None if self._recovery is None else self._recovery.directory)
             closing.push_async_callback(self._bus.flush, FLUSH_TIMEOUT)
-            closing.push_async_callback(self._revoker.close)
+            closes(self._revoker)
             closing.push_async_callback(self._once.finish, FLUSH_TIMEOUT)
             closing.push_async_callback(self._server.shutdown)
-            if self._pusher is not None:
-                closing.push_async_callback(self._pusher.close, FLUSH_TIMEOUT)
+            closes(self._pusher, FLUSH_TIMEOUT)
             yield
 
     def _parts(self) -> Sequence[_Part]:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
     from gateway.presence.watching import Watcher, Watching
+    from gateway.revocation.revocations import Revocation
     from gateway.settings import Settings
     from gateway.timers import TimerWheel
 
@@ -292,14 +293,18 @@ class Connections:
             if live.connection.id in ids or live.connection.connected_at <= until:
                 self._end_soon(live, Ending.KICKED)
 
-    def end_revoked(self, covers: Callable[[Identity], bool], user: tuple[str, str] | None = None) -> None:
-        """Close the connections whose token is revoked.
+    def end_revoked(self, covers: Callable[[Identity], bool], news: Sequence[Revocation]) -> None:
+        """Close the connections whose token is revoked: one look at all, or at one user's.
 
         Args:
             covers: whether one is.
-            user: whose connections it can only be, as tenant and user id; None for anybody's, who are all looked at.
+            news: what has just been revoked.
         """
-        users = list(self._by_user.values()) if user is None else [self._by_user.get(user, {})]
+        one = news[0] if len(news) == 1 else None
+        if one is None or one.user_id is None:
+            users = list(self._by_user.values())
+        else:
+            users = [self._by_user.get((one.tenant, one.user_id), {})]
         for by_id in users:
             for live in by_id.values():
                 if live.ending is None and covers(live.identity):

@@ -17,7 +17,7 @@ from redis.crc import key_slot
 from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_server
 
 from gateway.errors import LeaseLostError, LogTrimmedError, StoreUnavailableError
-from gateway.presence import store_redis
+from gateway.presence import encoding, store_redis
 from gateway.presence.follower import Follower
 from gateway.presence.model import Beat, Connection, Ending, Profile, Retention, Status, UserStatus
 from gateway.presence.store import RETURNING, Commit, Store
@@ -700,6 +700,6 @@ def test_a_change_is_read_whoever_wrote_it(more: bytes) -> None:
     body = (
         b'{"user":"acme\\u001falice","version":2,"status":"offline","at":9,"was":"online","reason":"goodbye"%b}' % more
     )
-    change = store_redis.transition_of(body)
+    change = encoding.transition_of(body)
     assert (change.tenant, change.user_id, change.at, change.reason) == ("acme", "alice", 9, "goodbye")
     assert (change.due, change.traceparent) == ((7, "00-a-b-01") if more else (None, None))

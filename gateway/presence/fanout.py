@@ -118,6 +118,8 @@ class Pace:
         self._before, self._at = self._at, now
         self._rest = min(took * REST, LONGEST_REST)
         self._lone = told.pop() if len(told) == 1 else None
+
+
 class Deliveries:
     """What was told to members: counted once for each flush, however many members there are."""
 

@@ -49,10 +49,10 @@ from gateway.presence.model import (
     next_change,
     over_at,
     parted,
-    published,
     status_at,
 )
 from gateway.presence.readers import Readers
+from gateway.presence.record import Record, end_session, revision_of, show_or_hide
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
 
 if TYPE_CHECKING:
@@ -63,31 +63,6 @@ LOG_LENGTH = 10_000
 
 TRANSITIONS_EXPLAINED = 10
 """How many of a user's transitions `explain` shows."""
-
-
-class _Record:
-    """One user: who they are now, what keeps them so, and when that will next change by itself."""
-
-    __slots__ = ("due", "held", "opened", "recent", "sessions", "shown", "status")
-
-    def __init__(self, status: UserStatus) -> None:
-        self.status = status
-        """What the user is told."""
-        self.shown: UserStatus | None = None
-        """What others are told while the user is invisible."""
-        self.held = Held()
-        self.due: int | None = None
-        self.recent: tuple[Transition, ...] = ()
-        """The last few; not a deque, of which each takes more than they do."""
-        self.sessions: tuple[OnlineSession, ...] = ()
-        """The last few, oldest first."""
-        self.opened: int | None = None
-        """How many connections were opened in the session that lasts; None where none does."""
-
-    @property
-    def published(self) -> UserStatus:
-        """Both as one."""
-        return published(self.status, self.shown)
 
 
 class MemoryStore(Store):
@@ -116,7 +91,7 @@ class MemoryStore(Store):
         self._retention = timing.retention
         self._floors: dict[str, int] = {}
         """The highest version that was forgotten, by tenant: whoever comes back, or comes anew, has a higher one."""
-        self._records: dict[tuple[str, str], _Record] = {}
+        self._records: dict[tuple[str, str], Record] = {}
         self._leases: dict[str, int] = {}
         self._attended: int | None = None
         """When a lease was last renewed."""
@@ -231,7 +206,7 @@ class MemoryStore(Store):
         for status in known:
             record = self._records.get((status.tenant, status.user_id))
             if record is None:
-                record = _Record(UserStatus(tenant=status.tenant, user_id=status.user_id))
+                record = Record(UserStatus(tenant=status.tenant, user_id=status.user_id))
             here = record.published
             if status.version > here.version:
                 self._take(record, status, now, hold)
@@ -239,7 +214,7 @@ class MemoryStore(Store):
             elif status.version == here.version and status.status is not here.status:
                 self._change(record, here, self._version_after(here.tenant, here.version), now, RESTORED)
                 continue
-            elif status.version == here.version and _revision(status) > _revision(here):
+            elif status.version == here.version and revision_of(status) > revision_of(here):
                 self._take(record, status, now, hold)
                 self._keep_private(record)
             else:
@@ -305,7 +280,7 @@ class MemoryStore(Store):
 
     async def explain(self, tenant: str, user_id: str) -> Explanation:
         """Read all that is known of one user; see the port."""
-        record = self._records.get((tenant, user_id)) or _Record(UserStatus(tenant=tenant, user_id=user_id))
+        record = self._records.get((tenant, user_id)) or Record(UserStatus(tenant=tenant, user_id=user_id))
         connections = tuple(record.held.connections.values())
         return Explanation(
             status=record.status,
@@ -334,11 +309,11 @@ class MemoryStore(Store):
         if node not in self._leases:
             raise LeaseLostError(f"node {node} holds no lease")
 
-    def _record_at(self, tenant: str, user_id: str, now: int) -> _Record:
+    def _record_at(self, tenant: str, user_id: str, now: int) -> Record:
         """The user's record, with what time has already done to it committed."""
         record = self._records.get((tenant, user_id))
         if record is None:
-            return _Record(UserStatus(tenant=tenant, user_id=user_id))  # kept once there is something to keep
+            return Record(UserStatus(tenant=tenant, user_id=user_id))  # kept once there is something to keep
         own = record.status.own
         if record.due is not None and record.due <= now:
             self._settle_by_time(record, now)
@@ -347,7 +322,7 @@ class MemoryStore(Store):
             self._settle(record, now, RAN_OUT)
         return record
 
-    def _forget(self, record: _Record, connection: Connection, ending: Ending, at: int) -> None:
+    def _forget(self, record: Record, connection: Connection, ending: Ending, at: int) -> None:
         """Take a connection away, and start the grace its ending gives where it was the last that is known here."""
         del record.held.connections[connection.id]
         del self._by_node[connection.node][connection.id]
@@ -361,7 +336,7 @@ class MemoryStore(Store):
 
     def _note(
         self,
-        record: _Record,
+        record: Record,
         *,
         active_at: int | None = None,
         meta_json: bytes | None = None,
@@ -392,7 +367,7 @@ class MemoryStore(Store):
                 else:
                     self._keep_private(record)
 
-    def _settle_by_time(self, record: _Record, now: int) -> None:
+    def _settle_by_time(self, record: Record, now: int) -> None:
         """Commit what time alone has done to a user: out of a grace or a TTL, or away. It brings nobody online."""
         if not record.status.online:
             return
@@ -401,7 +376,7 @@ class MemoryStore(Store):
         self._settle(record, now, (held.ending if by_grace else None) or HEARTBEATS_STOPPED)
 
     def _settle(
-        self, record: _Record, now: int, reason: str, *, chose: bool = False, opener: Connection | None = None
+        self, record: Record, now: int, reason: str, *, chose: bool = False, opener: Connection | None = None
     ) -> None:
         """Commit the status that the rules give, if it is not the one the user has, or if they have set another.
 
@@ -419,7 +394,7 @@ class MemoryStore(Store):
             self._settle_anew(record, now, reason, chose=chose, opener=opener)
         self._expect(record)
 
-    def _settle_anew(self, record: _Record, now: int, reason: str, *, chose: bool, opener: Connection | None) -> None:
+    def _settle_anew(self, record: Record, now: int, reason: str, *, chose: bool, opener: Connection | None) -> None:
         """Commit what has changed of a user, as a new version where others see it."""
         before, hid = record.published, record.shown
         was, own = record.status, record.status.own
@@ -449,8 +424,8 @@ class MemoryStore(Store):
         if online and not was.online:
             self._begin_session(record, now, opener)
         elif was.online and not online:
-            _end_session(record, now, reason)
-        _show_or_hide(record, choice)
+            end_session(record, now, reason)
+        show_or_hide(record, choice)
         after = record.shown or record.status
         if after.status is before.status and after.status_text == before.status_text:
             self._keep_private(record)
@@ -462,7 +437,7 @@ class MemoryStore(Store):
             reason, due = (CONNECTED if after.online else Ending.GOODBYE), None
         self._change(record, before, self._version_after(before.tenant, before.version), now, reason, due)
 
-    def _take(self, record: _Record, known: UserStatus, now: int, hold: int) -> None:
+    def _take(self, record: Record, known: UserStatus, now: int, hold: int) -> None:
         """Take for a user's own what is known of them elsewhere, and hold them as `restore` says."""
         true, record.shown = parted(known)
         record.status = msgspec.structs.replace(true, active_at=latest(record.status.active_at, true.active_at))
@@ -473,13 +448,13 @@ class MemoryStore(Store):
         if true.online and record.opened is None:
             self._begin_session(record, true.online_since or now, None)
         elif not true.online:
-            _end_session(record, now, RESTORED)
+            end_session(record, now, RESTORED)
 
     def _version_after(self, tenant: str, version: int) -> int:
         """The next version of a user; one of whom others have been told nothing goes on from all that was forgotten."""
         return (version or self._floors.get(tenant.partition(PART)[0], 0)) + 1
 
-    def _begin_session(self, record: _Record, now: int, opener: Connection | None) -> None:
+    def _begin_session(self, record: Record, now: int, opener: Connection | None) -> None:
         if self._retention.sessions:
             session = OnlineSession(begun_at=now, device=None if opener is None else opener.device)
             kept = record.sessions
@@ -488,7 +463,7 @@ class MemoryStore(Store):
             record.sessions = (*kept, session)[-self._retention.sessions :]
             record.opened = len(record.held.connections)
 
-    def _let_go(self, record: _Record, now: int) -> None:
+    def _let_go(self, record: Record, now: int) -> None:
         """Let go of what has been kept of a user for long enough."""
         sessions = record.sessions
         if not record.status.online and sessions and not sessions[-1].is_kept_at(now, self._retention):
@@ -499,7 +474,7 @@ class MemoryStore(Store):
         if (record.status.tenant, record.status.user_id) in self._records:
             self._expect(record)
 
-    def _forget_user(self, record: _Record, now: int) -> None:
+    def _forget_user(self, record: Record, now: int) -> None:
         """Commit that a user is as one never seen, but for what they have set by hand."""
         status, shown, own = record.status, record.shown, record.status.own
         whole = status.tenant.partition(PART)[0]
@@ -522,7 +497,7 @@ class MemoryStore(Store):
         self._append(Forgotten(position=self._position + 1, now=record.published, version=status.version))
 
     def _change(
-        self, record: _Record, before: UserStatus, version: int, now: int, reason: str, due: int | None = None
+        self, record: Record, before: UserStatus, version: int, now: int, reason: str, due: int | None = None
     ) -> None:
         """Commit a new version of a user, of whom others were told something else before."""
         record.status = msgspec.structs.replace(record.status, version=version)
@@ -545,12 +520,12 @@ class MemoryStore(Store):
         if self._keep is not None:
             self._keep(transition)
 
-    def _keep_private(self, record: _Record) -> None:
+    def _keep_private(self, record: Record) -> None:
         """Commit what others do not see of a user."""
         self._records[record.status.tenant, record.status.user_id] = record
         self._append(PrivateChange(position=self._position + 1, now=record.published))
 
-    def _expect(self, record: _Record) -> None:
+    def _expect(self, record: Record) -> None:
         """Queue the time at which a user will next change by themselves.
 
         A later time than the one queued is left to be found when that one comes up, so that a heartbeat, which
@@ -572,31 +547,3 @@ class MemoryStore(Store):
     def _commit(self, *, resumed: bool = False) -> Commit:
         transitions, self._committed = tuple(self._committed), []
         return Commit(self._position, transitions, resumed)
-
-
-def _end_session(record: _Record, now: int, reason: str) -> None:
-    if record.opened is not None:
-        *earlier, session = record.sessions
-        ended = msgspec.structs.replace(session, ended_at=now, connections=record.opened, reason=str(reason))
-        record.sessions = (*earlier, ended)
-        record.opened = None
-
-
-def _revision(status: UserStatus) -> int:
-    return 0 if status.own is None else status.own.revision
-
-
-def _show_or_hide(record: _Record, choice: Choice) -> None:
-    """Begin or end to tell others that a user is offline, by what the user has set."""
-    hid, status = record.shown, record.status
-    if choice.status is Chosen.INVISIBLE:
-        if hid is None:
-            record.shown = msgspec.structs.replace(
-                status, status=OFFLINE, status_text=None, online_since=None, ttl_until=None, own=None
-            )
-    elif hid is not None:
-        record.shown = None
-        if not status.online:
-            record.status = msgspec.structs.replace(
-                status, active_at=hid.active_at, profile=hid.profile, meta_json=hid.meta_json
-            )

@@ -14,30 +14,29 @@ import structlog
 from redis.exceptions import ResponseError
 
 from gateway.errors import LeaseLostError, LogTrimmedError
+from gateway.presence.encoding import (
+    STATUS_FIELDS,
+    both_of,
+    decode_body,
+    fields_of,
+    session_of,
+    status_of,
+    transition_at,
+)
 from gateway.presence.model import (
     NOBODY,
-    Activity,
     Choice,
     Chosen,
     Connection,
-    Device,
     Ending,
     Entry,
-    Forgotten,
     OnlineSession,
-    Own,
-    PrivateChange,
-    Profile,
     Retention,
-    Status,
-    Transition,
     UserStatus,
-    parted,
-    published,
 )
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
 from gateway.redis.commands import Call, Commands, Script
-from gateway.redis.keys import SEPARATOR, base_of, outbox_key, queue_key, user_key, user_of
+from gateway.redis.keys import base_of, outbox_key, queue_key, user_key, user_of
 from gateway.redis.stream import Stream, to_id, to_position
 
 if TYPE_CHECKING:
@@ -69,112 +68,12 @@ SCAN = 1000
 BEATS = 500
 """Beats that go out as one script."""
 
-_STATUS_FIELDS = (
-    *("status", "version", "active_at", "online_since", "ttl_until", "profile", "meta"),
-    *("status_text", "chosen", "text", "chosen_until", "revision", "shown"),
-)
-
 
 def _script(name: str) -> Script:
     folder = files("gateway.presence") / "lua"
     return Script((folder / "rules.lua").read_text() + (folder / f"{name}.lua").read_text())
 
 
-class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody's presence, as the scripts write it."""
-
-    status: Status | None = None
-    status_text: str | None = None
-    active_at: int | None = None
-    online_since: int | None = None
-    ttl_until: int | None = None
-    profile: str | None = None
-    meta: str | None = None
-
-    def presence_of(self, tenant: str, user_id: str, version: int, own: Own | None) -> UserStatus:
-        return UserStatus(
-            tenant=tenant,
-            user_id=user_id,
-            status=self.status or Status.OFFLINE,
-            status_text=self.status_text,
-            active_at=self.active_at,
-            online_since=self.online_since,
-            version=version,
-            profile=NOBODY if self.profile is None else _decode_profile(self.profile),
-            meta_json=None if self.meta is None else self.meta.encode(),
-            ttl_until=self.ttl_until,
-            own=own,
-        )
-
-
-class _Own(msgspec.Struct, frozen=True, kw_only=True):
-    """What only a user is told, as the scripts write it."""
-
-    chosen: Chosen = Chosen.ONLINE
-    text: str | None = None
-    til: int | None = None
-    revision: int
-    hidden: _State | None = None
-
-
-class _Body(_State, frozen=True, kw_only=True):
-    """An entry of the log, as the scripts write it: news of others' where it has a status, otherwise an activity."""
-
-    user: str
-    version: int
-    at: int = 0
-    was: Status = Status.OFFLINE
-    was_text: str | None = None
-    reason: str = ""
-    due: int | None = None
-    traceparent: str | None = None
-    own: _Own | None = None
-    private: bool = False
-    forgotten: int | None = None
-
-    def entry(self, position: int) -> Entry:
-        """The entry, as it stands at `position`."""
-        tenant, user_id = self.user.split(SEPARATOR)
-        if self.status is None:
-            return Activity(
-                position=position,
-                tenant=tenant,
-                user_id=user_id,
-                version=self.version,
-                active_at=self.active_at,
-                meta_json=None if self.meta is None else self.meta.encode(),
-                profile=None if self.profile is None else _decode_profile(self.profile),
-                ttl_until=self.ttl_until,
-            )
-        own: Own | None = None
-        if (said := self.own) is not None:
-            hidden = None if said.hidden is None else said.hidden.presence_of(tenant, user_id, self.version, None)
-            choice = Choice(said.chosen, said.text, said.til)
-            own = Own(choice=choice, revision=said.revision, hidden=hidden)
-        status = self.presence_of(tenant, user_id, self.version, own)
-        if self.private:
-            return PrivateChange(position=position, now=status)
-        if self.forgotten is not None:
-            return Forgotten(position=position, now=status, version=self.forgotten)
-        return Transition(
-            position=position,
-            at=self.at,
-            was=self.was,
-            was_text=self.was_text,
-            now=status,
-            reason=self.reason,
-            due=self.due,
-            traceparent=self.traceparent,
-        )
-
-
-_SESSION = tuple[int, int | None, int | None, str | None, Device | None]
-"""From, to, connections, reason and device, as the scripts write it."""
-
-_decode_session = msgspec.json.Decoder(_SESSION).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_state = msgspec.json.Decoder(_State).decode
-_decode_profile = msgspec.json.Decoder(Profile).decode
 _decode_connection = msgspec.json.Decoder(Connection).decode
 _encode = msgspec.json.encode
 
@@ -308,7 +207,7 @@ class RedisStore(Store):
             for status in chunk:
                 user = user_of(status.tenant, status.user_id)
                 keys += self._user_keys(user)
-                arguments += [user, status.version, _encode(_fields(status))]
+                arguments += [user, status.version, _encode(fields_of(status))]
             commits.append(_commit(await self._run("restore", now, keys, arguments)))
         return _joined(commits)
 
@@ -351,8 +250,8 @@ class RedisStore(Store):
         cursor: bytes | int = b"0"
         while True:
             cursor, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
-            found = await self._together(*(("HMGET", user_key(self._base, u.decode()), *_STATUS_FIELDS) for u in users))
-            statuses.update((user, _status(user.decode(), fields)) for user, fields in zip(users, found, strict=True))
+            found = await self._together(*(("HMGET", user_key(self._base, u.decode()), *STATUS_FIELDS) for u in users))
+            statuses.update((user, status_of(user.decode(), fields)) for user, fields in zip(users, found, strict=True))
             if int(cursor) == 0:
                 return Snapshot(position, tuple(statuses.values()))
 
@@ -362,7 +261,7 @@ class RedisStore(Store):
         if not found.continues:
             raise LogTrimmedError(f"the log does not go on from {to_id(after)}")
         try:
-            return [_decode_body(body).entry(position) for position, body in found.bodies]
+            return [decode_body(body).entry(position) for position, body in found.bodies]
         except (msgspec.MsgspecError, ValueError) as error:  # of a newer version, say; a snapshot leads past it
             raise LogTrimmedError(f"an entry of the log cannot be read: {error}") from error
 
@@ -387,13 +286,13 @@ class RedisStore(Store):
         until = _leases(leases)
         grace_until = fields.get(b"grace_until")
         return Explanation(
-            status=_both(user, [fields.get(name.encode()) for name in _STATUS_FIELDS])[0],
+            status=both_of(user, [fields.get(name.encode()) for name in STATUS_FIELDS])[0],
             # One may have ended meanwhile.
             connections=tuple(_decode_connection(text) for text in texts if text is not None),
             leases={node: until[node] for node in at.values() if node in until},
             grace_until=None if grace_until is None else int(grace_until),
             transitions=tuple(
-                _transition(*text.split(b" ", 1)) for text in reversed(transitions) if not text.startswith(b"[")
+                transition_at(*text.split(b" ", 1)) for text in reversed(transitions) if not text.startswith(b"[")
             ),
         )
 
@@ -404,7 +303,7 @@ class RedisStore(Store):
             ("HGET", self._key("state"), "retention"), ("HGET", key, "opened"), ("LRANGE", recent, -limit, -1)
         )
         retention = _read_retention(written)
-        kept = [_session(text, opened) for text in reversed(texts) if text.startswith(b"[")][: retention.sessions]
+        kept = [session_of(text, opened) for text in reversed(texts) if text.startswith(b"[")][: retention.sessions]
         return [session for session in kept if session.is_kept_at(now, retention)]
 
     async def close(self) -> None:
@@ -493,76 +392,6 @@ def _pairs(reply: Any) -> dict[bytes, bytes]:
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _status(user: str, fields: Sequence[bytes | None]) -> UserStatus:
-    """What a user's hash says of them, as `published` makes it."""
-    return published(*_both(user, fields))
-
-
-def _both(user: str, fields: Sequence[bytes | None]) -> tuple[UserStatus, UserStatus | None]:
-    """What a user's hash says of them: what the user is told, and what others are told instead."""
-    status, version, active_at, online_since, ttl_until, profile, meta, *private = fields
-    status_text, chosen, text, chosen_until, revision, shown = private
-    tenant, user_id = user.split(SEPARATOR)
-    own = None
-    if revision is not None:
-        choice = Choice(
-            Chosen(chosen.decode()) if chosen else Chosen.ONLINE,
-            None if text is None else text.decode(),
-            None if chosen_until is None else int(chosen_until),
-        )
-        own = Own(choice=choice, revision=int(revision))
-    true = UserStatus(
-        tenant=tenant,
-        user_id=user_id,
-        status=Status(status.decode()) if status else Status.OFFLINE,
-        status_text=None if status_text is None else status_text.decode(),
-        active_at=None if active_at is None else int(active_at),
-        online_since=None if online_since is None else int(online_since),
-        version=int(version or 0),
-        profile=NOBODY if profile is None else _decode_profile(profile),
-        meta_json=meta,
-        ttl_until=None if ttl_until is None else int(ttl_until),
-        own=own,
-    )
-    return true, None if shown is None else _decode_state(shown).presence_of(tenant, user_id, true.version, None)
-
-
-def _fields(status: UserStatus) -> dict[str, str]:
-    """What a user's hash is to say of them, but for the version."""
-    true, shown = parted(status)
-    fields: dict[str, object] = {"status": true.status.value, "status_text": true.status_text, **_kept(true)}
-    fields |= {"online_since": true.online_since, "ttl_until": true.ttl_until}
-    if (own := true.own) is not None:
-        chosen = None if own.choice.status is Chosen.ONLINE else own.choice.status.value
-        fields |= {"chosen": chosen, "text": own.choice.text, "chosen_until": own.choice.until}
-        fields["revision"] = own.revision
-    if shown is not None:
-        kept = {name: value for name, value in _kept(shown).items() if value is not None}
-        fields["shown"] = _encode(kept).decode()
-    return {name: str(value) for name, value in fields.items() if value is not None}
-
-
-def _kept(status: UserStatus) -> dict[str, object]:
-    """What survives going offline."""
-    return {
-        "active_at": status.active_at,
-        "profile": None if status.profile == NOBODY else _encode(status.profile).decode(),
-        "meta": None if status.meta_json is None else status.meta_json.decode(),
-    }
-
-
-def transition_of(body: bytes) -> Transition:
-    """A transition as the outbox has it, which is as the log has it, but for its position there.
-
-    Raises:
-        ValueError: it is none that this version can read.
-    """
-    entry = _decode_body(body).entry(0)
-    if not isinstance(entry, Transition):
-        raise ValueError("it is no transition")  # noqa: TRY004 - of what it says, not of what it is
-    return entry
-
-
 def _written(retention: Retention) -> str:
     text = f"{retention.sessions} {retention.sessions_ttl} {retention.last_seen_ttl or 0}"
     return text if retention.choices else f"{text} 0"
@@ -574,22 +403,9 @@ def _read_retention(text: bytes | None) -> Retention:
     return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None, choices=not rest)
 
 
-def _session(text: bytes, opened: bytes | None) -> OnlineSession:
-    begun_at, ended_at, connections, reason, device = _decode_session(text)
-    if connections is None:
-        connections = int(opened or 0)
-    return OnlineSession(begun_at=begun_at, ended_at=ended_at, connections=connections, reason=reason, device=device)
-
-
-def _transition(position: bytes, body: bytes) -> Transition:
-    entry = _decode_body(body).entry(to_position(position))
-    assert isinstance(entry, Transition)  # noqa: S101 - by the scripts: only these are answered
-    return entry
-
-
 def _commit(reply: Any) -> Commit:
     position, resumed, committed, *queued = reply
-    transitions = tuple(_transition(*pair) for pair in zip(committed[::2], committed[1::2], strict=True))
+    transitions = tuple(transition_at(*pair) for pair in zip(committed[::2], committed[1::2], strict=True))
     return Commit(to_position(position), transitions, bool(resumed), bool(queued[0]) if queued else None)
 
 

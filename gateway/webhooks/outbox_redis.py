@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from gateway.presence.store_redis import transition_of
+from gateway.presence.encoding import transition_of
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import CHANNELS, base_of, outbox_key
 from gateway.webhooks.event import Message, message_of
