@@ -30,7 +30,7 @@ async function findClient() {
 }
 
 function checkId(userId) {
-  if (typeof userId !== 'string' || !/^[^\u0000-\u001f\u007f-\u009f]{1,128}$/u.test(userId)) {
+  if (typeof userId !== 'string' || !/^[^\u0000-\u001f\u007f-\u009f\ud800-\udfff]{1,128}$/u.test(userId)) {
     throw new TypeError('a user id is a string of 1 to 128 characters without control characters');
   }
 }
