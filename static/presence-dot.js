@@ -24,7 +24,7 @@ const STYLE = `
 
 const SHAPES = {
   online: [['circle', { cx: 8, cy: 8, r: 8 }]], // full
-  away: [['path', { d: 'M10.9.5A8 8 0 1 0 15.5 5.1 6 6 0 0 1 10.9.5Z' }]], // a moon
+  away: [['path', { d: 'M8 0a8 8 0 1 0 8 8 6 6 0 0 1-8-8Z' }]], // a moon
   busy: [['path', { d: 'M8 0 16 8 8 16 0 8Z' }]], // a diamond
   dnd: [['path', { d: 'M8 0a8 8 0 1 0 0 16A8 8 0 0 0 8 0ZM3.5 6.5h9v3h-9Z', 'fill-rule': 'evenodd' }]], // full, with a bar
   offline: [['circle', { cx: 8, cy: 8, r: 6.5, fill: 'none', stroke: 'currentColor', 'stroke-width': 3 }]], // a ring
