@@ -1,1 +1,4 @@
-export default { test: { include: ['**/*.spec.mjs'], fileParallelism: false, testTimeout: 30_000, hookTimeout: 30_000 } };
+export default {
+  cacheDir: '../../../node_modules/.vite',
+  test: { include: ['**/*.spec.mjs'], fileParallelism: false, testTimeout: 60_000, hookTimeout: 60_000 },
+};
