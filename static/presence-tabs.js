@@ -60,7 +60,6 @@ export class Tabs {
   /** goodbye: as a Connection's, where this is the last tab; otherwise the others go on. */
   close(goodbye) {
     this.#closed = true;
-    this.#post({ type: 'bye' });
     this.#withdraw?.();
     this.#stepDown(goodbye && this.#tabs.size === 0);
     this.#release?.();
@@ -170,7 +169,8 @@ export class Tabs {
   // What the tabs say to each other
 
   #post(message) {
-    this.#channel?.postMessage({ ...message, from: this.#id });
+    // Not before the others can know when this tab ends; it is all said then.
+    if (this.#release) this.#channel?.postMessage({ ...message, from: this.#id });
   }
 
   /** Say it to all tabs, as the leader; `here` does what it means to this one. */
@@ -207,9 +207,7 @@ export class Tabs {
 
   #serve({ type, from, wanted, looking, now, id, event, payload }) {
     const reply = (message) => this.#say({ ...message, to: from });
-    if (type === 'bye') {
-      this.#forget(from);
-    } else if (type === 'beat') {
+    if (type === 'beat') {
       this.#connection.beat(now);
       reply({ type: 'state', state: this.#connection.state });
     } else if (type === 'ask') {

@@ -1,4 +1,4 @@
-// What a page may write, by the types alone; run by test_presence_client.py, and never executed.
+// What a page may write, by the types alone; run by test_js_presence.py, and never executed.
 
 import { io } from "socket.io-client";
 

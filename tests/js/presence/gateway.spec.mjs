@@ -1,4 +1,4 @@
-// The client with the real socket.io-client against a real gateway, which test_presence_client.py starts.
+// The client with the real socket.io-client against a real gateway, which test_js_presence.py starts.
 
 import { afterEach, expect, test, vi } from 'vitest';
 import { io } from 'socket.io-client';

@@ -1,6 +1,6 @@
 // Several tabs of one browser: they share one connection, and hand it over.
 
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 
 import { makeToken, makeWorld, settle, statusOf } from './world.mjs';
 
@@ -12,7 +12,10 @@ beforeEach(() => {
   server = world.server;
 });
 
-afterEach(() => world.end());
+afterEach(() => {
+  expect(world.early).toEqual([]);
+  world.end();
+});
 
 async function open(options) {
   const presence = world.open(options);
@@ -89,6 +92,8 @@ test('when the leader closes another leads, the user does not leave, and no chan
   await settle(10);
   other.close();
   expect(server.sockets.map((socket) => socket.goodbye)).toEqual([false, false, true]);
+  await settle(0);
+  expect([...world.locks.held.keys(), ...world.locks.waiting, ...world.channels]).toEqual([]);
 });
 
 test('when the leader crashes another leads, and what was asked of it is asked again', async () => {
@@ -192,6 +197,24 @@ test('a page that is left hands the lead over', async () => {
   expect(server.live.length).toBe(1);
   expect([leader.state, follower.state]).toEqual(['connected', 'connected']);
   expect(server.sockets.every((socket) => !socket.goodbye)).toBe(true);
+});
+
+test('a tab that closes leaves nothing behind', async () => {
+  const [leader, follower] = [await open(), await open()];
+  const timers = vi.getTimerCount();
+  const third = await open();
+  expect(vi.getTimerCount()).toBeGreaterThan(timers);
+  third.watch('a');
+  third.close();
+  await settle(5000);
+  expect(server.socket.watched.size).toBe(0);
+  expect([world.channels.size, world.locks.held.size, world.locks.waiting.length]).toEqual([2, 3, 2]);
+  expect(vi.getTimerCount()).toBe(timers);
+  leader.close();
+  follower.close();
+  await settle(0);
+  expect([world.channels.size, world.locks.held.size, world.locks.waiting.length]).toEqual([0, 0, 0]);
+  expect(vi.getTimerCount()).toBe(0);
 });
 
 test('one that was closed before it had begun has left nothing', async () => {

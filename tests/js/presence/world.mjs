@@ -287,11 +287,11 @@ export function makeWorld({ sharing = false } = {}) {
     }
   };
   world.leaders = [];
-  const spy = new Channel('');
-  channels.delete(spy);
+  world.early = []; // what tabs said of whom nobody could know when they end
   const post = Channel.prototype.postMessage;
   vi.spyOn(Channel.prototype, 'postMessage').mockImplementation(function postMessage(message) {
     if (message.type === 'lead' && message.to === undefined) world.leaders.push(message.from);
+    if (!world.locks.held.has(`${this.name} tab ${message.from}`)) world.early.push(message);
     post.call(this, message);
   });
   world.end = () => {

@@ -1,4 +1,4 @@
-"""The client for browsers, `static/presence-client.js` and `<presence-dot>`, in Chromium: real tabs and a real gateway."""
+"""The client for browsers and `<presence-dot>`, in Chromium: real tabs, and a real gateway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from chromium import PICTURES, browser  # noqa: F401 - a fixture
-from conftest import SERVICE_KEY, STEP, Process, eventually, gateway_process, make_token
+from conftest import ROOT, SERVICE_KEY, STEP, Process, eventually, gateway_process, make_token
 from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
 from redis_servers import free_port
 
@@ -110,8 +110,14 @@ async def site() -> AsyncIterator[str]:
         text = (HERE / "presence.html").read_text().replace("GATEWAY", request.match_info["gateway"])
         return web.Response(text=text, content_type="text/html")
 
+    async with served(page, "/{gateway:.+}/page") as address:
+        yield address
+
+
+@asynccontextmanager
+async def served(page: Callable[[web.Request], Awaitable[web.Response]], path: str) -> AsyncIterator[str]:
     app = web.Application()
-    app.router.add_get("/{gateway:.+}/page", page)
+    app.router.add_get(path, page)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -135,6 +141,18 @@ async def browse(browser: Browser, shared: Process, site: str) -> AsyncIterator[
         yield start
 
 
+T = TypeVar("T")
+
+
+async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
+    """Ask until the answer is true, and return it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if answer := await condition():
+                return answer
+            await asyncio.sleep(0.02)
+
+
 class Backend:
     """What a backend sees, and one who watches everyone of interest."""
 
@@ -147,16 +165,22 @@ class Backend:
             assert response.status == 200
             return [each["id"] for each in (await response.json())["connections"]]
 
-    async def has_connections(self, user: str, count: int) -> list[str]:
-        """Wait until a user has so many, and nothing else comes: their names."""
-        async with asyncio.timeout(PATIENCE):
-            while len(names := await self.connections(user)) != count:
-                await asyncio.sleep(0.02)
-        return names
+    async def has_connections(self, user: str, count: int, other_than: str = "") -> list[str]:
+        """Wait until a user has so many, and return their names."""
 
-    async def metric(self, name: str) -> float:
+        async def found() -> list[str] | None:
+            names = await self.connections(user)
+            return names if len(names) == count and other_than not in names else None
+
+        return await until(found)
+
+    async def watched(self) -> float:
+        """How many names are on the watch lists of all connections."""
         async with self.session.get("/metrics") as response:
-            return float(re.findall(rf"^{name} (\S+)$", await response.text(), re.MULTILINE)[0])
+            return float(re.findall(r"^presence_watch_list_names (\S+)$", await response.text(), re.MULTILINE)[0])
+
+    async def watch_nobody(self) -> bool:
+        return await self.watched() == 0
 
     def of(self, user: str) -> list[str]:
         return [status for _event, each, status in self.events if each == user]
@@ -196,6 +220,42 @@ async def backend_of(gateway: Process) -> AsyncIterator[Backend]:
 async def backend(shared: Process) -> AsyncIterator[Backend]:
     async with backend_of(shared) as backend:
         yield backend
+
+
+EXAMPLES = {
+    path.stem: re.findall(r"```html\n((?:(?!```).)*?presence-client\.js.*?)```", path.read_text(), re.DOTALL)
+    for path in (ROOT / "README.md", ROOT / "docs" / "how-to" / "browser.md")
+}
+"""By the document that they stand in: one each."""
+
+
+@pytest.mark.parametrize("document", ["README", "browser"])
+async def test_the_example_works_as_it_stands_there(browser: Browser, document: str) -> None:  # noqa: F811
+    [example] = EXAMPLES[document]
+    async with gateway_process("--dev") as gateway, AsyncExitStack() as stack:
+        example = example.replace("http://127.0.0.1:3000", gateway.url)
+
+        async def page(_request: web.Request) -> web.Response:
+            return web.Response(text=example, content_type="text/html")
+
+        home = await stack.enter_async_context(served(page, "/"))
+        context = await stack.enter_async_context(await browser.new_context())
+        tab = await context.new_page()
+        said: list[str] = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        await tab.goto(home)
+        other = await context.new_page()
+        await other.goto(f"{gateway.url}/test-presence.html?user=bob&autoconnect=1")
+        if document == "README":
+            await eventually(lambda: "bob online" in said, within=PATIENCE)
+            assert set(said) <= {"bob offline", "carol offline", "bob online"}
+        else:
+            await expect(tab.locator("#bob")).to_have_text("online")
+            await expect(tab.get_by_role("img", name="Bob: online")).to_have_count(1)
+            assert said == ["Failed to load resource: the server responded with a status of 404 (Not Found)"] * len(
+                said
+            )
 
 
 # One connection for all tabs
@@ -257,7 +317,7 @@ async def test_another_tab_goes_on_when_the_one_that_led_is_gone(browse: Browse,
     await other.set_status("dnd")  # while the connection goes from one to the other, or has
 
     await follower.shows(friend, "dnd")
-    await eventually_connected_by_another(backend, user, first)
+    assert await backend.has_connections(user, 1, other_than=first)
     await follower.is_connected()
     if end == "reloaded":
         await leader.is_connected()
@@ -267,12 +327,6 @@ async def test_another_tab_goes_on_when_the_one_that_led_is_gone(browse: Browse,
     assert backend.of(user) == ["online"], "nobody else noticed"
     assert [status for _user, status, _version in await follower.heard("changes")][-1] == "dnd"
     assert follower.problems == []
-
-
-async def eventually_connected_by_another(backend: Backend, user: str, first: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not (names := await backend.connections(user)) or first in names:
-            await asyncio.sleep(0.02)
 
 
 async def test_the_last_tab_says_goodbye_when_its_client_closes(browse: Browse, backend: Backend) -> None:
@@ -375,16 +429,14 @@ async def test_a_dot_shows_a_status_by_colour_shape_and_words_while_it_is_there(
     await dot.evaluate("node => { node.setAttribute('label', 'Daniel') }")
     await expect(dot).to_have_attribute("aria-label", "Daniel: offline")
 
-    assert await backend.metric("presence_watch_list_names") == 1
+    assert await backend.watched() == 1
     await dot.evaluate("node => { window.kept = node; node.userId = 'dora' }")
     await expect(tab.dot("dora")).to_have_attribute("status", "offline")
     await tab.page.evaluate("window.kept.remove()")
-    async with asyncio.timeout(PATIENCE):
-        while await backend.metric("presence_watch_list_names"):
-            await asyncio.sleep(0.02)
+    await until(backend.watch_nobody)
     await tab.page.evaluate("document.querySelector('#dots').append(window.kept)")
     await expect(tab.dot("dora")).to_have_attribute("status", "offline")
-    assert await backend.metric("presence_watch_list_names") == 1
+    assert await backend.watched() == 1
     assert tab.problems == []
 
 
@@ -448,7 +500,9 @@ async def test_nothing_is_missed_while_the_network_or_the_gateway_is_gone(browse
             await expect(tab.page.locator("#state")).to_have_text("reconnecting")
             await tab.shows("nan", "busy")  # as it was
         await nan.page.close()
-        await stack.enter_async_context(gateway_process("--port", port, CORS_ALLOWED_ORIGINS="*"))  # which remembers nothing, not the versions either
+        await stack.enter_async_context(
+            gateway_process("--port", port, CORS_ALLOWED_ORIGINS="*")
+        )  # which remembers nothing, not the versions either
         async with aiohttp.ClientSession(home) as session:
             headers = {"Authorization": f"Bearer {make_token('nat')}"}
             async with session.put("/presence/status", json={"status": "dnd"}, headers=headers) as response:
