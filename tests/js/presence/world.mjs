@@ -272,6 +272,11 @@ export function makeWorld({ sharing = false } = {}) {
     return presence;
   };
   world.channels = channels;
+  /** A tab that is gone says and hears nothing. */
+  world.silence = (channel) => {
+    channel.asleep = true;
+    channels.delete(channel);
+  };
   /** The tab that leads is gone, without a word. */
   world.crashLeader = () => {
     const [name] = [...world.locks.held.keys()].filter((key) => !key.includes(' tab '));
@@ -280,7 +285,7 @@ export function makeWorld({ sharing = false } = {}) {
     socket.off();
     socket.reconnects = false;
     socket.lose();
-    for (const channel of channels) if (channel.id === leader) channels.delete(channel);
+    world.silence([...channels].find((channel) => channel.id === leader));
     for (const lock of [`${name} tab ${leader}`, name]) {
       const [holder] = world.locks.held.get(lock);
       world.locks.release(lock, holder);
@@ -291,7 +296,7 @@ export function makeWorld({ sharing = false } = {}) {
   const post = Channel.prototype.postMessage;
   vi.spyOn(Channel.prototype, 'postMessage').mockImplementation(function postMessage(message) {
     if (message.type === 'lead' && message.to === undefined) world.leaders.push(message.from);
-    if (!world.locks.held.has(`${this.name} tab ${message.from}`)) world.early.push(message);
+    if (!this.asleep && !world.locks.held.has(`${this.name} tab ${message.from}`)) world.early.push(message);
     post.call(this, message);
   });
   world.end = () => {
