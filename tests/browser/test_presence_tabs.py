@@ -16,7 +16,7 @@ import pytest_asyncio
 from aiohttp import web
 from chromium import PICTURES, browser  # noqa: F401 - a fixture
 from conftest import ROOT, SERVICE_KEY, STEP, Process, eventually, gateway_process, make_token
-from playwright.async_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, expect
 from redis_servers import free_port
 
 # With the other pages: one worker, one event loop and so one browser for all of them.
@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.asyncio(loop_scope
 GRACE = 3.0
 AWAY_AFTER = 6.0
 PATIENCE = 4 * STEP
+DOTS: FloatRect = {"x": 0, "y": 90, "width": 380, "height": 270}
+"""Where the page has them."""
 HERE = Path(__file__).resolve().parent
 
 expect.set_options(timeout=PATIENCE * 1000)
@@ -463,7 +465,7 @@ async def test_the_picture_of_the_dots(browse: Browse) -> None:
     )
     await expect(tab.page.locator("#dots presence-dot[status=offline]")).to_have_count(1)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    await tab.page.screenshot(path=PICTURES / "presence-dots.png", animations="disabled")
+    await tab.page.screenshot(path=PICTURES / "presence-dots.png", animations="disabled", clip=DOTS)
     assert (PICTURES / "presence-dots.png").stat().st_size > 5_000
 
 

@@ -214,9 +214,9 @@ test('a tab that closes leaves nothing behind', async () => {
   expect(vi.getTimerCount()).toBe(0);
 });
 
-test('one that was closed before it had begun has left nothing', async () => {
+test.each(Array.from({ length: 30 }, (_, turns) => turns))('one that is closed %i turns after it began leaves nothing', async (turns) => {
   const presence = world.open();
-  await Promise.resolve();
+  for (let turn = 0; turn < turns; turn += 1) await Promise.resolve();
   presence.close();
   await settle(100);
   expect(server.live).toEqual([]);
