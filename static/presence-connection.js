@@ -135,11 +135,10 @@ export class Connection {
   // Coming and going
 
   #onConnect() {
-    const session = (this.#session = {});
+    this.#session = {};
     this.#failures = this.#refusals = 0;
     if (!this.#socket.recovered) {
       this.#asked.clear();
-      this.#doubted.clear();
       this.#narrowed = false;
       this.#limit = Infinity;
       this.#epoch += 1;
@@ -147,14 +146,13 @@ export class Connection {
     this.#batch = BATCH;
     this.#plan();
     this.#setState('connected');
-    if (session !== this.#session) return;
     if (this.#looking) this.beat(true);
     this.#sync();
   }
 
   #onDisconnect(reason) {
     this.#session = null;
-    this.#cancel('renew', 'linger', 'doubt');
+    this.#cancel('renew');
     this.#setState('reconnecting');
     if (this.#socket.active) return; // socket.io-client comes back by itself
     if (reason === 'io server disconnect') this.#options.tokens.spend(); // it has ended, or a backend wants us to have another
@@ -295,7 +293,6 @@ export class Connection {
     if (step.event === 'unwatch-users') {
       for (const userId of step.userIds) {
         this.#asked.delete(userId);
-        this.#doubted.delete(userId);
         if (!this.#wanted.has(userId)) this.#known.delete(userId);
       }
       return;

@@ -142,7 +142,75 @@ test('as many as the server lets, which is said once, and more when there is roo
   unwatch();
   await settle(100); // at once: there is somebody to take their place
   expect([...server.socket.watched]).toEqual(['d', 'e', 'f', 'g', 'h']);
+  expect(server.requests.slice(asked)).toEqual([
+    ['unwatch-users', { userIds: ['a', 'b', 'c'] }],
+    ['watch-users', { userIds: ['f', 'g', 'h'] }],
+  ]);
   expect(presence.errors).toEqual(['INVALID_PAYLOAD']);
+});
+
+test('a server that lets nobody be watched is not asked again and again', async () => {
+  server.limit = 0;
+  const presence = world.open();
+  presence.watch('a');
+  await settle(10_000);
+  expect(server.asked('watch-users').length).toBe(1);
+  expect(presence.errors).toEqual(['INVALID_PAYLOAD']);
+});
+
+test('what was refused on one connection is not held against the next', async () => {
+  const presence = await connected();
+  server.limit = 2;
+  presence.watch(['a', 'b', 'c', 'd']);
+  await settle(2);
+  server.limit = Infinity;
+  await settle(100);
+  server.socket.lose();
+  await settle(100);
+  expect(server.asked('watch-users').at(-1)).toEqual({ userIds: ['a', 'b', 'c', 'd'] });
+  server.limit = 2;
+  server.socket.lose();
+  await settle(100);
+  expect(server.socket.watched.size).toBe(2);
+  server.limit = Infinity;
+  server.socket.lose();
+  await settle(100);
+  expect(server.socket.watched.size).toBe(4);
+});
+
+test('each who is shown no more has their time to come back', async () => {
+  const presence = await connected();
+  presence.watch('b');
+  presence.watch('a')();
+  const again = presence.watch('a');
+  await settle(10);
+  again();
+  await settle(500);
+  const third = presence.watch('a');
+  await settle(3000);
+  third();
+  await settle(500);
+  expect(server.asked('unwatch-users')).toEqual([]);
+  await settle(2000);
+  expect(server.asked('unwatch-users').length).toBe(1);
+  const fourth = presence.watch('c');
+  await settle(10);
+  fourth();
+  await settle(500);
+  expect(server.asked('unwatch-users').length).toBe(1);
+});
+
+test('of who is watched no more nothing is known', async () => {
+  const presence = await connected();
+  presence.watch('a')();
+  const unwatch = presence.watch('a');
+  await settle(10);
+  unwatch();
+  await settle(5000);
+  server.mute = true;
+  presence.watch('a');
+  await settle(0);
+  expect(presence.get('a')).toBeUndefined();
 });
 
 test('a server that is asked too often is asked when it says', async () => {
@@ -424,6 +492,42 @@ test('a token that the server calls expired is renewed at once, and where there 
   await settle(1500);
   expect(server.asked('refresh-token').length).toBe(1);
   expect(presence.state).toBe('connected');
+});
+
+test('a token is not renewed by a connection that is lost', async () => {
+  const getToken = vi.fn(() => makeToken('me', { ttl: 600 }));
+  await connected({ getToken });
+  server.socket.lose({ back: false });
+  await settle(600_000);
+  expect(getToken).toHaveBeenCalledTimes(1);
+});
+
+test.each(['resolves', 'rejects'])('a getToken that %s after close() changes nothing', async (how) => {
+  let end;
+  const getToken = vi.fn(() => makeToken());
+  server.refuse = { code: 'TOKEN_EXPIRED' };
+  const presence = world.open({ getToken });
+  await settle(0);
+  getToken.mockImplementation(() => new Promise((resolve, reject) => {
+    end = how === 'resolves' ? () => resolve(makeToken()) : () => reject(new Error('late'));
+  }));
+  await settle(10);
+  presence.close();
+  end();
+  await settle(100_000);
+  expect(presence.state).toBe('closed');
+  expect(presence.errors).toEqual([]);
+  expect(server.socket.tokens.length).toBe(1);
+});
+
+test('a refused token is not shown again while getToken throws', async () => {
+  const old = makeToken();
+  const getToken = vi.fn(() => makeToken()).mockReturnValueOnce(old).mockRejectedValueOnce(new Error('no network'));
+  server.refuse = (token) => (token === old ? { code: 'TOKEN_EXPIRED' } : null);
+  const presence = world.open({ getToken });
+  await settle(5000);
+  expect(presence.state).toBe('connected');
+  expect(server.socket.tokens.filter((token) => token === old).length).toBe(1);
 });
 
 test('a token that is refused is replaced once more', async () => {
