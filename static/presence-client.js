@@ -218,10 +218,7 @@ export class PresenceClient {
     ];
   }
 
-  #onVisibility = () => {
-    if (this.#isLooking()) this.#beatAt = Date.now(); // becoming visible is said by itself
-    this.#update();
-  };
+  #onVisibility = () => this.#update();
 
   /** The page goes, or is kept frozen: another tab is to lead. That the user left is not said: it may be a reload. */
   #onHide = () => this.#stop(false);

@@ -237,9 +237,6 @@ export class Tabs {
   }
 
   #forget(id) {
-    const tab = this.#tabs.get(id);
-    if (!tab) return;
-    tab.forget();
     this.#tabs.delete(id);
     if (this.#connection) this.#gather();
   }

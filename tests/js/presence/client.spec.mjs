@@ -59,7 +59,25 @@ test('connect() twice is one connection, and close() says goodbye', async () => 
   expect(presence.states).toEqual(['connecting', 'connected', 'closed']);
   presence.connect();
   await settle(10);
-  expect(presence.state).toBe('connected');
+  expect(presence.states.slice(3)).toEqual(['connecting', 'connected']);
+});
+
+test('a closed client hears nothing of its page', async () => {
+  const heard = [vi.spyOn(world.document, 'addEventListener'), vi.spyOn(world.window, 'addEventListener')];
+  const ended = [vi.spyOn(world.document, 'removeEventListener'), vi.spyOn(world.window, 'removeEventListener')];
+  const presence = await connected();
+  presence.close();
+  expect(heard.map((spy) => spy.mock.calls.length)).toEqual([3, 3]);
+  expect(ended.map((spy) => spy.mock.calls)).toEqual(heard.map((spy) => spy.mock.calls));
+});
+
+test('a client that is closed while it has no token stays so', async () => {
+  const presence = world.open({ getToken: vi.fn(() => makeToken()).mockRejectedValueOnce(new Error('no network')) });
+  await settle(10);
+  presence.close();
+  await settle(100_000);
+  expect(server.sockets).toEqual([]);
+  expect(presence.state).toBe('closed');
 });
 
 // Watching
@@ -72,9 +90,12 @@ test('before anything else it asks to hear of nobody', async () => {
 test('what is watched in one task is one request', async () => {
   const presence = await connected();
   presence.watch('a');
-  presence.watch(['b', 'c', 'b']);
+  const unwatch = presence.watch(['b', 'c', 'b']);
   await settle(10);
   expect(server.asked('watch-users').slice(1)).toEqual([{ userIds: ['a', 'b', 'c'] }]);
+  unwatch();
+  await settle(5000);
+  expect(server.asked('unwatch-users')).toEqual([{ userIds: ['b', 'c'] }]);
 });
 
 test('what comes and goes in one task is no request', async () => {
@@ -207,10 +228,11 @@ test('of who is watched no more nothing is known', async () => {
   await settle(10);
   unwatch();
   await settle(5000);
+  server.socket.hear('user-status-changed', statusOf('b', 3)); // by a server that tells of everyone
   server.mute = true;
-  presence.watch('a');
+  presence.watch(['a', 'b']);
   await settle(0);
-  expect(presence.get('a')).toBeUndefined();
+  expect([presence.get('a'), presence.get('b')]).toEqual([undefined, undefined]);
 });
 
 test('a server that is asked too often is asked when it says', async () => {
@@ -387,15 +409,26 @@ test('who is disconnected by a backend comes back with another token, if there i
   expect(getToken).toHaveBeenCalledTimes(2);
 });
 
-test('a page that is left lets go without a goodbye, and comes back when it is shown again', async () => {
+test('that nobody is reached is no refusal', async () => {
+  const presence = await connected();
+  server.socket.hear('connect_error', { message: 'xhr poll error' });
+  await settle(60_000);
+  expect(presence.errors).toEqual([]);
+  expect(server.socket.tokens.length).toBe(1);
+});
+
+test.each([
+  ['left', 'window', 'pagehide', 'pageshow'],
+  ['frozen', 'document', 'freeze', 'resume'],
+])('a page that is %s lets go without a goodbye, and comes back when it is shown again', async (_how, target, hide, show) => {
   const presence = await connected();
   presence.watch('a');
   await settle(10);
-  world.window.dispatchEvent(new Event('pagehide'));
+  world[target].dispatchEvent(new Event(hide));
   expect(server.live).toEqual([]);
   expect(server.socket.goodbye).toBe(false);
   server.users.set('a', statusOf('a', 4));
-  world.window.dispatchEvent(new Event('pageshow'));
+  world[target].dispatchEvent(new Event(show));
   await settle(10);
   expect(presence.state).toBe('connected');
   expect(presence.get('a').version).toBe(4);
@@ -494,6 +527,16 @@ test('a token that the server calls expired is renewed at once, and where there 
   expect(presence.state).toBe('connected');
 });
 
+test('a page is asked for one token at a time', async () => {
+  const getToken = vi.fn(() => makeToken());
+  await connected({ getToken });
+  getToken.mockImplementation(() => new Promise((resolve) => { setTimeout(() => resolve(makeToken()), 100); }));
+  server.socket.hear('token-expired', {});
+  server.socket.hear('token-expired', {});
+  await settle(1000);
+  expect(getToken).toHaveBeenCalledTimes(2);
+});
+
 test('a token is not renewed by a connection that is lost', async () => {
   const getToken = vi.fn(() => makeToken('me', { ttl: 600 }));
   await connected({ getToken });
@@ -545,7 +588,8 @@ test.each([
   ['others that are no better', () => makeToken()],
 ])('where getToken gives %s the state is refused, until connect() is called', async (_name, getToken) => {
   server.refuse = { code: 'TOKEN_INVALID' };
-  const presence = world.open({ getToken });
+  const asked = vi.fn(getToken);
+  const presence = world.open({ getToken: asked });
   await settle(100);
   expect(presence.states).toEqual(['connecting', 'refused']);
   expect(presence.errors.at(-1)).toBe('TOKEN_INVALID');
@@ -555,9 +599,29 @@ test.each([
   expect(server.socket.tokens.length).toBe(attempts);
   await expect(presence.setStatus('busy')).rejects.toMatchObject({ code: 'CLOSED' });
   server.refuse = null;
+  const before = asked.mock.calls.length;
   presence.connect();
   await settle(10);
+  expect(asked).toHaveBeenCalledTimes(before + 1);
   expect(presence.state).toBe(_name === 'none' ? 'refused' : 'connected');
+});
+
+test('what was refused long ago is not counted', async () => {
+  let made = 0;
+  const tokens = new Map();
+  const getToken = () => {
+    const token = makeToken();
+    tokens.set(token, (made += 1));
+    return token;
+  };
+  server.refuse = (token) => (tokens.get(token) % 2 ? { code: 'TOKEN_EXPIRED' } : null);
+  const presence = await connected({ getToken });
+  for (let round = 0; round < 4; round += 1) {
+    server.socket.lose({ reason: 'io server disconnect' });
+    await settle(3000);
+    expect(presence.state).toBe('connected');
+  }
+  expect(made).toBe(10);
 });
 
 test('a getToken that throws is asked again', async () => {

@@ -131,7 +131,7 @@ test('what a tab watched that crashed is watched no more', async () => {
 test('the lead is taken from a tab that sleeps, which follows when it wakes', async () => {
   const leader = await open();
   const follower = await open();
-  follower.watch('a');
+  follower.watch(['a', 'b']);
   leader.watch('a');
   await settle(10);
   const sleeping = [...world.channels].find((channel) => channel.id === world.leaders[0]);
@@ -149,7 +149,37 @@ test('the lead is taken from a tab that sleeps, which follows when it wakes', as
   expect(leader.get('a').version).toBe(8);
   expect(leader.state).toBe('connected');
   expect(server.live.length).toBe(1);
+  expect(world.locks.waiting.length).toBe(2); // for the lead, and for the end of the other tab
+  follower.close();
+  await settle(10);
+  expect([...server.live[0].watched]).toEqual(['a']);
   expect(server.sockets.every((socket) => !socket.goodbye)).toBe(true);
+});
+
+test.each(['hidden', 'closed'])('a tab that is %s takes nothing', async (how) => {
+  await open();
+  const [sleeping] = world.channels;
+  sleeping.asleep = true;
+  const other = world.open();
+  await settle(10);
+  if (how === 'hidden') world.document.show(false);
+  else other.close();
+  await settle(60_000);
+  expect(world.leaders.length).toBe(1);
+});
+
+test('one that does not lead any more is not heard', async () => {
+  await open();
+  const follower = await open();
+  follower.watch('a');
+  await settle(10);
+  const [, channel] = world.channels;
+  channel.take({ type: 'statuses', from: 'one', term: 1, statuses: [statusOf('a', 99)] });
+  channel.take({ type: 'lead', from: 'one', term: 1, state: 'reconnecting' });
+  channel.take({ type: 'statuses', from: 'one', term: 1, statuses: [statusOf('a', 99)] });
+  await settle(10);
+  expect(follower.states).toEqual(['connecting', 'connected']);
+  expect(follower.get('a').version).toBe(0);
 });
 
 test('a lead that answers is not taken', async () => {
