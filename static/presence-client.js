@@ -88,7 +88,7 @@ export class PresenceClient {
   }
 
   watch(userIds, listener) {
-    const ids = [...new Set(Array.isArray(userIds) ? userIds : [userIds])];
+    const ids = [userIds].flat();
     ids.forEach(checkId);
     const entry = listener && { listener }; // the same function may listen twice
     for (const userId of ids) {
