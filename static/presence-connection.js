@@ -117,19 +117,25 @@ export class Connection {
     );
   }
 
-  async #request(event, payload) {
+  /** take: called with the answer as it comes, before what comes behind it is heard. */
+  #request(event, payload, take = () => {}) {
     const session = this.#session;
     const socket = this.#socket;
-    let answer;
-    try {
-      answer = await socket.timeout(PATIENCE).emitWithAck(event, ...(payload === undefined ? [] : [payload]));
-    } catch {
-      // No answer, and no word of a lost connection either: the machine has slept, or the network has changed.
-      if (session && session === this.#session) socket.io.engine.close();
-      throw new PresenceError('LOST', `the connection was lost before ${event} was answered`);
-    }
-    if (answer?.event !== 'error') return answer.data;
-    throw new PresenceError(answer.error.code, answer.error.message, answer.error.retryAfter);
+    return new Promise((resolve, reject) => {
+      const answered = (failed, answer) => {
+        if (failed) {
+          // No answer, and no word of a lost connection either: the machine has slept, or the network has changed.
+          if (session && session === this.#session) socket.io.engine.close();
+          reject(new PresenceError('LOST', `the connection was lost before ${event} was answered`));
+        } else if (answer?.event === 'error') {
+          reject(new PresenceError(answer.error.code, answer.error.message, answer.error.retryAfter));
+        } else {
+          take(answer.data);
+          resolve(answer.data);
+        }
+      };
+      socket.timeout(PATIENCE).emit(event, ...(payload === undefined ? [] : [payload]), answered);
+    });
   }
 
   // Coming and going
@@ -255,9 +261,10 @@ export class Connection {
     let failures = 0;
     for (let step = this.#next(); step; step = this.#next()) {
       try {
-        const data = await this.#request(step.event, { userIds: step.userIds });
+        await this.#request(step.event, { userIds: step.userIds }, (data) => {
+          if (session === this.#session) this.#done(step, data);
+        });
         if (session !== this.#session) return;
-        this.#done(step, data);
         failures = 0;
       } catch (error) {
         if (session !== this.#session) return;

@@ -291,6 +291,16 @@ test('what is older than what is known changes nothing', async () => {
   expect(presence.get('a')).toEqual({ userId: 'a', online: false, status: 'offline', statusText: null, lastActive: 'u', connectedAt: null, version: 6 });
 });
 
+test('what comes right behind an answer is newer than it', async () => {
+  const presence = await connected();
+  server.behind = (event) => {
+    if (event === 'watch-users') server.change('a', 1);
+  };
+  presence.watch('a');
+  await settle(10);
+  expect(presence.get('a')).toMatchObject({ online: true, version: 1 });
+});
+
 test('version 0 takes back what was told', async () => {
   const presence = await connected();
   presence.watch('a');

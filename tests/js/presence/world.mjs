@@ -30,6 +30,7 @@ export class Server {
   mute = false; // whether it answers nothing
   answers = {}; // what certain requests are answered with, by event: a function of the payload
   limit = Infinity;
+  behind = () => {}; // called with the event of each request, right behind its answer
   recovers = false;
 
   io = (url, options) => {
@@ -136,14 +137,16 @@ class Socket {
     this.connected = false;
     this.active = reason !== 'io server disconnect';
     this.hear('disconnect', reason);
-    for (const reject of this.#pending) reject(new Error('lost'));
+    for (const fail of [...this.#pending]) fail(new Error('lost'));
     if (back && this.active && this.reconnects) this.connect();
   }
 
   timeout(ms) {
     return {
-      emitWithAck: (event, payload) => new Promise((resolve, reject) => {
-        const fail = (error) => { this.#pending.delete(fail); reject(error); };
+      emit: (event, ...rest) => {
+        const answered = rest.pop();
+        const [payload] = rest;
+        const fail = (error) => { if (this.#pending.delete(fail)) answered(error); };
         this.#pending.add(fail);
         setTimeout(() => fail(new Error('timed out')), ms);
         if (this.server.mute) {
@@ -151,8 +154,12 @@ class Socket {
           return;
         }
         const answer = this.server.answer(this, event, payload);
-        setTimeout(() => { if (this.#pending.delete(fail)) resolve(answer); }, 1);
-      }),
+        setTimeout(() => {
+          if (!this.#pending.delete(fail)) return;
+          answered(null, answer);
+          this.server.behind(event); // what came with it
+        }, 1);
+      },
     };
   }
 }
