@@ -68,7 +68,7 @@ _DEV_TOKEN_TTL = 3600.0
 
 
 def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = True) -> None:
-    """Add the test page, its files, the modules, the client's script, ``/openapi.json``, ``/docs``; and the operators' page."""
+    """Add the test page, files and modules of pages, API documents, and the operators' page."""
     document = msgspec.json.encode(openapi)
 
     async def page(_request: web.Request) -> web.StreamResponse:
