@@ -93,6 +93,15 @@ def test_a_wheel_leaves_what_was_compiled_where_it_is(tmp_path: Path) -> None:
     assert COMPILED_BEFORE not in zipfile.ZipFile(wheel).namelist()
 
 
+def test_a_wheel_has_the_modules_for_browsers(tmp_path: Path) -> None:
+    built = build(tmp_path, "never")
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    modules = {f"gateway/pages/static/{path.name}" for path in (ROOT / "static").glob("presence-*")}
+    assert "gateway/pages/static/presence-client.d.ts" in modules
+    assert modules <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_an_editable_install_leaves_what_another_python_has_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,14 @@ _ADMIN_HEADERS = _HEADERS | {
     "X-Frame-Options": "DENY",
 }
 
+_MODULE_HEADERS = {
+    # Pages of any origin may import them, as they may the client's script; what is inside is no secret.
+    "Access-Control-Allow-Origin": "*",
+    "Cache-Control": "no-cache",  # which is to ask by ETag
+    "X-Content-Type-Options": "nosniff",
+}
+_MODULE_TYPES = {".js": "text/javascript; charset=utf-8", ".ts": "text/plain; charset=utf-8"}
+
 _PROXIED = frozenset({"X-Forwarded-For", "Forwarded", "Via"})
 
 _DEV_TOKEN_TTL = 3600.0
@@ -60,7 +68,7 @@ _DEV_TOKEN_TTL = 3600.0
 
 
 def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = True) -> None:
-    """Add the test page, its files, the client's script, ``/openapi.json`` and ``/docs``; and the operators' page."""
+    """Add the test page, files and modules of pages, API documents, and the operators' page."""
     document = msgspec.json.encode(openapi)
 
     async def page(_request: web.Request) -> web.StreamResponse:
@@ -78,6 +86,12 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
             raise web.HTTPNotFound(text="socket.io-client is not installed here: npm install socket.io-client")
         return web.FileResponse(path, headers={"Access-Control-Allow-Origin": "*"})
 
+    async def module(request: web.Request) -> web.StreamResponse:
+        path = _ROOT / "static" / request.match_info["file"]
+        if not path.is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(path, headers={**_MODULE_HEADERS, "Content-Type": _MODULE_TYPES[path.suffix]})
+
     async def describe(_request: web.Request) -> web.StreamResponse:
         return web.Response(body=document, content_type="application/json")
 
@@ -85,6 +99,7 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
     if admin:
         app.router.add_get("/admin", operators)
     app.router.add_get("/static/admin.html", elsewhere)  # where it would come without its headers
+    app.router.add_get(r"/static/{file:presence-[a-z]+(\.js|\.d\.ts)}", module)
     app.router.add_static("/static", _ROOT / "static")
     # Where Node's Socket.IO servers have it.
     app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", client)

@@ -683,6 +683,8 @@ async def test_the_root_leads_to_the_test_page(serve: Serve, closing: AsyncExitS
     [
         ("/static/test-presence.js", {"text/javascript", "application/javascript"}),
         ("/static/test-presence.css", {"text/css"}),
+        ("/static/presence-client.js", {"text/javascript"}),
+        ("/static/presence-client.d.ts", {"text/plain"}),
     ],
 )
 async def test_static_files_are_served(
@@ -699,6 +701,7 @@ async def test_static_files_are_served(
     [
         "/static/",
         "/static/no-such-file.js",
+        "/static/presence-nothing.js",
         "/static/..%2fpyproject.toml",
         "/static/%2e%2e/pyproject.toml",
         "/static//etc/passwd",
@@ -710,6 +713,24 @@ async def test_nothing_but_the_static_files_is_served(serve: Serve, closing: Asy
     http = await callers(closing, await serve())
     async with http.session.get(URL(str(http.session._base_url).rstrip("/") + path, encoded=True)) as answer:
         assert answer.status in {400, 403, 404}
+
+
+async def test_modules_are_for_pages_of_any_origin_and_asked_for_again_by_their_tag(
+    serve: Serve, closing: AsyncExitStack
+) -> None:
+    http = await callers(closing, await serve())
+    modules = sorted(path.name for path in (ROOT / "static").glob("presence-*.js"))
+    assert {"presence-client.js", "presence-dot.js"} < set(modules)
+    for name in modules:
+        path = f"/static/{name}"
+        async with http.session.get(path, headers={"Origin": "https://elsewhere.example"}) as answer:
+            assert answer.status == 200
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Cache-Control"] == "no-cache"
+            assert await answer.text() == (ROOT / "static" / name).read_text()
+        async with http.session.get(path, headers={"If-None-Match": answer.headers["ETag"]}) as again:
+            assert again.status == 304
 
 
 @pytest.mark.parametrize("name", ["socket.io.js", "socket.io.min.js", "socket.io.min.js.map", "socket.io.esm.min.js"])
