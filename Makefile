@@ -1,7 +1,7 @@
 # make run     sets up and serves on http://127.0.0.1:3000 in development mode
 # make test    sets up and runs the whole suite
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit sbom format bench chaos lock clean
+.PHONY: help run test lint audit sbom format generate bench chaos lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,6 +32,10 @@ sbom: .venv/development ## write dist/sbom.json: what the gateway is made of, as
 format: .venv/development ## put the code in its one form
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+generate: .venv/runtime ## write anew what is made from the types of the wire
+	$(BIN)/python -m gateway schema types > static/presence-events.d.ts
+	$(BIN)/python -m gateway schema asyncapi > static/asyncapi.json
 
 bench: .venv-bench/runtime benchmarks/node/node_modules/.stamp ## measure against Node's socket.io and stock python-socketio (ARGS=--quick for a look)
 	.venv-bench/bin/python -m benchmarks $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: ``python -m gateway serve|export|token|webhooks|doctor|nodes|explain|kick|drain``."""
+"""The command line: ``python -m gateway serve|export|token|webhooks|schema|doctor|nodes|explain|kick|drain``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from gateway.operators import commands as operators
 from gateway.operators import doctor
 from gateway.parts import weakness_of
 from gateway.presence.clock import SteadyClock
+from gateway.schema.asyncapi import as_json
+from gateway.schema.typescript import typescript
 from gateway.settings import Settings
 from gateway.telemetry import configure_logs
 from gateway.version import COMPILED, __version__
@@ -142,8 +144,22 @@ def _parser(make: Callable[[Settings], Gateway]) -> argparse.ArgumentParser:
             action.add_argument("ids", nargs="*", metavar="ID", help="the webhook-id, as list shows it")
             action.add_argument("--all", action="store_true", help="all of them")
     hooks.set_defaults(command=_webhooks)
+    _add_schema(commands)
     _add_operators(commands)
     return parser
+
+
+def _add_schema(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command that describes the events."""
+    about = "print what describes the events to those who write clients"
+    schema = commands.add_parser("schema", help=about, description=_sentence(about))
+    kinds = schema.add_subparsers(required=True, metavar="KIND")
+    for name, said, write in (
+        ("types", "types for socket.io-client in TypeScript: static/presence-events.d.ts", typescript),
+        ("asyncapi", "an AsyncAPI 3.0 document: static/asyncapi.json, and /asyncapi.json of a gateway", as_json),
+    ):
+        kind = kinds.add_parser(name, help=said, description=_sentence(said))
+        kind.set_defaults(command=partial(_print, write))
 
 
 def _add_operators(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -327,6 +343,11 @@ def _token(options: argparse.Namespace) -> int:
     if warning := weakness_of(secret):
         print(f"gateway: {warning}", file=sys.stderr)
     print(issue_token(settings, secret, options.user, now=SteadyClock()(), ttl=options.ttl, claims=claims))
+    return 0
+
+
+def _print(write: Callable[[], str], _options: argparse.Namespace) -> int:
+    print(write(), end="")
     return 0
 
 

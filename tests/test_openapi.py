@@ -13,7 +13,7 @@ from gateway.version import __version__
 
 # What is no part of the HTTP door: pages, and the doors that speak in events.
 ELSEWHERE = re.compile(
-    r"/|/ws|/(socket\.io|docs|static|dev|app)(/.*)?|/openapi\.json|/metrics|/test-presence\.html|/admin"
+    r"/|/ws|/(socket\.io|docs|static|dev|app)(/.*)?|/(open|async)api\.json|/metrics|/test-presence\.html|/admin"
 )
 APP = {"pusher_app_id": "1", "pusher_app_key": "key", "pusher_app_secret": "secret"}
 

@@ -68,7 +68,7 @@ _DEV_TOKEN_TTL = 3600.0
 
 
 def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = True) -> None:
-    """Add the test page, files and modules of pages, API documents, and the operators' page."""
+    """Add the test page, files and modules of pages, what describes the API and ``/docs``, and the operators' page."""
     document = msgspec.json.encode(openapi)
 
     async def page(_request: web.Request) -> web.StreamResponse:
@@ -95,6 +95,9 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
     async def describe(_request: web.Request) -> web.StreamResponse:
         return web.Response(body=document, content_type="application/json")
 
+    async def describe_events(_request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(_ROOT / "static" / "asyncapi.json")
+
     app.router.add_get("/test-presence.html", page)
     if admin:
         app.router.add_get("/admin", operators)
@@ -104,6 +107,7 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
     # Where Node's Socket.IO servers have it.
     app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", client)
     app.router.add_get("/openapi.json", describe)
+    app.router.add_get("/asyncapi.json", describe_events)
     api_doc(app, config=openapi, url_prefix="/docs", title="Presence gateway", host_inject=False)
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
-import jsonschema  # type: ignore[import-untyped]  # ships no types
+import jsonschema
 import pytest
 from clients import USER_STATUS, Plain, Polling, is_timestamp
 from conftest import ROOT, SERVICE_KEY, Running, eventually, make_token

@@ -465,6 +465,7 @@ async def test_what_is_not_for_the_public_is_not_there(
             "/health/live",
             "/health/ready",
             "/openapi.json",
+            "/asyncapi.json",
             "/docs",
             "/dev/token",
             "/test-presence.html",
@@ -478,6 +479,7 @@ async def test_what_is_not_for_the_public_is_not_there(
         assert status in {400, 404}, path
         assert b"ok" not in body, path
         assert b'"openapi"' not in body, path
+        assert b'"asyncapi"' not in body, path
 
 
 async def _get(balancer: Balancer, target: str) -> tuple[int, bytes]:

@@ -1,0 +1,1 @@
+"""The events of the contract, described for those who write clients: types for TypeScript, and an AsyncAPI document."""
