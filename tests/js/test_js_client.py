@@ -25,6 +25,9 @@ TESTS = {
     "queue.test.mjs": 3,
     "echo.test.mjs": 4,
     "messages.test.mjs": 5,
+    "react.test.mjs": 11,
+    "vue.test.mjs": 14,
+    "server.test.mjs": 4,
 }
 """How many each file has: an empty run is no success."""
 
