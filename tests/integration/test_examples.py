@@ -96,7 +96,7 @@ async def test_pages_without_a_socket_are_seen_by_their_requests() -> None:
         assert not await is_online()
 
 
-@pytest.mark.parametrize("name", ["chat/chat", "activity", "notifications"])
+@pytest.mark.parametrize("name", ["chat/chat", "team/team", "activity", "notifications"])
 async def test_an_example_takes_another_port(name: str) -> None:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
