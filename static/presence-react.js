@@ -1,5 +1,5 @@
 /*
- * Presence gateway: who is online, in React 18 and 19. An ES module; its types and their documentation are in
+ * Presence gateway: who is online, in React 19. An ES module; its types and their documentation are in
  * presence-react.d.ts.
  *
  *   const presence = new PresenceClient({ getToken });

@@ -1,5 +1,5 @@
 /*
- * Presence gateway: who is online, in Vue 3.3 and later. An ES module; its types and their documentation are in
+ * Presence gateway: who is online, in Vue 3. An ES module; its types and their documentation are in
  * presence-vue.d.ts.
  *
  *   const presence = new PresenceClient({ getToken });

@@ -28,6 +28,7 @@ TESTS = {
     "react.test.mjs": 11,
     "vue.test.mjs": 14,
     "server.test.mjs": 4,
+    "how-to.test.mjs": 1,
 }
 """How many each file has: an empty run is no success."""
 
@@ -70,8 +71,9 @@ async def node(
         await process.wait()
 
 
-async def run_tests(gateway: Process, file: str, transports: str) -> None:
-    async with node("--test", "--test-reporter=tap", file, url=gateway.url, transports=transports) as process:
+async def run_tests(gateway: Process, file: str, transports: str, **variables: str) -> None:
+    arguments = ("--test", "--test-reporter=tap", file)
+    async with node(*arguments, url=gateway.url, transports=transports, **variables) as process:
         output, _ = await asyncio.wait_for(process.communicate(), 60)
     report = output.decode()
     counted = re.findall(r"^# (tests|pass|skipped|todo) (\d+)$", report, re.MULTILINE)
