@@ -18,12 +18,12 @@ export function sign(claims) {
 }
 
 /** Waits until `condition()` is truthy, and returns what it returned. */
-export async function eventually(condition, what = condition) {
-  const deadline = Date.now() + STEP;
+export async function eventually(condition, what = condition, within = STEP) {
+  const deadline = Date.now() + within;
   for (;;) {
     const result = condition();
     if (result) return result;
-    assert.ok(Date.now() < deadline, `not within ${STEP} ms: ${what}`);
+    assert.ok(Date.now() < deadline, `not within ${within} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

@@ -1,12 +1,15 @@
 // A page for the frameworks' tests, and a client of presence whose watches are counted.
 
+import assert from 'node:assert/strict';
+
 import { Window } from 'happy-dom';
 import { io } from 'socket.io-client';
 
 import { PresenceClient } from '../../static/presence-client.js';
-import { transports } from './client.mjs';
+import { eventually, transports } from './client.mjs';
 
 const { GATEWAY_URL } = process.env;
+const LONG = 15_000; // milliseconds: who is not shown any more may be shown again for two seconds
 const clients = new Set();
 
 /** Makes the globals that react-dom and Vue look for. To be called before they are imported. */
@@ -18,9 +21,19 @@ export function makePage() {
   }
 }
 
+/** Waits until a page says just this; its failure says what it says instead. */
+export async function says(shown, text) {
+  await eventually(() => shown.text() === text, text, LONG).catch(() => assert.equal(shown.text(), text));
+}
+
+/** Waits until the gateway has been asked for something about a user once. */
+export function isTold(sent, event, userId) {
+  return eventually(() => asked(sent, event, userId) === 1, `${event} of ${userId}`, LONG);
+}
+
 /**
- * A client of a user of a tenant. `held` has how many times each user is watched by the page, and `sent` has all that
- * went to the gateway, as [event, payload].
+ * A client of a user of a tenant. `held` has how many times each user is watched by the page, and "state" is listened
+ * to; `sent` has all that went to the gateway, as [event, payload].
  */
 export function presence(site, user, { connect = true } = {}) {
   const sent = [];
@@ -31,17 +44,19 @@ export function presence(site, user, { connect = true } = {}) {
     io: (url, options) => io(url, { ...options, transports }).onAnyOutgoing((...said) => sent.push(said)),
   });
   const held = new Map();
-  const watch = client.watch.bind(client);
-  client.watch = (userId, listener) => {
-    held.set(userId, (held.get(userId) ?? 0) + 1);
-    const unwatch = watch(userId, listener);
-    let watching = true;
-    return () => {
-      if (watching) held.set(userId, held.get(userId) - 1);
-      watching = false;
-      unwatch();
+  for (const name of ['watch', 'on']) {
+    const method = client[name].bind(client);
+    client[name] = (of, listener) => {
+      held.set(of, (held.get(of) ?? 0) + 1);
+      const end = method(of, listener);
+      let ended = false;
+      return () => {
+        if (!ended) held.set(of, held.get(of) - 1);
+        ended = true;
+        end();
+      };
     };
-  };
+  }
   if (connect) client.connect();
   clients.add(client);
   return { client, held, sent };

@@ -22,7 +22,7 @@ test('the page shows who comes, what they say, and that they go', { timeout: 500
   makePage();
   document.body.innerHTML = '<div id="root"></div><div id="app"></div>';
   await import(page);
-  const says = (text) => eventually(() => document.body.textContent.replaceAll(/\s+/g, ' ').includes(text), `the page says ${text}`);
+  const says = (text) => eventually(() => document.body.textContent.replaceAll(/\s+/g, ' ').includes(text), `the page says ${text}`, 15_000);
   const isSaid = (id, text) => says(`${id}: ${text}`);
   await isSaid('alice', 'online');
   await isSaid('bob', 'offline');

@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, test as nodeTest } from 'node:test';
 
-import { closeAll, eventually, tenant } from './client.mjs';
-import { asked, closePresence, makePage, presence } from './dom.mjs';
+import { closeAll, tenant } from './client.mjs';
+import { asked, closePresence, isTold, makePage, says as pageSays, presence } from './dom.mjs';
 
 makePage();
 globalThis.IS_REACT_ACT_ENVIRONMENT = true;
@@ -34,9 +34,8 @@ function page(client) {
   };
 }
 
-/** Lets what comes from the gateway into React, until it is so. */
-const until = (condition, what) => act(() => eventually(condition, what));
-const says = (shown, text) => until(() => shown.text() === text, `the page says ${text}; it said ${shown.text()}`);
+/** Lets what comes from the gateway into React, until the page says just this. */
+const says = (shown, text) => act(() => pageSays(shown, text));
 
 function Status({ of }) {
   const status = usePresence(of);
@@ -82,7 +81,7 @@ test('what StrictMode mounts twice is watched once, and what is unmounted leaves
   await shown.unmount();
   assert.equal(held.get('bob'), 0);
   assert.equal(client.get('bob'), undefined);
-  await eventually(() => asked(sent, 'unwatch-users', 'bob') === 1, 'the gateway is told');
+  await isTold(sent, 'unwatch-users', 'bob');
 });
 
 test('another id is another watch, and shows nothing of the last one', async () => {
@@ -182,7 +181,7 @@ test('another client takes over, and the first one is left alone', async () => {
 });
 
 test('the state of the connection is there to be shown', async () => {
-  const { client } = presence(tenant(), 'alice', { connect: false });
+  const { client, held } = presence(tenant(), 'alice', { connect: false });
   const shown = page(client);
   const State = () => usePresenceState();
   await shown.render(h(State));
@@ -191,6 +190,9 @@ test('the state of the connection is there to be shown', async () => {
   await says(shown, 'connected');
   await act(() => client.close());
   assert.equal(shown.text(), 'closed');
+  assert.equal(held.get('state'), 1);
+  await shown.unmount();
+  assert.equal(held.get('state'), 0);
 });
 
 test('without a provider a component is told what is missing, and without a client it knows nobody', async (t) => {

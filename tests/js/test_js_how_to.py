@@ -40,9 +40,9 @@ async def test_the_page_in_react_shows_who_is_online(dev: Process, tmp_path: Pat
     [code] = blocks("how-to/react.md", "jsx")
     assert "'http://127.0.0.1:3000'" in code
     (tmp_path / "src" / "page.jsx").write_text(code.replace("http://127.0.0.1:3000", dev.url))
-    options = "--allowJs --jsx react-jsx --module esnext --moduleResolution bundler --target es2022".split()
     folder = str(tmp_path / "src")
-    assert await compile_types(f"{folder}/page.jsx", *options, "--outDir", folder) == (0, "")
+    options = ("--allowJs", "--jsx", "react-jsx", "--module", "esnext", "--moduleResolution", "bundler")
+    assert await compile_types(f"{folder}/page.jsx", *options, "--target", "es2022", "--outDir", folder) == (0, "")
     await run_tests(dev, "how-to.test.mjs", "websocket", PAGE=f"{folder}/page.js")
 
 
@@ -73,9 +73,9 @@ async def test_the_typed_client_of_the_reference_compiles(tmp_path: Path) -> Non
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "presence-events.d.ts").write_text((ROOT / "static" / "presence-events.d.ts").read_text())
     (tmp_path / "page.ts").write_text(code)
-    options = "--noEmit --strict --target es2022 --module nodenext --types".split()
-    assert await compile_types(*options, "", str(tmp_path / "page.ts")) == (0, "")
+    options = ("--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--types", "")
+    assert await compile_types(*options, str(tmp_path / "page.ts")) == (0, "")
     (tmp_path / "page.ts").write_text(code.replace('"user-online"', '"user-on-line"'))
-    status, said = await compile_types(*options, "", str(tmp_path / "page.ts"))
+    status, said = await compile_types(*options, str(tmp_path / "page.ts"))
     assert status != 0
     assert "user-on-line" in said

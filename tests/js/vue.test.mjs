@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { afterEach, test as nodeTest } from 'node:test';
 
 import { closeAll, eventually, tenant } from './client.mjs';
-import { asked, closePresence, makePage, presence } from './dom.mjs';
+import { asked, closePresence, isTold, makePage, presence, says } from './dom.mjs';
 
 makePage();
 const { createApp, effectScope, h, nextTick, ref, shallowRef, version } = await import('vue');
@@ -35,8 +35,6 @@ function page(client, render) {
     },
   };
 }
-
-const says = (shown, text) => eventually(() => shown.text() === text, `the page says ${text}; it said ${shown.text()}`);
 
 const Status = {
   props: ['of'],
@@ -83,7 +81,7 @@ test('what is mounted, unmounted and mounted again leaves no watch behind', asyn
   assert.equal(asked(sent, 'watch-users', 'bob'), 1);
   shown.unmount();
   assert.equal(held.get('bob'), 0);
-  await eventually(() => asked(sent, 'unwatch-users', 'bob') === 1, 'the gateway is told');
+  await isTold(sent, 'unwatch-users', 'bob');
   assert.equal(client.get('bob'), undefined);
 });
 
@@ -174,7 +172,7 @@ test('a user is watched until the scope ends that asked for them', async () => {
 });
 
 test('the state of the connection is there to be shown', async () => {
-  const { client } = presence(tenant(), 'alice', { connect: false });
+  const { client, held } = presence(tenant(), 'alice', { connect: false });
   const shown = page(client, () => h({
     setup() {
       const state = usePresenceState();
@@ -186,6 +184,9 @@ test('the state of the connection is there to be shown', async () => {
   await says(shown, 'connected');
   client.close();
   await says(shown, 'closed');
+  assert.equal(held.get('state'), 1);
+  shown.unmount();
+  assert.equal(held.get('state'), 0);
 });
 
 test('without the plugin a component is told what is missing, and without a client it knows nobody', () => {

@@ -4,13 +4,18 @@
 import { io, type Socket } from "socket.io-client";
 import type {
   Answer,
+  Chosen,
   ClientToServerEvents,
   ConnectError,
+  OnlineUser,
   OnlineUsersAt,
+  OwnUserStatus,
   RefusalCode,
   ServerToClientEvents,
+  Status,
   UserStatus,
 } from "../../static/presence-events.js";
+import type * as client from "../../static/presence-client.js";
 
 const socket: Socket<ServerToClientEvents, ClientToServerEvents> = io("/ws/messages", {
   auth: { token: "…" },
@@ -113,3 +118,13 @@ shop.on("order-shipped", ({ number }) => number + 1);
 shop.on("user-online", ({ userId }) => userId);
 // @ts-expect-error - this shop has none
 shop.on("order-lost", () => {});
+
+// What presence-client.d.ts says by hand
+
+type Same<A, B> = [A, B] extends [B, A] ? true : never;
+export const same: [
+  Same<client.StatusName, Status>,
+  Same<client.SettableStatus, Chosen>,
+  Same<client.Status, OwnUserStatus>,
+  Same<client.OnlineUser, OnlineUser & { invisible?: boolean }>,
+] = [true, true, true, true];
