@@ -112,3 +112,13 @@ def test_opentelemetry_is_imported_in_one_module() -> None:
 
 def test_no_file_wants_to_be_two() -> None:
     assert {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 600} == {}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.schema")))
+def test_what_describes_the_events_knows_the_types_of_the_wire_alone(name: str) -> None:
+    allowed = {"gateway", "gateway.schema", "gateway.wire", "gateway.errors", "gateway.version"}
+    assert rooms_of(name) - allowed <= {"gateway.channels"}
+    assert {module for module in imports_of(name) if module.startswith("gateway.channels.")} <= {
+        "gateway.channels.wire",
+        "gateway.channels.messages_wire",
+    }
