@@ -9,6 +9,8 @@
  *   const status = usePresence('bob'); // in a component
  */
 
+'use client'; // to React's servers: what imports it is for browsers, where hooks are
+
 import { createContext, createElement, useCallback, useContext, useSyncExternalStore } from 'react';
 
 const Presence = createContext(undefined);

@@ -2,6 +2,7 @@
 // test_js_frameworks.py.
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import { createElement } from 'react';
@@ -16,6 +17,11 @@ import { presence } from './dom.mjs';
 
 const shown = (status, state) => `${status === undefined ? 'undefined' : status.status}, ${state}`;
 const clients = { 'a client': () => presence(tenant(), 'alice', { connect: false }), 'no client': () => ({ client: null }) };
+
+test('servers of React\'s own components are told that it is for browsers, before anything else', () => {
+  const code = readFileSync(new URL('../../static/presence-react.js', import.meta.url), 'utf8');
+  assert.match(code.replace(/\/\*.*?\*\//s, '').trim(), /^'use client';/);
+});
 
 for (const [kind, make] of Object.entries(clients)) {
   test(`React with ${kind} renders what is not known, and watches nobody`, () => {
