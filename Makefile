@@ -1,7 +1,7 @@
 # make run     sets up and serves on http://127.0.0.1:3000 in development mode
 # make test    sets up and runs the whole suite
 .DEFAULT_GOAL := help
-.PHONY: help run test lint audit sbom format generate bench chaos lock clean
+.PHONY: help run test lint audit sbom format generate bench chaos docs lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,6 +42,10 @@ bench: .venv-bench/runtime benchmarks/node/node_modules/.stamp ## measure agains
 
 chaos: .venv/development node_modules/.stamp ## break everything at random for an hour (ARGS="--seconds 60 --seed 1")
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+docs: .venv/development ## build the documentation's site into build/site
+	$(BIN)/python docs/site.py build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html build/docs build/site
 
 # Names, versions and hashes for every platform; no addresses.
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \
@@ -89,4 +93,4 @@ benchmarks/node/node_modules/.stamp: benchmarks/node/package-lock.json
 	touch $@
 
 clean: ## remove what make has set up
-	rm -rf .venv .venv-bench node_modules benchmarks/node/node_modules
+	rm -rf .venv .venv-bench build node_modules benchmarks/node/node_modules
