@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import socketio
 from aiohttp import web
-from conftest import ROOT, SECRET, SERVICE_KEY, STEP, eventually, make_settings, make_token
-from redis_servers import free_port
+from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Running, eventually, make_settings, make_token
+from redis_servers import free_port, fresh_prefix
 
 
 @asynccontextmanager
@@ -96,12 +96,13 @@ async def test_pages_without_a_socket_are_seen_by_their_requests() -> None:
         assert not await is_online()
 
 
-@pytest.mark.parametrize("name", ["chat/chat", "team/team", "activity", "notifications"])
-async def test_an_example_takes_another_port(name: str) -> None:
+@asynccontextmanager
+async def example_process(name: str, **variables: str) -> AsyncIterator[str]:
+    """Run one as its reader would, and give its address."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", str(ROOT / "examples" / f"{name}.py")),
-        env={**os.environ, "PORT": str(port), "JWT_SECRET": SECRET},
+        env={**os.environ, "PORT": str(port), "JWT_SECRET": SECRET} | variables,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -112,6 +113,46 @@ async def test_an_example_takes_another_port(name: str) -> None:
                 if f"http://127.0.0.1:{port}".encode() in line:
                     break
         assert line
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         await process.wait()
+
+
+@pytest.mark.parametrize("name", ["chat/chat", "team/team", "activity", "notifications"])
+async def test_an_example_takes_another_port(name: str) -> None:
+    async with example_process(name):
+        pass
+
+
+async def asked(http: aiohttp.ClientSession, method: str, url: str) -> Any:
+    async with http.request(method, url) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.json()
+
+
+@pytest.mark.parametrize("name", ["in_fastapi", "in_django"])
+async def test_an_application_of_another_framework_knows_who_is_there(
+    serve: Callable[..., Awaitable[Running]], redis_url: str, name: str
+) -> None:
+    prefix = fresh_prefix()
+    gateway = await serve(redis_url=redis_url, redis_prefix=prefix)
+    async with (
+        aiohttp.ClientSession() as http,
+        example_process(name, REDIS_URL=redis_url, REDIS_PREFIX=prefix) as url,
+        socketio.AsyncSimpleClient() as alice,
+    ):
+        assert await asked(http, "GET", f"{url}/who") == {"users": []}
+        await alice.connect(gateway.url, namespace="/ws/messages", auth={"token": make_token("alice")})
+        async with asyncio.timeout(STEP):
+            while await asked(http, "GET", f"{url}/who") != {"users": ["alice"]}:  # noqa: ASYNC110 - asked over HTTP
+                await asyncio.sleep(0.02)
+        if name == "in_django":
+            status = await asked(http, "GET", f"{url}/users/alice")
+            assert (status["online"], status["status"]) == (True, "online")
+            return
+        assert await asked(http, "POST", f"{url}/orders/42/shipped?user=alice") == {"sentBy": "page"}
+        assert await asked(http, "POST", f"{url}/orders/42/shipped?user=bob") == {"sentBy": "mail"}
+        async with asyncio.timeout(STEP):
+            while (await alice.receive())[0] != "notification":
+                pass
