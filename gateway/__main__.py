@@ -247,10 +247,9 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stopped.set)
-    runner = web.AppRunner(
+    runner = gateway.runner(
         create_app(gateway),
         access_log=None,  # its request lines would hold tokens
-        keepalive_timeout=settings.keepalive_timeout,
         tcp_keepalive=False,  # whoever stays is pinged, or has that time-out
         shutdown_timeout=settings.shutdown_timeout / 2,
     )

@@ -113,6 +113,10 @@ class Admission:
             self._arm(now + max(TICK, 1 / self._per_second))
         return granted
 
+    def enter_at_once(self) -> bool:
+        """Come in where one may at once; where not, it is as if nobody had asked."""
+        return not self._closed and not self._waiting and not self._take(self._scheduler.time())
+
     def enter_now(self) -> None:
         """Ask for a turn that cannot be waited for.
 

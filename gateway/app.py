@@ -369,6 +369,10 @@ class Gateway:
         app.cleanup_ctx.append(self._run)
         app.on_shutdown.append(self._on_shutdown)
 
+    def runner(self, app: web.Application, **options: Any) -> web.AppRunner:
+        """What runs an application that is nothing but this gateway, with aiohttp's `options`."""
+        return self._server.runner(app, **options)
+
     def activity_middleware(self, user_of: UserOf | None = None, *, every: float | None = None) -> Middleware:
         """A middleware for the application: requests of its users are heartbeats, as ``POST /presence/heartbeat``.
 
@@ -545,6 +549,9 @@ class Gateway:
                     closing.push_async_callback(part.close, *arguments)
 
             closes(self._tracing, FLUSH_TIMEOUT)
+            closing.push_async_callback(self._server.end)  # last: until then clients may read why
+            if self._pusher is not None:
+                closing.callback(self._pusher.cut_off)
             closes(self._store)
             closes(self._channels)
             closes(self._bus)

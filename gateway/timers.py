@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-RESOLUTION = 0.025
+_SLOTS = 40
+"""In a second. A slot's time is its number divided by them, as uvloop divides its milliseconds: the two are the same
+float then. A product would often be a little more, and the loop, which knows no less than a millisecond, would turn
+without a rest until the next one."""
+
+RESOLUTION = 1 / _SLOTS
 """Seconds that a timer may be late: nothing that waits here is set in less than tenths of a second."""
 
 
@@ -90,7 +95,7 @@ class TimerWheel:
     def call_later(self, delay: float, callback: Callable[..., object], *arguments: object) -> Timer:
         """Call `callback` with `arguments` in `delay` seconds, never earlier; what it raises is logged."""
         timer = Timer(callback, arguments)
-        number = math.ceil((self._scheduler.time() + delay) / RESOLUTION)
+        number = math.ceil((self._scheduler.time() + delay) * _SLOTS)
         slot = self._slots.get(number)
         if slot is not None:
             slot.append(timer)
@@ -113,13 +118,13 @@ class TimerWheel:
         if self._handle is not None:
             self._handle.cancel()
         self._armed = self._numbers[0]
-        self._handle = self._scheduler.call_at(self._armed * RESOLUTION, self._turn)
+        self._handle = self._scheduler.call_at(self._armed / _SLOTS, self._turn)
 
     def _turn(self) -> None:
         self._handle = None
         now = self._scheduler.time()
         due = []
-        while self._numbers and self._numbers[0] * RESOLUTION <= now:
+        while self._numbers and self._numbers[0] / _SLOTS <= now:
             due.append(self._slots.pop(heappop(self._numbers)))
         for timer in chain.from_iterable(due):  # what they set for at once is for the loop's next turn
             timer.fire()

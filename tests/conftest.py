@@ -141,11 +141,12 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Running]]]:
             if name in settings
         }
         gateway = Gateway(make_settings(**settings), **rules)
+        options: dict[str, Any] = {"access_log": None, "shutdown_timeout": 1}
         if app is None:
-            app = create_app(gateway)
+            runner = gateway.runner(create_app(gateway), **options)
         else:
             gateway.attach(app)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+            runner = web.AppRunner(app, **options)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         host, port = runner.addresses[0][:2]

@@ -36,6 +36,31 @@ async def test_a_burst_of_the_count_comes_in_at_once_and_sets_no_timer() -> None
     assert (admission.waiting, admission.waited, admission.refused) == (0, 0, 0)
 
 
+async def test_who_asks_to_come_in_at_once_takes_a_turn_or_leaves_no_trace() -> None:
+    admission = Admission(Rate(2, 2), Loop())
+    assert [admission.enter_at_once() for _ in range(4)] == [True, True, False, False]
+    turn = admission.enter(here)
+    assert turn is not None
+    assert (admission.waiting, admission.waited, admission.refused) == (1, 0, 0)
+    admission.close()
+    with pytest.raises(ServerDrainingError):
+        await turn
+
+
+async def test_nobody_comes_in_at_once_past_those_who_wait_or_when_nobody_is_let_in() -> None:
+    loop = Loop()
+    admission = Admission(Rate(1, 1), loop)
+    assert admission.enter(here) is None
+    turn = admission.enter(here)
+    loop.now += 10  # there is room, and the other has not been looked at yet
+    assert not admission.enter_at_once()
+    admission.close()
+    assert not admission.enter_at_once()
+    assert turn is not None
+    with pytest.raises(ServerDrainingError):
+        await turn
+
+
 async def test_those_over_the_rate_wait_and_come_in_at_the_rate_in_their_order() -> None:
     loop = Loop()
     admission = Admission(Rate(10, 1), loop)

@@ -14,20 +14,23 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from socket import socketpair
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import engineio
 import pytest
 import socketio
 import uvloop
-from aiohttp import web
+import yarl
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, web
+from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 from conftest import eventually
 from engineio import packet as eio_packet
 from engineio.async_drivers import aiohttp as aiohttp_driver
 from engineio.async_socket import AsyncSocket
 from engineio.payload import Payload
+from multidict import CIMultiDict, CIMultiDictProxy
 
 import gateway.engine
 
@@ -106,7 +109,7 @@ def test_socketio_engine_class() -> None:
     assert type(Own(async_mode="aiohttp").eio) is Engine
 
 
-def test_socketio_engine_handlers() -> None:
+async def test_socketio_engine_handlers() -> None:
     server = socketio.AsyncServer(async_mode="aiohttp")
     assert server.eio.handlers == {
         "connect": server._handle_eio_connect,
@@ -116,6 +119,18 @@ def test_socketio_engine_handlers() -> None:
     assert names(server._handle_eio_connect) == ["eio_sid", "environ"]
     assert names(server._handle_eio_message) == ["eio_sid", "data"]
     assert names(server._handle_eio_disconnect) == ["eio_sid", "reason"]
+    initialized: list[None] = []
+    server.manager.initialize = lambda: initialized.append(None)
+    environ: dict[str, Any] = {}
+    before = {name: id(value) for name, value in vars(server).items()}
+    assert server.manager_initialized is False
+    for _ in range(2):
+        await server._handle_eio_connect("e1", environ)
+    changed = {name for name, value in vars(server).items() if before.get(name) != id(value)}
+    assert (changed, initialized) == ({"manager_initialized"}, [None])
+    assert server.manager_initialized is True
+    assert server.environ == {"e1": environ}
+    assert server.environ["e1"] is environ
 
 
 async def test_socketio_packet_handlers() -> None:
@@ -442,6 +457,66 @@ async def test_aiohttp_request() -> None:
 
     assert await answered(forget, REQUEST) == b""
     assert found == [True, False, 3, (), "x", "/"]
+
+
+async def test_aiohttp_protocol() -> None:
+    """Whatever a connection has sent by then is its handler's, which is made of its server."""
+    made: list[Any] = []
+
+    class First(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast("asyncio.Transport", transport)
+
+        def data_received(self, data: bytes) -> None:
+            server = runner._server
+            assert server is not None
+            made.append(handler := server())
+            self.transport.set_protocol(handler)
+            handler.connection_made(self.transport)
+            handler.data_received(data)
+
+    class Runner(web.AppRunner):
+        closed = False
+
+        @property
+        def server(self) -> Any:
+            return First if self._server is not None else None
+
+        async def shutdown(self) -> None:
+            self.closed = True
+            await super().shutdown()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text="answered", headers={"Connection": "close"})
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = Runner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    reader, writer = await asyncio.open_connection(*runner.addresses[0])
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"answered")
+    writer.close()
+    assert len(made) == 1
+    assert not runner.closed
+    await runner.cleanup()
+    assert runner.closed
+
+
+async def test_aiohttp_message() -> None:
+    class Connection:
+        transport = None
+        ssl_context, peername, sockname = object(), ("10.0.0.1", 1), None
+
+    url = yarl.URL.build(path="/a/", query_string="b=c%20d", encoded=True)
+    headers = CIMultiDictProxy(CIMultiDict([("Host", "x"), ("Cookie", "e=f")]))
+    message = RawRequestMessage("GET", url.raw_path_qs, HttpVersion11, headers, (), False, None, True, False, url)
+    loop = asyncio.get_running_loop()
+    request = web.Request(message, EMPTY_PAYLOAD, Connection(), None, None, loop)  # type: ignore[arg-type]
+    assert (request.method, request.path_qs, dict(request.query)) == ("GET", "/a/?b=c%20d", {"b": "c d"})
+    assert (request.host, request.scheme, request.remote, request.cookies) == ("x", "https", "10.0.0.1", {"e": "f"})
+    assert (request.version, request.transport, request.raw_headers) == (HttpVersion11, None, ())
 
 
 def test_aiohttp_listening() -> None:

@@ -54,6 +54,18 @@ def test_nothing_comes_early_and_nothing_later_than_the_resolution(delays: list[
     assert all(-1e-9 <= each <= RESOLUTION + 1e-9 for each in late)
 
 
+def test_each_moment_takes_one_turn_of_a_loop_that_counts_milliseconds() -> None:
+    """As uvloop does, which calls back at once for what is due within half of one."""
+    loop = Loop()
+    wheel, heard = TimerWheel(loop), list[int]()
+    for number in range(1, 2001):
+        wheel.call_later(number * RESOLUTION, heard.append, number)
+    for number in range(1, 2001):
+        loop.run_until((100_000 + number * 25) / 1000)
+        assert heard[-1] == number
+        assert [round((due - loop.now) * 1000) for due in loop.waiting()] == [25] * (number < 2000)
+
+
 def test_no_delay_is_still_not_now() -> None:
     loop, heard = Loop(), list[int]()
     wheel = TimerWheel(loop)

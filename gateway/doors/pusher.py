@@ -138,3 +138,7 @@ class PusherDoor:
         for client in list(self.clients):
             client.close(CloseCode.GOING_AWAY)
         await self._sockets.close(patience)
+
+    def cut_off(self) -> None:
+        """Wait for nobody any more."""
+        self._sockets.cut_off()

@@ -6,7 +6,8 @@ test for each line, by the same name, so that an upgrade that moves something fa
 python-socketio
     engine class: `AsyncServer` makes the Engine.IO server that ``_engineio_server_class`` names.
     engine handlers: ``_handle_eio_connect``, ``_handle_eio_message`` and ``_handle_eio_disconnect`` are registered as
-    its handlers ``connect``, ``message`` and ``disconnect``, with these arguments.
+    its handlers ``connect``, ``message`` and ``disconnect``, with these arguments; the first initializes the client
+    manager once, noting it in ``manager_initialized``, keeps the environ in ``environ``, and does nothing else.
     packet handlers: a message comes to ``_handle_connect``, ``_handle_event`` and ``_handle_disconnect`` by its type,
     and an event is handled by nothing else.
     sending: all goes by ``_send_packet`` and ``_send_eio_packet``, and a binary packet is shared between recipients.
@@ -36,6 +37,10 @@ aiohttp
     response: a handler's response is asked to ``prepare`` and ``write_eof`` itself.
     request: it keeps ``_protocol`` and ``_payload_writer``, and needs neither once it is answered, nor the headers that
     its ``_message`` has a second time, as ``raw_headers``.
+    message: a `Request` can be made of a `RawRequestMessage`, by what it asks its connection for: ``transport``,
+    ``ssl_context``, ``peername`` and ``sockname``.
+    protocol: a site listens with what its runner's ``server`` is, and a server's handler takes a connection that has
+    been another protocol's, with what has come; ``shutdown`` of a runner is called when it has ceased to listen.
     listening: a site keeps what it listens with in ``_server``.
 
 uvloop

@@ -71,6 +71,7 @@ class ProbeListener(Listener):
         if self.socket.upgraded:
             super().on_ws_disconnected(transport)
         else:
+            self.socket.outbox.wires.discard(transport)
             self.socket.upgrading = False
 
     def pause_writing(self) -> None:
@@ -98,7 +99,8 @@ def begin_upgrade(socket: Socket, request: web.Request) -> TakenOver:
     listener = ProbeListener(socket, socket.server.max_http_buffer_size, request.transport)
     socket.upgrading = True
     socket.late_upgrade = socket.timers.call_later(socket.handshake_timeout, listener.give_up)
-    return _take_over(socket, request, listener)
+    _take_over(socket, request, listener)
+    return TakenOver()
 
 
 def upgrade(socket: Any, listener: ProbeListener) -> None:
@@ -116,8 +118,8 @@ def upgrade(socket: Any, listener: ProbeListener) -> None:
             socket.push(each)
 
 
-def _take_over(socket: Any, request: web.Request, listener: Listener, opening: bytes = b"") -> TakenOver:
-    return take_over(
+def _take_over(socket: Any, request: web.Request, listener: Listener, opening: bytes = b"") -> None:
+    take_over(
         request,
         listener,
         max_message=socket.server.max_http_buffer_size,
@@ -142,14 +144,13 @@ class FastSocket(FastWebSocket, Socket):
 
     # The connection
 
-    def accept(self, request: web.Request, opening: bytes) -> TakenOver:
+    def accept(self, request: web.Request, opening: bytes) -> None:
         """Take a request's connection over, and send Engine.IO's handshake."""
         listener = Listener(self, self.server.max_http_buffer_size)
         assert request.transport is not None  # noqa: S101 - the client is there
         self.attach(listener, request.transport)  # first: frames may have come along
-        taken = _take_over(self, request, listener, text_frame(opening))
+        _take_over(self, request, listener, text_frame(opening))
         self.schedule_ping()
-        return taken
 
     @property
     def max_message(self) -> int:  # type: ignore[override]  # the server's

@@ -50,13 +50,15 @@ class Listener(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         """The client has been told that it is a WebSocket now, before its first frame is taken."""
         self.wire = transport
+        self.socket.outbox.wires.add(transport)
 
     def on_message(self, data: bytes, *, text: bool) -> None:
         """Take one message."""
         self.socket.take(data, text=text)
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 - picows's name
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone."""
+        self.socket.outbox.wires.discard(transport)
         self.socket.on_gone()
 
     def pause_writing(self) -> None:

@@ -35,18 +35,20 @@ from gateway.limits import Rate
 from gateway.origins import is_ascii
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
     from gateway.admission import Admission
     from gateway.counts import Counts
     from gateway.engine.manager import BusManager, Manager
+    from gateway.engine.takeover import Handshake
     from gateway.origins import Origins
     from gateway.settings import Settings
     from gateway.timers import TimerWheel
 
 try:
     from gateway.engine.fast import FastSocket, begin_upgrade
-    from gateway.engine.takeover import is_upgrade
+    from gateway.engine.front import Runner
+    from gateway.engine.takeover import TakenOver, is_upgrade
 except ImportError:  # picows has no wheel for this platform: connections stay with aiohttp
     FAST = False
 else:
@@ -100,6 +102,8 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
     """How a polling connection becomes a WebSocket; None leaves it to python-engineio."""
     allows: Callable[[str | None, web.BaseRequest], bool]
     """Whether a page of an origin may connect."""
+    begin: Callable[[str, Environ], None]
+    """Begins a session, as the handler ``connect`` does."""
     admission: Admission
     counts: Counts
 
@@ -191,10 +195,25 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]  # untyped base
         if (refused := await self._turn(request)) is not None:
             return refused
         _require_client(request)  # nothing is waited for from here on
+        self._accept(request)
+        return TakenOver()
+
+    def open_at_once(self, request: Handshake) -> bool:
+        """Open a connection by a WebSocket, where nothing is wrong with its request, and its turn is now.
+
+        Returns:
+            Whether it is open; where not, it is as if nobody had asked.
+        """
+        opens = "j" not in request.query and self._opens_websocket(request) and self.admission.enter_at_once()
+        if opens:
+            self._accept(request)
+        return opens
+
+    def _accept(self, request: web.Request) -> None:
         sid = self.generate_id()
         socket = self.sockets[sid] = FastSocket(self, sid)
-        await self.handlers["connect"](sid, Environ(request))
-        return socket.accept(request, b"0" + wire.encode(self.opening(sid, "websocket")))
+        self.begin(sid, Environ(request))
+        socket.accept(request, b"0" + wire.encode(self.opening(sid, "websocket")))
 
 
 def _require_client(request: web.Request) -> None:
@@ -270,7 +289,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             ping_timeout=settings.ping_timeout,
             monitor_clients=False,  # the timers do
         )
-        self.eio.allows = allows
+        self.eio.allows, self.eio.begin = allows, self._begin
         self.opened = 0
         """How many Engine.IO connections there ever were."""
         self.namespaces: list[str] = []  # none but those registered
@@ -287,6 +306,24 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             self._outbox = Outbox()
         self._packets = packet_rate(settings)
         self._when_too_slow = self.too_slow  # one for all connections
+
+    def runner(self, app: web.Application, **options: Any) -> web.AppRunner:
+        """What runs an application that is nothing but a gateway: with a front, where the engine is the fast one.
+
+        Args:
+            app: the application.
+            options: aiohttp's.
+        """
+        options = {"keepalive_timeout": self._settings.keepalive_timeout, **options}
+        if self._outbox is None:
+            return web.AppRunner(app, **options)
+        return Runner(app, self.eio.open_at_once, **options)
+
+    async def end(self) -> None:
+        """Cut off whoever was told to leave, and has not."""
+        if self._outbox is not None:
+            self._outbox.cut_off()
+            await asyncio.sleep(0)  # in which the loop closes them
 
     # For this package
 
@@ -343,8 +380,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         return Engine
 
     async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        self._begin(eio_sid, environ)
+
+    def _begin(self, eio_sid: str, environ: MutableMapping[str, Any]) -> None:
         self.opened += 1
-        await super()._handle_eio_connect(eio_sid, environ)
+        if not self.manager_initialized:  # type: ignore[has-type]  # untyped base
+            self.manager_initialized = True
+            self.manager.initialize()
+        self.environ[eio_sid] = environ
         socket, now = self.eio.sockets[eio_sid], asyncio.get_running_loop().time()
         if not isinstance(socket, Socket):
             socket.__class__ = Socket

@@ -110,7 +110,14 @@ class Outbox:
     """
 
     def __init__(self) -> None:
+        self.wires: set[Any] = set()
+        """picows's transports of all connections that there are, whether they can still be written to or not."""
         self._waiting: list[Stream] = []
+
+    def cut_off(self) -> None:
+        """End every connection that has not ended yet, at once."""
+        for wire in list(self.wires):
+            wire.disconnect(False)
 
     def add(self, stream: Stream) -> None:
         """Write to a connection at the end of this turn."""

@@ -1,8 +1,8 @@
-"""Hands a connection that aiohttp has accepted, and that asks to be a WebSocket, over to picows.
+"""Hands a connection that asks to be a WebSocket over to picows.
 
-aiohttp routes the request and reads its head as ever. From then on the connection is picows's: it answers the
-upgrade, reads frames in C and calls a listener back, without a task, a queue or a future for each. aiohttp is told
-that the connection was lost, and lets go of all it kept of it.
+aiohttp routes the request and reads its head as ever, but for most of Socket.IO's, which `front` reads. From then on
+the connection is picows's: it answers the upgrade, reads frames in C and calls a listener back, without a task, a queue
+or a future for each. aiohttp is told that the connection was lost, and lets go of all it kept of it.
 
 What is relied on in both, beyond what they document, is listed in this package's docstring.
 """
@@ -15,8 +15,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiohttp import web
-from multidict import CIMultiDict
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, web
+from aiohttp.http import RawRequestMessage
+from multidict import CIMultiDict, CIMultiDictProxy
 from picows import (
     WSAutoPingStrategy,
     WSListener,
@@ -29,8 +30,9 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]  # not in its
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
     from aiohttp.web_request import BaseRequest
+    from yarl import URL
 
-__all__ = ["TakenOver", "WSListener", "WSMsgType", "is_upgrade", "take_over"]
+__all__ = ["Handshake", "TakenOver", "WSListener", "WSMsgType", "is_upgrade", "take_over"]
 
 _log = structlog.get_logger(__name__)
 
@@ -130,6 +132,34 @@ _RELEASING = asyncio.Protocol()
 """A transport's protocol in between: uvloop keeps the last that takes no buffers, and with aiohttp's a tenth more."""
 
 
+class Handshake(web.Request):
+    """A request that aiohttp has not seen.
+
+    Args:
+        arrival: its connection, with what aiohttp's handler tells a request of it.
+        target: what it asks for, as it came.
+        url: the same.
+        headers: its own.
+        came_along: what has come behind its head.
+    """
+
+    ATTRS = web.Request.ATTRS | {"came_along"}
+
+    def __init__(self, arrival: Any, target: str, url: URL, headers: CIMultiDict[str], came_along: bytes) -> None:
+        super().__init__(
+            RawRequestMessage(
+                *("GET", target, HttpVersion11, CIMultiDictProxy(headers), ()),
+                *(False, None, True, False, url),
+            ),
+            EMPTY_PAYLOAD,
+            arrival,
+            None,  # type: ignore[arg-type]  # nothing is written by it
+            None,  # type: ignore[arg-type]  # nor is it any task's
+            asyncio.get_running_loop(),
+        )
+        self.came_along = came_along
+
+
 class TakenOver(web.StreamResponse):
     """What aiohttp's handler returns: an answer that somebody else gives."""
 
@@ -164,9 +194,7 @@ def _is_key(headers: CIMultiDict[str] | Any) -> bool:
         return False
 
 
-def take_over(
-    request: web.Request, listener: Any, *, max_message: int, max_buffer: int, opening: bytes = b""
-) -> TakenOver:
+def take_over(request: web.Request, listener: Any, *, max_message: int, max_buffer: int, opening: bytes = b"") -> None:
     """Let a listener of picows have a request's connection.
 
     Args:
@@ -176,7 +204,7 @@ def take_over(
         max_buffer: bytes that may wait for a client that does not read, before the listener hears ``pause_writing``.
         opening: frames that are sent with the answer.
     """
-    transport, handler = request.transport, request.protocol
+    transport = request.transport
     assert transport is not None  # noqa: S101 - the client is there
     protocol = WSProtocol(
         host_port=None,
@@ -198,14 +226,12 @@ def take_over(
     transport.set_protocol(_RELEASING)
     transport.set_protocol(protocol)
     transport.set_write_buffer_limits(high=max_buffer, low=0)
-    came_along, paused = handler._message_tail, handler._buffer_paused  # noqa: SLF001
-    handler.transport = None  # which it would close
-    handler.connection_lost(None)
-    # The request is kept with the connection; what served it need not be, nor its head a second time.
+    if isinstance(request, Handshake):
+        came_along, request.came_along = request.came_along, b""
+    else:
+        came_along = _let_go(request, transport)
+    # The request is kept with the connection; what served it need not be.
     request._protocol = request._payload_writer = None  # type: ignore[assignment]  # noqa: SLF001
-    request._message = request._message._replace(raw_headers=())  # noqa: SLF001
-    if paused:
-        transport.resume_reading()
     protocol.connection_made(_Transport(transport))
     _ANSWER.opening = opening
     data = _HEAD % request.headers["Sec-WebSocket-Key"].encode() + came_along
@@ -216,4 +242,19 @@ def take_over(
         protocol.buffer_updated(size)
         data = data[size:]
     protocol.transport.request.headers = _NO_HEADERS
-    return TakenOver()
+
+
+def _let_go(request: web.Request, transport: asyncio.Transport) -> bytes:
+    """Have aiohttp let go of a request's connection, and of its head, which it has twice.
+
+    Returns:
+        What has come behind the head.
+    """
+    handler = request.protocol
+    came_along, paused = handler._message_tail, handler._buffer_paused  # noqa: SLF001
+    handler.transport = None  # which it would close
+    handler.connection_lost(None)
+    request._message = request._message._replace(raw_headers=())  # noqa: SLF001
+    if paused:
+        transport.resume_reading()
+    return came_along

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 if FAST:
     from gateway.engine.fastwebsocket import INVALID_TEXT, FastWebSocket, Listener
-    from gateway.engine.takeover import is_upgrade, take_over
+    from gateway.engine.takeover import TakenOver, is_upgrade, take_over
 else:  # picows has no wheel for this platform
     FastWebSocket = object  # type: ignore[assignment, misc]  # and nothing is made of it
 
@@ -137,6 +137,10 @@ class WebSockets:
             await asyncio.wait(self._tasks, timeout=patience)
         await end(list(self._tasks))
 
+    def cut_off(self) -> None:
+        """End the connections that were closed, and whose clients have not left."""
+        self.outbox.cut_off()
+
 
 async def _read(ws: web.WebSocketResponse, talker: Talker) -> int | None:
     while True:
@@ -222,7 +226,8 @@ class _FastTalk(FastWebSocket):
         assert request.transport is not None  # noqa: S101 - the client is there
         self.attach(listener, request.transport)  # first: frames may have come along
         self.serve_later(self._talker.begin(self))
-        return take_over(request, listener, max_message=self.max_message, max_buffer=self.max_send_buffer)
+        take_over(request, listener, max_message=self.max_message, max_buffer=self.max_send_buffer)
+        return TakenOver()
 
     @property
     def sink(self) -> Sink:
