@@ -37,7 +37,7 @@ PARTS: Final = {
     "Backends that have Pusher's libraries": "reference/pusher-backends.md",
     "Webhooks": "reference/webhooks.md",
     "Limits": "reference/limits.md",
-    "Figures": "reference/metrics.md",
+    "Figures": "operations/figures.md",
     "In process": "reference/in-process.md",
     "Reading the code": "design/reading.md",
 }

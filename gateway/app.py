@@ -283,7 +283,10 @@ class Gateway:
         if settings.admin_ui_password is not None:
             self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts)
             self._server.register_namespace(self._admin_ui)
-        self._heed_revocations()
+        self._connections.check, revoked = self._revoker.check, self._revoker.known.cover
+        self._revoker.on_news = partial(self._connections.end_revoked, revoked)
+        if self._recovery is not None:
+            self._recovery.is_revoked = revoked
         self._export = make_export(settings, self._store, clock, self._leases)
         self._resources: set[web.AbstractResource] = set()
         self.presence = Presence(self._tracker, self._view, self._store, self._cluster, self._privacy)
@@ -503,12 +506,6 @@ class Gateway:
         await self._revoker.revoke(revocation)
         return to_datetime(revocation.until)
 
-    def _heed_revocations(self) -> None:
-        self._connections.check = self._revoker.check
-        self._revoker.on_news = partial(self._connections.end_revoked, self._revoker.known.cover)
-        if self._recovery is not None:
-            self._recovery.is_revoked = self._revoker.known.cover
-
     def leave(self) -> None:
         """Let balancers send no new clients here: ``/health/ready`` says 503 from now on, and all else goes on."""
         self._connections.leaving = True
@@ -577,10 +574,8 @@ class Gateway:
         """What runs while the gateway does, besides the follower."""
         own = (self._tracker, self._bus, self._manager, self._channels)
         parts = (*own, self._hooks, self._once, self._inbox, self._revoker, self._loop_lag)
-        return (
-            *parts,
-            *(each for each in (self._recovery, self._tallies, self._export, self._webhooks) if each is not None),
-        )
+        others = (self._recovery, self._tallies, self._export, self._webhooks)
+        return (*parts, *(each for each in others if each is not None))
 
     async def _follow(self) -> None:
         await self._revoker.loaded()
