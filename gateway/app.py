@@ -298,8 +298,8 @@ class Gateway:
         """Add the gateway's routes to an application; the gateway starts and stops with it.
 
         The routes are those of the contract: ``/socket.io/``, ``/ws``, ``/online-status``, ``/api/users/…``,
-        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/asyncapi.json``, ``/docs``, ``/admin``, ``/static/``
-        and ``/test-presence.html``; where there is a Pusher application also ``/app/…``, ``/apps/…``,
+        ``/presence/…``, ``/health/…``, ``/metrics``, ``/openapi.json``, ``/asyncapi.json``, ``/docs``, ``/admin``,
+        ``/static/`` and ``/test-presence.html``; where there is a Pusher application also ``/app/…``, ``/apps/…``,
         ``/broadcasting/…`` and ``/users/{id}/terminate_connections``.
         """
         settings = self.settings

@@ -4,6 +4,7 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
 
     GatewayError
     ├── ConfigurationError              a setting is missing or wrong: the start is refused
+    ├── CommandError                    what a command asked a gateway for could not be done
     ├── DatabaseError                   the database of an export cannot be written now: tried again later
     │   └── OvertakenError              another has written to it since it was read
     ├── LeaseLostError                  a node's lease ran out: it must register its connections again

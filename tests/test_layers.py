@@ -69,7 +69,7 @@ def rooms_of(name: str) -> set[str]:
 def test_presence_knows_nothing_above_it(name: str) -> None:
     allowed = {"gateway", "gateway.errors", "gateway.functions", "gateway.measures", "gateway.wire", "gateway.timers"}
     allowed.add("gateway.presence")
-    if name == "gateway.presence.store_redis":
+    if name in {"gateway.presence.store_redis", "gateway.presence.encoding"}:
         allowed |= {"gateway.redis"}
     assert rooms_of(name) <= allowed
 

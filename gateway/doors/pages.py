@@ -80,18 +80,6 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
     async def elsewhere(_request: web.Request) -> web.StreamResponse:
         raise web.HTTPFound("../admin") if admin else web.HTTPNotFound(text="ADMIN_PAGE is false")
 
-    async def client(request: web.Request) -> web.StreamResponse:
-        path = _CLIENT / request.match_info["file"]
-        if not path.is_file():
-            raise web.HTTPNotFound(text="socket.io-client is not installed here: npm install socket.io-client")
-        return web.FileResponse(path, headers={"Access-Control-Allow-Origin": "*"})
-
-    async def module(request: web.Request) -> web.StreamResponse:
-        path = _ROOT / "static" / request.match_info["file"]
-        if not path.is_file():
-            raise web.HTTPNotFound
-        return web.FileResponse(path, headers={**_MODULE_HEADERS, "Content-Type": _MODULE_TYPES[path.suffix]})
-
     async def describe(_request: web.Request) -> web.StreamResponse:
         return web.Response(body=document, content_type="application/json")
 
@@ -102,13 +90,27 @@ def add_pages(app: web.Application, openapi: dict[str, Any], *, admin: bool = Tr
     if admin:
         app.router.add_get("/admin", operators)
     app.router.add_get("/static/admin.html", elsewhere)  # where it would come without its headers
-    app.router.add_get(r"/static/{file:presence-[a-z]+(\.js|\.d\.ts)}", module)
+    app.router.add_get(r"/static/{file:presence-[a-z]+(\.js|\.d\.ts)}", _module)
     app.router.add_static("/static", _ROOT / "static")
     # Where Node's Socket.IO servers have it.
-    app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", client)
+    app.router.add_get(r"/socket.io/{file:socket\.io(\.esm)?(\.min)?\.js(\.map)?}", _client)
     app.router.add_get("/openapi.json", describe)
     app.router.add_get("/asyncapi.json", describe_events)
     api_doc(app, config=openapi, url_prefix="/docs", title="Presence gateway", host_inject=False)
+
+
+async def _client(request: web.Request) -> web.StreamResponse:
+    path = _CLIENT / request.match_info["file"]
+    if not path.is_file():
+        raise web.HTTPNotFound(text="socket.io-client is not installed here: npm install socket.io-client")
+    return web.FileResponse(path, headers={"Access-Control-Allow-Origin": "*"})
+
+
+async def _module(request: web.Request) -> web.StreamResponse:
+    path = _ROOT / "static" / request.match_info["file"]
+    if not path.is_file():
+        raise web.HTTPNotFound
+    return web.FileResponse(path, headers={**_MODULE_HEADERS, "Content-Type": _MODULE_TYPES[path.suffix]})
 
 
 def dev_token_handler(
