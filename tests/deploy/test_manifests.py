@@ -189,7 +189,7 @@ async def test_the_autoscaler_goes_by_a_metric_that_there_is(serve: Callable[...
     (name,) = (each["pods"]["metric"]["name"] for each in metrics if each["type"] == "Pods")
     running = await serve()
     async with aiohttp.ClientSession(running.url) as session, session.get("/metrics") as response:
-        assert re.search(rf"^{name} 0.0$", await response.text(), re.MULTILINE)
+        assert re.search(rf'^{name}{{door="socketio"}} 0.0$', await response.text(), re.MULTILINE)
 
 
 def test_images_are_pinned_and_ours_is_this_release() -> None:
