@@ -299,6 +299,10 @@ def _stays(records: Iterable[Record], channel: str, end: float) -> Iterator[tupl
         match record:
             case Up():
                 node = record.node
+                # What begins anew may recover, later, what it asked for and was not answered: no stay from before it.
+                if begin is not None and until is not None and not record.recovered:
+                    yield last, begin, until
+                    begin = until = None
             case Joined() if record.channel == channel:
                 if begin is None or (until is not None and not record.again):
                     if begin is not None and until is not None:
@@ -311,10 +315,6 @@ def _stays(records: Iterable[Record], channel: str, end: float) -> Iterator[tupl
                 last, until = node, record.at
             case _:
                 pass
-        # After a goodbye nothing goes on: in its next session it may recover what it asked for and was not answered.
-        if isinstance(record, Left) and begin is not None and until is not None:
-            yield last, begin, until
-            begin = until = None
     if begin is not None:
         yield (node, begin, end) if until is None else (last, begin, until)
 

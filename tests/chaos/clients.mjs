@@ -98,9 +98,10 @@ class Client {
 
   begin(resumed) {
     this.up = true;
-    this.record('up', { node: this.node, resumed });
+    const recovered = Boolean(this.socket?.recovered);
+    this.record('up', { node: this.node, resumed, recovered });
     this.look();
-    if (!this.socket?.recovered) this.inside.clear();
+    if (!recovered) this.inside.clear();
     for (const channel of this.channels) {
       if (!this.inside.has(channel)) this.join(channel);
       else if (!channel.startsWith('presence-')) this.joined(channel, [], true);

@@ -190,8 +190,10 @@ def test_a_message_that_does_not_come() -> None:
     assert lacking(there, spoken(1000, 1), impairments=[LOSS]) == [Rule.UNHEARD]
 
 
-def test_what_was_asked_for_after_a_goodbye_and_recovered_is_no_stay_from_before_it() -> None:
-    asked: list[Record] = [up(0), joined(10), Left(900, "w"), up(1200), Lost(1300, "w", ""), up(1400)]
+@pytest.mark.parametrize("end", [Left(900, "w"), Lost(900, "w", "")])
+def test_what_was_asked_for_anew_and_recovered_is_no_stay_from_before_it(end: Record) -> None:
+    anew = Up(1200, "w", 1, resumed=True, recovered=False)
+    asked: list[Record] = [up(0), joined(10), end, anew, Lost(1300, "w", ""), up(1400)]
     assert lacking([*asked, joined(1410, again=True)], spoken(1000, 1)) == []
     assert lacking([*asked, joined(1410, again=True)], spoken(1500, 1)) == [Rule.UNHEARD]
     assert lacking([*asked, joined(1410, again=True)], spoken(500, 1)) == []

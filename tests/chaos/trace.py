@@ -31,6 +31,8 @@ class Up(Record, frozen=True, tag="up"):
 
     node: int
     resumed: bool
+    recovered: bool = True
+    """Whether it goes on with what it had before; where that is not known, it may."""
 
 
 class Left(Record, frozen=True, tag="left"):
