@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from chromium import PICTURES, browser  # noqa: F401 - a fixture
-from conftest import ROOT, STEP, make_settings
+from conftest import STEP
+from example_apps import example
 from playwright.async_api import Browser, Locator, Page, expect
 
 # With the other pages: one worker, one event loop and so one browser for all of them.
@@ -23,17 +22,8 @@ expect.set_options(timeout=2 * STEP * 1000)
 @pytest_asyncio.fixture(loop_scope="module")
 async def team() -> AsyncIterator[str]:
     """Serve the example, and give its address."""
-    spec = importlib.util.spec_from_file_location("team", ROOT / "examples" / "team" / "team.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    runner = web.AppRunner(module.create_app(make_settings()), access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    yield f"http://{host}:{port}"
-    await runner.cleanup()
+    async with example("team/team") as url:
+        yield url
 
 
 class Member:

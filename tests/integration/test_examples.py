@@ -1,7 +1,6 @@
 """The examples, run as their reader would run them."""
 
 import asyncio
-import importlib.util
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,25 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 import socketio
-from aiohttp import web
-from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Running, eventually, make_settings, make_token
+from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Running, eventually, make_token
+from example_apps import example
 from redis_servers import free_port, fresh_prefix
-
-
-@asynccontextmanager
-async def example(name: str, **settings: Any) -> AsyncIterator[str]:
-    """Serve one, and give its address."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    runner = web.AppRunner(module.create_app(make_settings(**settings)), access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
-    yield f"http://{host}:{port}"
-    await runner.cleanup()
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from pathlib import Path
 
+import documents
 import pytest
 from conftest import ROOT, Process, require_program
 from test_js_client import Spawn, run_tests
@@ -13,8 +13,7 @@ from test_types import compile_types
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / page).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [each.text for each in documents.blocks(ROOT / "docs" / page) if each.language == language]
 
 
 @pytest.fixture
