@@ -18,8 +18,8 @@ if sys.platform != "win32":
 import structlog
 from aiohttp import web
 
+from gateway.access.auth import issue_token
 from gateway.app import Gateway, create_app
-from gateway.auth import issue_token
 from gateway.errors import CommandError, ConfigurationError
 from gateway.export.command import export
 from gateway.operators import commands as operators

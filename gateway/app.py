@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import structlog
 from aiohttp import web
 
-from gateway.admission import Admission
-from gateway.auth import Authenticator
+from gateway.access.admission import Admission
+from gateway.access.auth import Authenticator
+from gateway.access.entrance import Entrance
+from gateway.access.origins import Origins
 from gateway.channels.inprocess import InProcessChannels
 from gateway.channels.message_requests import MessageRequests
 from gateway.channels.native import ChannelRequests
 from gateway.channels.part import ChannelsPart
-from gateway.cluster import Cluster
-from gateway.connections import Connections
-from gateway.counts import Counts
+from gateway.connections.connections import Connections
+from gateway.connections.counts import Counts
+from gateway.connections.draining import Pace
+from gateway.connections.privacy import Privacy
+from gateway.connections.requests import Requests
 from gateway.delivery.inbox import Inbox
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.delivery.queue_redis import RedisQueues
@@ -40,20 +44,17 @@ from gateway.doors.pusher_api import PusherAPI
 from gateway.doors.socketio import NAMESPACE, SocketIODoor
 from gateway.doors.webhooks import webhook_operations
 from gateway.doors.websocket import WebSocketDoor
-from gateway.draining import Pace
-from gateway.duty import LocalLeases
 from gateway.engine.manager import TOPIC, BusManager, Manager
 from gateway.engine.server import Server
 from gateway.engine.talk import WebSockets
-from gateway.entrance import Entrance
 from gateway.errors import StoreUnavailableError
-from gateway.hooks import TIMEOUT as HOOK_TIMEOUT
-from gateway.hooks import Hook, Hooks
-from gateway.inprocess import Presence, note_release
-from gateway.looplag import LoopLag
+from gateway.inprocess.hooks import TIMEOUT as HOOK_TIMEOUT
+from gateway.inprocess.hooks import Hook, Hooks
+from gateway.inprocess.presence import Presence, note_release
+from gateway.nodes.cluster import Cluster
+from gateway.nodes.duty import LocalLeases
 from gateway.operators.nodes import Nodes
 from gateway.operators.report import Reporter
-from gateway.origins import Origins
 from gateway.parts import (
     make_client,
     make_export,
@@ -75,16 +76,15 @@ from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
 from gateway.presence.visibility import Sight
 from gateway.presence.watching import Watching
-from gateway.privacy import Privacy
 from gateway.pusher.codes import Code
 from gateway.redis.commands import round_trips_of
 from gateway.redis.leases import RedisLeases
-from gateway.requests import Requests
 from gateway.revocation.register_redis import RevocationRegister
 from gateway.revocation.revocations import Revocation
 from gateway.revocation.revoker import Revoker
-from gateway.tasks import end, run
-from gateway.timers import RunningLoop, TimerWheel
+from gateway.runtime.looplag import LoopLag
+from gateway.runtime.tasks import end, run
+from gateway.runtime.timers import RunningLoop, TimerWheel
 from gateway.version import __version__
 
 if TYPE_CHECKING:

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from gateway.cluster import Cluster
 from gateway.delivery.inbox import Inbox
 from gateway.delivery.queue import Limits
 from gateway.delivery.queue_redis import RedisQueues
 from gateway.errors import StoreUnavailableError
+from gateway.nodes.cluster import Cluster
 from gateway.presence.clock import SteadyClock, follow
 from gateway.presence.follower import Follower
 from gateway.presence.model import DEFAULT_TENANT, Timing, UserStatus, to_datetime
+from gateway.presence.reads import StoreReads, check_ids, to_choice
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.view import View
-from gateway.reads import StoreReads, check_ids, to_choice
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect
 from gateway.revocation.register_redis import RevocationRegister
 from gateway.revocation.revocations import TTL, Revocation
 from gateway.revocation.revoker import TOPIC, Nudge, full
-from gateway.tasks import end, run
+from gateway.runtime.tasks import end, run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -73,7 +73,7 @@ class ClientPresence(StoreReads):
         *,
         tenant: str = DEFAULT_TENANT,
     ) -> UserStatus:
-        """Set a user's status by hand; see `gateway.inprocess.Presence.set_status`.
+        """Set a user's status by hand; see `gateway.inprocess.presence.Presence.set_status`.
 
         Raises:
             InvalidPayloadError: an argument is not acceptable.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.bus import LocalBus
-from gateway.duty import Duty
 from gateway.errors import ConfigurationError
 from gateway.export.part import Export
-from gateway.once import LocalPositions, OnceHooks
+from gateway.inprocess.once import LocalPositions, OnceHooks
+from gateway.nodes.bus import LocalBus
+from gateway.nodes.duty import Duty
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.store_redis import RedisStore
 from gateway.presence.visibility import Visibility
@@ -29,10 +29,10 @@ from gateway.webhooks.outbox_redis import RedisOutbox
 from gateway.webhooks.sender import Webhooks
 
 if TYPE_CHECKING:
-    from gateway.bus import Bus
-    from gateway.connections import Connections
-    from gateway.duty import Leases
-    from gateway.hooks import Hooks
+    from gateway.connections.connections import Connections
+    from gateway.inprocess.hooks import Hooks
+    from gateway.nodes.bus import Bus
+    from gateway.nodes.duty import Leases
     from gateway.presence.clock import Clock
     from gateway.presence.follower import Follower
     from gateway.presence.store import Store

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
-from gateway.addresses import Addresses
+from gateway.access.addresses import Addresses
+from gateway.access.limits import Rate
 from gateway.channels.log import Kept
 from gateway.delivery.queue import Limits
 from gateway.errors import ConfigurationError
 from gateway.export.address import check_url as check_database_url
-from gateway.limits import Rate
 from gateway.presence.model import Retention, Timing
 from gateway.pusher.signature import Signer, master_key_of
 from gateway.redis.connection import check_url

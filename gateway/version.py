@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway import buckets
+from gateway.access import buckets
 
 __version__ = "0.1.0"
 

@@ -12,10 +12,10 @@ import msgspec
 from conftest import STEP, eventually, make_settings
 from redis_servers import fresh_prefix
 
-from gateway.bus import Bus, LocalBus
 from gateway.channels.model import ADDED, ChannelCodec, Joined, Person, Said, Subscriber
 from gateway.channels.part import ChannelsPart
 from gateway.channels.wire import MemberChanged
+from gateway.nodes.bus import Bus, LocalBus
 from gateway.parts import make_visibility
 from gateway.presence.clock import SteadyClock
 from gateway.presence.model import Ending, Profile
@@ -23,8 +23,8 @@ from gateway.presence.view import View
 from gateway.presence.visibility import Rule
 from gateway.redis.bus import RedisBus
 from gateway.redis.connection import connect
-from gateway.tasks import end
-from gateway.timers import RunningLoop
+from gateway.runtime.tasks import end
+from gateway.runtime.timers import RunningLoop
 
 
 class Codec:

@@ -9,7 +9,7 @@ class Timer(asyncio.TimerHandle):
 
 
 class Loop:
-    """The part of a loop that timers need: `gateway.timers.Scheduler`."""
+    """The part of a loop that timers need: `gateway.runtime.timers.Scheduler`."""
 
     def __init__(self) -> None:
         self.now = 100.0

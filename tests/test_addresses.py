@@ -8,7 +8,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from gateway.addresses import HOPS, Addresses
+from gateway.access.addresses import HOPS, Addresses
 
 
 class _Transport:

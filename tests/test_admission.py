@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loops import Loop
 
-from gateway.admission import JITTER, LONGEST, PATIENCE, TICK, Admission
+from gateway.access.admission import JITTER, LONGEST, PATIENCE, TICK, Admission
+from gateway.access.limits import Rate
 from gateway.errors import NodeBusyError, RefusedError, ServerDrainingError
-from gateway.limits import Rate
 
 ROOM = round(10 + 10 * PATIENCE)
 """How many come in or wait at 10 a second: the burst, and the queue."""

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import wire
-from gateway.auth import Authenticator, Identity, PublishedKeys, clean_text, find_token, issue_token
+from gateway.access.auth import Authenticator, Identity, PublishedKeys, clean_text, find_token, issue_token
 from gateway.errors import (
     ConfigurationError,
     KeysUnavailableError,

@@ -14,14 +14,14 @@ from conftest import STEP, eventually
 from redis_servers import RedisServer, fresh_prefix, redis_sentinel, redis_server
 from structlog.testing import capture_logs
 
-from gateway.bus import LocalBus
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
+from gateway.nodes.bus import LocalBus
 from gateway.redis import bus as bus_module
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import Commands
 from gateway.redis.connection import connect
 from gateway.redis.stream import to_id
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 
 class Node:

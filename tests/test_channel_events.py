@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gateway.auth import Identity
+from gateway.access.auth import Identity
 from gateway.channels.authorization import is_allowed
 from gateway.channels.events import LARAVEL_NAMES, heard_by, laravel_name, native_name
 from gateway.channels.model import Said

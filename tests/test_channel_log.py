@@ -14,17 +14,17 @@ from chaos.proxy import Proxy
 from conftest import STEP, eventually
 from redis_servers import RedisServer, fresh_prefix
 
-from gateway.bus import LocalBus
 from gateway.channels import log_redis
 from gateway.channels.log import ChannelLog, Kept
 from gateway.channels.log_memory import MemoryChannelLog
 from gateway.channels.log_redis import RedisChannelLog
 from gateway.channels.model import Draft, Said
 from gateway.errors import InvalidPayloadError, RateLimitedError, StoreUnavailableError
+from gateway.nodes.bus import LocalBus
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import Call, Commands
 from gateway.redis.connection import connect
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 KEPT = Kept(events=5, ttl=60_000)
 

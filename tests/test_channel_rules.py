@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.auth import Identity
+from gateway.access.auth import Identity
 from gateway.channels.authorization import Authorizer
 from gateway.channels.model import Asker
 from gateway.errors import ForbiddenError

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 from conftest import STEP, TIMING, Clock
 
-from gateway import cluster as cluster_module
-from gateway.bus import LocalBus, Message
-from gateway.cluster import Cluster
 from gateway.delivery.inbox import Inbox
 from gateway.delivery.notifications import Notification
 from gateway.delivery.queue import Limits, Put, Queued
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.errors import StoreUnavailableError
+from gateway.nodes import cluster as cluster_module
+from gateway.nodes.bus import LocalBus, Message
+from gateway.nodes.cluster import Cluster
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.view import View
 

@@ -22,7 +22,7 @@ MODULES = [ROOT / name for name in HOOK["modules"]]
 SOURCES = [*MODULES, *(ROOT / name for name in HOOK["sources"])]
 
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
-COMPILED_BEFORE = "gateway/buckets" + SUFFIX
+COMPILED_BEFORE = "gateway/access/buckets" + SUFFIX
 
 
 def extension_of(source: Path) -> Path | None:

@@ -18,10 +18,10 @@ from loops import Loop
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from structlog.testing import capture_logs
 
-from gateway.duty import Duty, LocalLeases
 from gateway.errors import StoreUnavailableError
+from gateway.nodes.duty import Duty, LocalLeases
 from gateway.presence.model import Profile, Status, Transition, UserStatus
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 from gateway.webhooks import courier
 from gateway.webhooks.courier import RESCAN, Counts, Courier, Policy
 from gateway.webhooks.endpoint import Endpoint, headers, keys_of, types_of

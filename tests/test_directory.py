@@ -17,7 +17,7 @@ from gateway.redis.commands import Commands
 from gateway.redis.connection import Client, connect
 from gateway.redis.directory import _WRITE, RedisDirectory
 from gateway.redis.keys import base_of
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 OWNER = ("acme", "alice")
 NEAR, FAR = "aaaaaaaa", "ffffffff"

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from gateway.draining import EVERY, Pace
-from gateway.limits import Rate
+from gateway.access.limits import Rate
+from gateway.connections.draining import EVERY, Pace
 
 
 @pytest.mark.parametrize("count", [0, 1, 74, 75])

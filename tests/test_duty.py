@@ -10,11 +10,11 @@ from conftest import STEP, eventually
 from loops import Loop
 from redis_servers import fresh_prefix
 
-from gateway.duty import BEATS, PAUSE, Duty, LocalLeases
 from gateway.errors import StoreUnavailableError
+from gateway.nodes.duty import BEATS, PAUSE, Duty, LocalLeases
 from gateway.redis.connection import connect
 from gateway.redis.leases import RedisLeases
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 TTL = 9.0
 

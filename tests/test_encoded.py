@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from gateway import encoded, wire
+from gateway import wire
+from gateway.connections import encoded
 from gateway.presence.model import Status, UserStatus
 
 STATUSES = [

@@ -23,7 +23,7 @@ from gateway.presence.model import Beat, Choice, Chosen, Connection, Ending, Eve
 from gateway.presence.store import Snapshot, Store
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.view import RESYNCHRONISED
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 pytestmark = pytest.mark.xdist_group("postgresql")  # one server for all of them
 

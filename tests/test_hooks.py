@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 from conftest import eventually
 
-from gateway import hooks as hooks_module
 from gateway.channels.changes import EVENTS, ChannelChange
 from gateway.channels.names import scope_of
-from gateway.hooks import Hooks
+from gateway.inprocess import hooks as hooks_module
+from gateway.inprocess.hooks import Hooks
 from gateway.presence.model import Profile, Status, Transition, UserStatus
 
 OFFLINE, ONLINE, AWAY = Status.OFFLINE, Status.ONLINE, Status.AWAY

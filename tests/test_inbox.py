@@ -16,7 +16,7 @@ from gateway.delivery.notifications import Notification
 from gateway.delivery.queue import Found, Limits, Queued
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 LIMITS = Limits(size=3, bytes=1000, ttl=60_000, largest=500)
 

@@ -67,8 +67,7 @@ def rooms_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.presence")))
 def test_presence_knows_nothing_above_it(name: str) -> None:
-    allowed = {"gateway", "gateway.errors", "gateway.functions", "gateway.measures", "gateway.wire", "gateway.timers"}
-    allowed.add("gateway.presence")
+    allowed = {"gateway", "gateway.errors", "gateway.presence", "gateway.runtime", "gateway.wire"}
     if name in {"gateway.presence.store_redis", "gateway.presence.encoding"}:
         allowed |= {"gateway.redis"}
     assert rooms_of(name) <= allowed
@@ -76,10 +75,25 @@ def test_presence_knows_nothing_above_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.redis")))
 def test_the_way_to_redis_knows_nothing_of_what_goes_over_it(name: str) -> None:
-    allowed = {"gateway", "gateway.errors", "gateway.measures", "gateway.redis", "gateway.tasks"}
+    allowed = {"gateway", "gateway.errors", "gateway.redis", "gateway.runtime"}
     if name == "gateway.redis.bus":
-        allowed |= {"gateway.bus"}  # the port it is an adapter of
+        allowed |= {"gateway.nodes"}
+        assert "gateway.nodes.cluster" not in imports_of(name)  # but the port it is an adapter of
     assert rooms_of(name) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("gateway.runtime")))
+def test_what_every_room_stands_on_knows_no_room(name: str) -> None:
+    assert rooms_of(name) <= {"gateway", "gateway.runtime"}
+
+
+def test_the_root_has_the_wiring_and_what_every_room_needs() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    everywhere = {"__init__", "errors", "settings", "settings_words", "telemetry", "version", "wire"}
+    assert {name.split(".")[1] for name in MODULES if name.count(".") == 1} - rooms | {"__init__"} == {
+        *everywhere,
+        *("__main__", "app", "client", "parts", "tracing"),
+    }
 
 
 def test_redis_is_reached_in_one_room_and_by_the_adapters() -> None:

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.buckets import TokenBucket
-from gateway.limits import KeyedBuckets, Rate
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import KeyedBuckets, Rate
 
 
 @pytest.mark.parametrize(

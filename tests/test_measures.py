@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gateway.looplag import INTERVAL, LoopLag
-from gateway.measures import SECONDS, SIZES, Histogram
+from gateway.runtime.looplag import INTERVAL, LoopLag
+from gateway.runtime.measures import SECONDS, SIZES, Histogram
 
 
 def test_each_size_is_counted_in_the_first_class_that_holds_it() -> None:

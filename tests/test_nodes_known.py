@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from conftest import TIMING
 
-from gateway.bus import LocalBus
 from gateway.errors import NotFoundError, StoreUnavailableError, UnavailableError
+from gateway.nodes.bus import LocalBus
 from gateway.operators import nodes as module
 from gateway.operators.nodes import Nodes, Report
 from gateway.presence.follower import Follower

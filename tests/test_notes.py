@@ -12,8 +12,8 @@ from conftest import Clock
 from loops import Loop
 
 from gateway.channels.model import Said
-from gateway.duty import Duty, LocalLeases
 from gateway.errors import StoreUnavailableError
+from gateway.nodes.duty import Duty, LocalLeases
 from gateway.webhooks.courier import Policy
 from gateway.webhooks.endpoint import Endpoint, types_of
 from gateway.webhooks.event import NOTE_TYPES, Message

@@ -12,16 +12,16 @@ import pytest
 from conftest import STEP, TIMING, Clock, eventually
 from redis_servers import fresh_prefix
 
-from gateway import once as once_module
-from gateway.duty import LocalLeases
 from gateway.errors import LogTrimmedError, StoreUnavailableError
-from gateway.hooks import Hooks
-from gateway.once import LocalPositions, OnceHooks, Positions
+from gateway.inprocess import once as once_module
+from gateway.inprocess.hooks import Hooks
+from gateway.inprocess.once import LocalPositions, OnceHooks, Positions
+from gateway.nodes.duty import LocalLeases
 from gateway.presence.model import Beat, Transition
 from gateway.presence.store_memory import MemoryStore
 from gateway.redis.connection import connect
 from gateway.redis.positions import RedisPositions
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 
 class World:

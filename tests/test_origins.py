@@ -3,7 +3,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
-from gateway.origins import TOLD, Origins, is_loopback
+from gateway.access.origins import TOLD, Origins, is_loopback
 
 
 def request(host: str = "gateway.example", **headers: str) -> web.Request:

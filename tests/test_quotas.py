@@ -8,10 +8,10 @@ import pytest
 from conftest import STEP, Clock, make_settings
 from redis_servers import fresh_prefix
 
-from gateway.auth import Identity
+from gateway.access.auth import Identity
+from gateway.access.quotas import LIMITS, Quotas
 from gateway.errors import InvalidPayloadError, RateLimitedError, TenantFullError, TooManyConnectionsError
 from gateway.presence.model import NOBODY
-from gateway.quotas import LIMITS, Quotas
 from gateway.redis.connection import connect
 from gateway.redis.tallies import INTERVAL, Tallies
 

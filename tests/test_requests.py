@@ -8,20 +8,20 @@ import msgspec
 from conftest import make_settings
 from structlog.testing import capture_logs
 
-from gateway.auth import Identity
-from gateway.buckets import TokenBucket
-from gateway.connections import Connections
+from gateway.access.auth import Identity
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
+from gateway.connections.connections import Connections
+from gateway.connections.live import LiveConnection
+from gateway.connections.requests import Requests
 from gateway.delivery.queue import Queued
 from gateway.errors import TokenInvalidError
-from gateway.limits import Rate
-from gateway.live import LiveConnection
 from gateway.presence.fanout import FanOut
 from gateway.presence.model import ONLINE, Connection, Profile, UserStatus
 from gateway.presence.store import Snapshot
 from gateway.presence.touches import Touches
 from gateway.presence.view import View
 from gateway.presence.watching import Watching
-from gateway.requests import Requests
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30.secret"
 

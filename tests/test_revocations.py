@@ -13,8 +13,7 @@ from conftest import STEP, Clock, make_settings, make_token
 from redis.crc import key_slot
 from redis_servers import fresh_prefix, redis_server
 
-from gateway.auth import Authenticator, Identity
-from gateway.bus import LocalBus
+from gateway.access.auth import Authenticator, Identity
 from gateway.errors import (
     InvalidPayloadError,
     NotReadyError,
@@ -22,6 +21,7 @@ from gateway.errors import (
     TokenInvalidError,
     UnavailableError,
 )
+from gateway.nodes.bus import LocalBus
 from gateway.presence.model import NOBODY
 from gateway.redis.connection import connect
 from gateway.revocation import register_redis

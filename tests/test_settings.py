@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from conftest import SECRET
 
+from gateway.access.limits import Rate
 from gateway.errors import ConfigurationError
-from gateway.limits import Rate
 from gateway.presence.model import Retention, Timing
 from gateway.settings import Settings
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.tasks import end, run
+from gateway.runtime.tasks import end, run
 
 
 async def test_what_ends_by_a_mistake_says_so_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from loops import Loop
 from structlog.testing import capture_logs
 
-from gateway.timers import RESOLUTION, Timer, TimerWheel
+from gateway.runtime.timers import RESOLUTION, Timer, TimerWheel
 
 
 def run(loop: Loop, until: float) -> None:

@@ -18,7 +18,7 @@ from gateway.presence.store import OUTAGE, Commit, Lease
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.tracker import Tracker
 from gateway.presence.view import View
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 LEASE = TIMING.lease
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from loops import Loop
 from test_fanout import AWAY, OFFLINE, ONLINE, WORDS, Log, Member, Words
 
-from gateway.auth import Identity
-from gateway.buckets import TokenBucket
-from gateway.bus import LocalBus
-from gateway.connections import Connections
+from gateway.access.auth import Identity
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
+from gateway.connections.connections import Connections
+from gateway.connections.live import LiveConnection
+from gateway.connections.requests import Requests
 from gateway.errors import LogTrimmedError
-from gateway.limits import Rate
-from gateway.live import LiveConnection
+from gateway.nodes.bus import LocalBus
 from gateway.presence.fanout import LONGEST_REST, REST, FanOut
 from gateway.presence.model import Connection, Ending, Profile, Status, Transition
 from gateway.presence.touches import Touches
@@ -29,7 +30,6 @@ from gateway.presence.visibility import Visibility
 from gateway.presence.watching import Watcher, Watching, WatchList
 from gateway.recovery.recovery import Recovery
 from gateway.recovery.sessions import Directory, NoDirectory
-from gateway.requests import Requests
 
 
 class World:

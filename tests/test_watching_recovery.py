@@ -14,12 +14,12 @@ from test_fanout import AWAY, OFFLINE, ONLINE, Member
 from test_watching import Site
 
 from gateway import wire
-from gateway.auth import Identity
-from gateway.buckets import TokenBucket
+from gateway.access.auth import Identity
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
+from gateway.connections.live import LiveConnection
 from gateway.engine.batch import Batch
 from gateway.engine.namespace import MarkingCodec, Resumption
-from gateway.limits import Rate
-from gateway.live import LiveConnection
 from gateway.presence.model import Connection, Ending, Profile, Status
 from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Offset

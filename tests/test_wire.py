@@ -3,7 +3,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import inspection, wire
+from gateway import wire
+from gateway.presence import inspection
 from gateway.presence.model import Connection, Event, Profile, Status, Transition, UserStatus
 from gateway.presence.store import Explanation
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.channels.model import ChannelCodec, Person, Said, Subscriber
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 FLIPPED = "seen otherwise"
 """The reason of a change that is none but to one who looks."""

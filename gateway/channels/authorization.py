@@ -16,7 +16,7 @@ from gateway.presence.model import Profile
 from gateway.wire import encode, is_id, is_too_deep
 
 if TYPE_CHECKING:
-    from gateway.auth import Identity
+    from gateway.access.auth import Identity
     from gateway.channels.model import Asker
 
 _log = structlog.get_logger(__name__)

@@ -26,19 +26,19 @@ from gateway.errors import (
     UnavailableError,
 )
 from gateway.presence.model import Ending
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 
-    from gateway.bus import Bus
     from gateway.channels.audience import ChannelAudience
     from gateway.channels.authorization import Authorizer
     from gateway.channels.log import ChannelLog
     from gateway.channels.membership import Membership
     from gateway.channels.model import Asker, History, Person, Subscriber
     from gateway.channels.subscriptions import Subscriptions
-    from gateway.live import LiveConnection
+    from gateway.connections.live import LiveConnection
+    from gateway.nodes.bus import Bus
     from gateway.presence.clock import Clock
     from gateway.presence.model import Transition
     from gateway.presence.visibility import Visibility

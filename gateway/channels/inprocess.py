@@ -10,9 +10,9 @@ from gateway import wire
 from gateway.channels.messages_wire import MAX_CONTENT, ReportActivity, SendMessage, To, Typing
 from gateway.channels.model import Person
 from gateway.channels.names import check_name
+from gateway.connections.requests import validate
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import DEFAULT_TENANT, Event
-from gateway.requests import validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.access.limits import KeyedBuckets, Rate
 from gateway.channels.log import TIME_BITS, TOPIC, ChannelLog, Kept, first_kept, used_up
 from gateway.channels.model import History, Said
-from gateway.limits import KeyedBuckets, Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.bus import Bus
     from gateway.channels.model import Draft
+    from gateway.nodes.bus import Bus
 
 
 class _Kept:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from gateway.bus import Message
 from gateway.channels.log import TOPIC, ChannelLog, Kept, first_kept, used_up
 from gateway.channels.model import History, Said
 from gateway.channels.names import scope_of
 from gateway.errors import InvalidPayloadError
+from gateway.nodes.bus import Message
 from gateway.redis.bus import LARGEST, LENGTH, REMEMBERED
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import base_of
@@ -25,8 +25,8 @@ from gateway.redis.stream import to_id, to_position
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.bus import Bus
     from gateway.channels.model import Draft
+    from gateway.nodes.bus import Bus
     from gateway.redis.connection import Client
 
 _log = structlog.get_logger(__name__)

@@ -17,10 +17,10 @@ from gateway.channels.model import Person, asker_of
 from gateway.channels.native import ChannelRequests
 
 if TYPE_CHECKING:
+    from gateway.access.quotas import Quotas
     from gateway.channels.messages import Messages
-    from gateway.live import LiveConnection
-    from gateway.quotas import Quotas
-    from gateway.requests import Requests
+    from gateway.connections.live import LiveConnection
+    from gateway.connections.requests import Requests
     from gateway.wire import Body
 
 _TO = '"recipientId" | "conversationId" | "channel": "…"'

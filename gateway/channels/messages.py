@@ -36,8 +36,8 @@ from gateway.errors import (
     StoreUnavailableError,
     UnavailableError,
 )
-from gateway.functions import takes_tenant
 from gateway.presence.model import PART
+from gateway.runtime.functions import takes_tenant
 
 if TYPE_CHECKING:
     from gateway.channels.authorization import Authorizer

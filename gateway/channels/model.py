@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from gateway.auth import Identity
+from gateway.access.auth import Identity
 from gateway.channels.wire import member_info
 from gateway.errors import ForbiddenError
 from gateway.presence.fanout import Codec, Member
@@ -18,7 +18,7 @@ from gateway.presence.model import NOBODY, Profile
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.live import LiveConnection
+    from gateway.connections.live import LiveConnection
 
 ADDED, REMOVED = "member-added", "member-removed"
 """What tells the members of a presence channel of another, as codecs are given it; natively, events of these names."""

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from gateway.channels.authorization import Authorizer
     from gateway.channels.channels import Channels
     from gateway.channels.model import Entry, History, Joined, Person, Said
-    from gateway.live import LiveConnection
+    from gateway.connections.live import LiveConnection
+    from gateway.connections.requests import Requests
     from gateway.presence.fanout import Batch, Codec
     from gateway.presence.model import Ending
-    from gateway.requests import Requests
     from gateway.wire import Body
 
 

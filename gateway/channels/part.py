@@ -30,19 +30,19 @@ from gateway.webhooks.outbox_memory import MemoryOutbox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.bus import Bus
     from gateway.channels.authorization import ChannelRule
     from gateway.channels.log import ChannelLog
     from gateway.channels.messages import MessageRule
     from gateway.channels.receipts import Receipts
+    from gateway.nodes.bus import Bus
     from gateway.presence.clock import Clock
     from gateway.presence.follower import Listener
     from gateway.presence.store import Store
     from gateway.presence.visibility import Visibility
     from gateway.recovery.recovery import Recovery
     from gateway.redis.connection import Client
+    from gateway.runtime.timers import Scheduler
     from gateway.settings import Settings
-    from gateway.timers import Scheduler
     from gateway.webhooks.notes import Notes
     from gateway.webhooks.outbox import Outbox
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.presence.model import Transition, UserStatus
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 ONLINE_USERS = "presence-online-users"
 ROOM = "presence-room-"

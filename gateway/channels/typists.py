@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.channels.channels import Channels
     from gateway.channels.model import Person, Said, Subscriber
     from gateway.presence.clock import Clock
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 EXPIRES = 6.0
 """Seconds after which somebody types no more who was last told to."""

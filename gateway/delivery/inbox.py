@@ -12,7 +12,7 @@ import structlog
 
 from gateway.delivery.queue import AWAITED, Queued, size_of
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,10 +9,10 @@ import msgspec
 from gateway import wire
 from gateway.errors import InvalidPayloadError
 from gateway.presence.model import Event
-from gateway.reads import check_ids
+from gateway.presence.reads import check_ids
 
 if TYPE_CHECKING:
-    from gateway.connections import Connections
+    from gateway.connections.connections import Connections
 
 _RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS})
 

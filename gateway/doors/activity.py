@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
-from gateway.auth import Authenticator, find_token
+from gateway.access.auth import Authenticator, find_token
+from gateway.access.limits import KeyedBuckets, Rate
 from gateway.errors import RefusedError
-from gateway.inprocess import RELEASED
-from gateway.limits import KeyedBuckets, Rate
+from gateway.inprocess.presence import RELEASED
 from gateway.presence.model import DEFAULT_TENANT, Beat, Profile
 from gateway.wire import is_id
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler, Middleware
 
-    from gateway.origins import Origins
+    from gateway.access.origins import Origins
     from gateway.presence.tracker import Tracker
 
 _log = structlog.get_logger(__name__)

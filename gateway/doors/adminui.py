@@ -16,14 +16,14 @@ import structlog
 from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway.engine.namespace import Namespace
-from gateway.tasks import end, run
+from gateway.runtime.tasks import end, run
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from gateway.counts import Counts
+    from gateway.access.origins import Origins
+    from gateway.connections.counts import Counts
     from gateway.operators.nodes import Nodes, Report
-    from gateway.origins import Origins
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ from gateway.errors import ForbiddenError
 from gateway.presence.model import DEFAULT_TENANT
 
 if TYPE_CHECKING:
-    from gateway.auth import Identity
+    from gateway.access.auth import Identity
     from gateway.channels.authorization import Authorizer
     from gateway.pusher.signature import Signer
 

@@ -15,8 +15,8 @@ import structlog
 from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
-from gateway.auth import Identity, find_token
-from gateway.buckets import TokenBucket
+from gateway.access.auth import Identity, find_token
+from gateway.access.buckets import TokenBucket
 from gateway.channels.channels import encoded
 from gateway.channels.events import laravel_name
 from gateway.channels.model import ADDED, Asker, Subscriber
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from gateway.access.entrance import Entrance
     from gateway.channels.authorization import Authorizer
     from gateway.channels.channels import Channels
     from gateway.channels.model import Person, Said
+    from gateway.connections.live import LiveConnection
     from gateway.delivery.queue import Queued
     from gateway.engine.batch import Batch
     from gateway.engine.namespace import SocketPeer
-    from gateway.entrance import Entrance
-    from gateway.live import LiveConnection
 
 _log = structlog.get_logger(__name__)
 

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from gateway.measures import Histogram
     from gateway.presence.fanout import Deliveries
     from gateway.presence.view import View
     from gateway.redis.commands import RoundTrips
+    from gateway.runtime.measures import Histogram
     from gateway.webhooks.sender import Webhooks
 
 

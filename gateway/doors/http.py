@@ -17,8 +17,10 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from gateway import inspection, wire
-from gateway.auth import Authenticator, Identity, find_token
+from gateway import wire
+from gateway.access.auth import Authenticator, Identity, find_token
+from gateway.access.limits import KeyedBuckets
+from gateway.connections.requests import encode_meta, page_of_online, validate
 from gateway.doors.problems import problem
 from gateway.errors import (
     CODES,
@@ -33,9 +35,8 @@ from gateway.errors import (
     TokenInvalidError,
     UnavailableError,
 )
-from gateway.limits import KeyedBuckets
+from gateway.presence import inspection
 from gateway.presence.model import DEFAULT_TENANT, Beat
-from gateway.requests import encode_meta, page_of_online, validate
 from gateway.revocation.messages import Revoked, RevokeTokens
 from gateway.revocation.revocations import Revocation
 from gateway.wire import is_id
@@ -43,9 +44,9 @@ from gateway.wire import is_id
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
-    from gateway.cluster import Cluster
-    from gateway.connections import Connections
-    from gateway.origins import Origins
+    from gateway.access.origins import Origins
+    from gateway.connections.connections import Connections
+    from gateway.nodes.cluster import Cluster
     from gateway.presence.model import UserStatus
     from gateway.presence.store import Store
     from gateway.presence.tracker import Tracker

@@ -21,10 +21,10 @@ from gateway.errors import ForbiddenError, InvalidPayloadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.auth import Identity
+    from gateway.access.auth import Identity
+    from gateway.access.quotas import Quotas
     from gateway.channels.messages import Messages
     from gateway.presence.tracker import Tracker
-    from gateway.quotas import Quotas
 
 
 def message_operations(

@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from gateway.admission import Admission
-    from gateway.bus import Bus
+    from gateway.access.admission import Admission
     from gateway.channels.part import ChannelsPart
-    from gateway.connections import Connections
-    from gateway.counts import Counts
+    from gateway.connections.connections import Connections
+    from gateway.connections.counts import Counts
     from gateway.delivery.inbox import Inbox
     from gateway.doors.http import HTTPDoor
     from gateway.doors.pusher import PusherDoor
     from gateway.export.exporter import Exporter
-    from gateway.hooks import Hooks
-    from gateway.looplag import LoopLag
+    from gateway.inprocess.hooks import Hooks
+    from gateway.nodes.bus import Bus
     from gateway.presence.fanout import FanOut
     from gateway.presence.figures import LogFigures
     from gateway.presence.follower import Follower
     from gateway.presence.tracker import Tracker
     from gateway.presence.watching import Watching
     from gateway.redis.commands import RoundTrips
+    from gateway.runtime.looplag import LoopLag
     from gateway.webhooks.sender import Webhooks
 
 

@@ -11,10 +11,10 @@ from aiohttp import web
 from swagger_ui import api_doc
 
 from gateway import wire
-from gateway.auth import issue_token
+from gateway.access.auth import issue_token
+from gateway.access.origins import Origins, is_loopback
 from gateway.doors.problems import problem
 from gateway.errors import ForbiddenError, InvalidPayloadError
-from gateway.origins import Origins, is_loopback
 from gateway.wire import is_id
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from gateway.access.limits import Rate
+from gateway.access.origins import is_ascii
 from gateway.channels.membership import is_presence
 from gateway.engine.stream import write_all
 from gateway.errors import (
@@ -19,19 +21,17 @@ from gateway.errors import (
     NodeBusyError,
     ServerDrainingError,
 )
-from gateway.limits import Rate
-from gateway.origins import is_ascii
 from gateway.pusher import frames
 from gateway.pusher.client import ChannelListener, Client, batch_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from gateway.access.entrance import Entrance
     from gateway.channels.authorization import Authorizer
     from gateway.channels.channels import Channels
+    from gateway.connections.live import LiveConnection
     from gateway.engine.talk import WebSockets
-    from gateway.entrance import Entrance
-    from gateway.live import LiveConnection
     from gateway.presence.visibility import Sight
     from gateway.pusher.signature import Signer
 

@@ -55,7 +55,7 @@ from gateway.wire import is_id
 
 if TYPE_CHECKING:
     from gateway.channels.channels import Channels
-    from gateway.cluster import Cluster
+    from gateway.nodes.cluster import Cluster
     from gateway.pusher.signature import Signer
     from gateway.settings import Settings
 

@@ -10,25 +10,25 @@ import structlog
 from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
-from gateway.auth import Authenticator, find_token
+from gateway.access.auth import Authenticator, find_token
+from gateway.connections.requests import encode_meta
 from gateway.engine.namespace import Namespace
 from gateway.engine.stream import Route
 from gateway.errors import InvalidPayloadError, MetaRefusedError, RefusedError
 from gateway.presence.model import Ending
-from gateway.requests import encode_meta
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from aiohttp import web
 
-    from gateway.connections import Connections
-    from gateway.counts import Counts
+    from gateway.access.origins import Origins
+    from gateway.connections.connections import Connections
+    from gateway.connections.counts import Counts
+    from gateway.connections.live import LiveConnection
+    from gateway.connections.requests import Reply, Requests
     from gateway.engine.stream import Told
-    from gateway.live import LiveConnection
-    from gateway.origins import Origins
     from gateway.recovery.recovery import Return
-    from gateway.requests import Reply, Requests
 
 _log = structlog.get_logger(__name__)
 

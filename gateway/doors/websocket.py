@@ -14,23 +14,23 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from gateway import wire
-from gateway.auth import Authenticator, find_token
+from gateway.access.auth import Authenticator, find_token
+from gateway.access.origins import is_ascii
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, cut_off, text_size
 from gateway.engine.websocket import CountedWebSocket
 from gateway.errors import CloseCode, NodeBusyError, RefusedError, ServerDrainingError
-from gateway.origins import is_ascii
 from gateway.presence.model import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.admission import Admission
-    from gateway.connections import Connections
-    from gateway.counts import Counts
+    from gateway.access.admission import Admission
+    from gateway.access.origins import Origins
+    from gateway.connections.connections import Connections
+    from gateway.connections.counts import Counts
+    from gateway.connections.live import LiveConnection
+    from gateway.connections.requests import Requests
     from gateway.delivery.queue import Queued
-    from gateway.live import LiveConnection
-    from gateway.origins import Origins
-    from gateway.requests import Requests
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from picows import WSFrame, WSTransport
 
-    from gateway.buckets import TokenBucket
-    from gateway.timers import Timer, TimerWheel
+    from gateway.access.buckets import TokenBucket
+    from gateway.runtime.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
 

@@ -17,12 +17,12 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.engine.takeover import Handshake
-from gateway.timers import RunningLoop
+from gateway.runtime.timers import RunningLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 MAX_HEAD = 8190
 """Bytes: what aiohttp takes as one line. For longer heads it has its limits, and the words."""

@@ -21,8 +21,8 @@ from gateway.errors import StoreUnavailableError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.bus import Bus
     from gateway.engine.socket import Socket
+    from gateway.nodes.bus import Bus
     from gateway.recovery.recovery import Reading
 
 TOPIC = "socket.io"

@@ -22,7 +22,9 @@ from socketio import packet
 from socketio.exceptions import ConnectionRefusedError as Refusal
 
 from gateway import wire
-from gateway.buckets import TokenBucket
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
+from gateway.access.origins import is_ascii
 from gateway.engine import json
 from gateway.engine.environ import REQUEST, Environ
 from gateway.engine.namespace import Namespace
@@ -31,19 +33,17 @@ from gateway.engine.socket import Driver, MalformedError, Socket, describe, is_g
 from gateway.engine.stream import Outbox
 from gateway.engine.websocket import packet_rate
 from gateway.errors import CloseCode, ConfigurationError, RefusedError
-from gateway.limits import Rate
-from gateway.origins import is_ascii
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
-    from gateway.admission import Admission
-    from gateway.counts import Counts
+    from gateway.access.admission import Admission
+    from gateway.access.origins import Origins
+    from gateway.connections.counts import Counts
     from gateway.engine.manager import BusManager, Manager
     from gateway.engine.takeover import Handshake
-    from gateway.origins import Origins
+    from gateway.runtime.timers import TimerWheel
     from gateway.settings import Settings
-    from gateway.timers import TimerWheel
 
 try:
     from gateway.engine.fast import FastSocket, begin_upgrade

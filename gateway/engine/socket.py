@@ -19,11 +19,11 @@ from gateway.errors import CloseCode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.buckets import TokenBucket
+    from gateway.access.buckets import TokenBucket
     from gateway.engine.batch import Batch
     from gateway.engine.outbound import OutboundQueue
     from gateway.engine.stream import Receiver, Sink
-    from gateway.timers import Timer, TimerWheel
+    from gateway.runtime.timers import Timer, TimerWheel
 
 _log = structlog.get_logger(__name__)
 

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from gateway.buckets import TokenBucket
+from gateway.access.buckets import TokenBucket
 from gateway.engine.frames import text_frame
 from gateway.engine.outbound import ITEM_OVERHEAD, OutboundQueue, cut_off
 from gateway.engine.server import FAST
 from gateway.engine.stream import Outbox
 from gateway.engine.websocket import CountedWebSocket, packet_rate
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from gateway.engine.batch import Batch
     from gateway.engine.stream import Sink
+    from gateway.runtime.timers import TimerWheel
     from gateway.settings import Settings
-    from gateway.timers import TimerWheel
 
 if FAST:
     from gateway.engine.fastwebsocket import INVALID_TEXT, FastWebSocket, Listener

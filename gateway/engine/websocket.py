@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import WSMessage, WSMsgType, web
 
-from gateway.buckets import TokenBucket
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
 from gateway.engine.outbound import CLOSE_TIMEOUT
 from gateway.errors import CloseCode
-from gateway.limits import Rate
 
 if TYPE_CHECKING:
     from gateway.settings import Settings

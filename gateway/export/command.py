@@ -18,7 +18,7 @@ from gateway.presence.store_redis import RedisStore
 from gateway.redis.commands import TIMEOUT
 from gateway.redis.connection import connect, describe
 from gateway.redis.leases import RedisLeases
-from gateway.tasks import end, run
+from gateway.runtime.tasks import end, run
 
 if TYPE_CHECKING:
     from gateway.settings import Settings

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.duty import Duty
 from gateway.export.address import describe, is_file
 from gateway.export.exporter import DUTY, Exporter
+from gateway.nodes.duty import Duty
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.duty import Leases
+    from gateway.nodes.duty import Leases
     from gateway.presence.store import Store
 
 _log = structlog.get_logger(__name__)

@@ -10,13 +10,13 @@ import msgspec
 import structlog
 
 from gateway.errors import NotFoundError, StoreUnavailableError, UnavailableError
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from gateway.bus import Bus
+    from gateway.nodes.bus import Bus
     from gateway.presence.follower import Follower
     from gateway.presence.store import Store
 

@@ -9,7 +9,7 @@ from gateway.operators.nodes import Report, Waiting
 from gateway.version import COMPILED, __version__
 
 if TYPE_CHECKING:
-    from gateway.connections import Connections
+    from gateway.connections.connections import Connections
     from gateway.engine.server import Server
     from gateway.presence.tracker import Tracker
     from gateway.webhooks.sender import Webhooks

@@ -7,14 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gateway import wire
-from gateway.measures import SIZES, Histogram
 from gateway.presence.model import Transition, net_event
+from gateway.runtime.measures import SIZES, Histogram
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Sequence
 
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 REST = 6.0
 """How many times as long as a flush took the next one waits at least, so that telling all of all takes a seventh of the

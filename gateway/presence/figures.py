@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.measures import Histogram
 from gateway.presence.model import ACTIVE, CHOSEN, CONNECTED, HEARTBEATS_STOPPED, INACTIVE, OFFLINE, RELEASED, Ending
 from gateway.presence.view import RESYNCHRONISED
+from gateway.runtime.measures import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

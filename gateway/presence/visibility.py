@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from gateway import wire
-from gateway.functions import is_async, takes_tenant
 from gateway.presence.model import OFFLINE, Event, UserStatus
+from gateway.runtime.functions import is_async, takes_tenant
 
 if TYPE_CHECKING:
     from gateway.presence.view import View

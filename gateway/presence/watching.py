@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.presence.fanout import Batch, Codec, Member
     from gateway.presence.visibility import Visibility
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 Group = tuple["Codec", int, tuple["str | Flip", ...]]
 """What watchers share that are told the same: how, from which of the pending changes on, and of whom."""

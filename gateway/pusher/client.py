@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from gateway.auth import Identity, clean_text, find_token
-from gateway.buckets import TokenBucket
+from gateway.access.auth import Identity, clean_text, find_token
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
 from gateway.channels.authorization import person_named
 from gateway.channels.model import ADDED, Asker, Subscriber
 from gateway.channels.names import Kind, is_cache, is_encrypted, is_name, kind_of
@@ -27,7 +28,6 @@ from gateway.errors import (
     ServerDrainingError,
     SignatureError,
 )
-from gateway.limits import Rate
 from gateway.presence.model import DEFAULT_TENANT, Ending, Event, Profile
 from gateway.pusher import frames
 from gateway.pusher.codes import Code, closing, code_of, refused_version
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.channels.model import Entry, Joined, Person, Said
+    from gateway.connections.live import LiveConnection
     from gateway.delivery.queue import Queued
     from gateway.doors.pusher import PusherDoor
     from gateway.engine.stream import Sink
     from gateway.engine.talk import Wire
-    from gateway.live import LiveConnection
-    from gateway.timers import Timer
+    from gateway.runtime.timers import Timer
 
 _log = structlog.get_logger(__name__)
 

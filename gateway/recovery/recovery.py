@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
-from gateway import encoded
+from gateway.connections import encoded
 from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
 from gateway.presence.history import Change, History, read_back, without_flickers
@@ -23,7 +23,7 @@ from gateway.wire import encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from gateway.bus import Bus
+    from gateway.nodes.bus import Bus
     from gateway.presence.store import Store
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility

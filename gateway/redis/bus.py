@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from gateway.bus import Bus, Message
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
+from gateway.nodes.bus import Bus, Message
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import base_of
 from gateway.redis.stream import Stream, to_position

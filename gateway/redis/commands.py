@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary, WeakSet
 from redis.exceptions import NoScriptError
 
 from gateway.errors import StoreUnavailableError
-from gateway.measures import SIZES, Histogram
 from gateway.redis.connection import connection_errors, pipeline
 from gateway.redis.scripts import stripped
-from gateway.tasks import end
+from gateway.runtime.measures import SIZES, Histogram
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.redis.commands import unavailable
 from gateway.redis.connection import connection_errors, pipeline
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

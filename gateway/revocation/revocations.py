@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from gateway.errors import InvalidPayloadError
-from gateway.reads import check_ids
+from gateway.presence.reads import check_ids
 from gateway.redis.keys import SEPARATOR
 from gateway.wire import LAST_TIME, UNPRINTABLE
 

@@ -15,7 +15,7 @@ from gateway.revocation.revocations import MOST, Revocation, Revocations
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.bus import Bus
+    from gateway.nodes.bus import Bus
     from gateway.revocation.revocations import Bearer, Register
 
 _log = structlog.get_logger(__name__)

@@ -12,14 +12,14 @@ import msgspec
 import structlog
 
 from gateway.errors import StoreUnavailableError
-from gateway.measures import Histogram
+from gateway.runtime.measures import Histogram
 from gateway.webhooks.outbox import BEGIN, Letter
 from gateway.webhooks.post import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
     from gateway.webhooks.outbox import Outbox, Waiting
     from gateway.webhooks.post import Poster
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from gateway.channels.model import Said
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
     from gateway.webhooks.outbox import Outbox
 
 _log = structlog.get_logger(__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import InvalidPayloadError, NotFoundError, StoreUnavailableError
-from gateway.timers import RunningLoop
+from gateway.runtime.timers import RunningLoop
 from gateway.webhooks.courier import Counts, Courier, Policy
 from gateway.webhooks.notes import Notes
 from gateway.webhooks.post import HTTPPoster
@@ -17,7 +17,7 @@ from gateway.webhooks.post import HTTPPoster
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from gateway.duty import Duty
+    from gateway.nodes.duty import Duty
     from gateway.presence.model import Transition
     from gateway.webhooks.endpoint import Endpoint
     from gateway.webhooks.outbox import Letter, Outbox, State

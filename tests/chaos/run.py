@@ -41,7 +41,7 @@ from chaos.promises import (
 from chaos.trace import Record, Rule, Violation, divergences, pictures
 from chaos.truth import Facts, Truth, agreement, leaves, missed, sessions
 from chaos.world import EXPORTS, TIMING, Backend, World, now, until
-from gateway.tasks import end as end_tasks
+from gateway.runtime.tasks import end as end_tasks
 
 EVIDENCE = ROOT / "tests" / "output" / "chaos"
 """Where the trace and the logs of a run are kept that found a violation."""

@@ -34,8 +34,8 @@ from protocol import (
 from structlog.testing import capture_logs
 
 from gateway import Gateway, Transition
+from gateway.access.auth import Identity
 from gateway.app import create_app
-from gateway.auth import Identity
 from gateway.engine import json
 from gateway.engine.fast import FastSocket
 from gateway.engine.manager import Manager
@@ -44,7 +44,7 @@ from gateway.engine.server import Engine
 from gateway.engine.stream import Outbox, Stream
 from gateway.errors import TokenInvalidError
 from gateway.presence.model import Beat, Profile
-from gateway.tasks import end
+from gateway.runtime.tasks import end
 
 Serve = Callable[..., Awaitable[Running]]
 

@@ -16,7 +16,7 @@ import pytest
 from clients import NAMESPACE, Packets, brief_token, client_frame, deaf_websocket
 from conftest import ROOT, STEP, Process, Running, eventually, make_token
 
-from gateway.counts import DOORS
+from gateway.connections.counts import DOORS
 from gateway.engine.fast import FastSocket
 
 Serve = Callable[..., Awaitable[Running]]

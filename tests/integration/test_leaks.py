@@ -23,7 +23,7 @@ from test_sessions import Tab
 
 from gateway import Gateway
 from gateway.app import create_app
-from gateway.live import LiveConnection
+from gateway.connections.live import LiveConnection
 from gateway.presence.model import Transition
 
 HIDES, TWIN, THIRD = "alice", "gone1", "third"

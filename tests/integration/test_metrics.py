@@ -26,9 +26,9 @@ from redis_servers import fresh_prefix, redis_server
 
 from gateway import Gateway
 from gateway.app import create_app
-from gateway.counts import DOORS
+from gateway.connections.counts import DOORS
 from gateway.errors import CODES, REFUSAL_CODES
-from gateway.hooks import OUTCOMES
+from gateway.inprocess.hooks import OUTCOMES
 from gateway.presence.figures import CAUSES
 
 Serve = Callable[..., Awaitable[Running]]

@@ -14,9 +14,9 @@ from conftest import SERVICE_KEY, Running, eventually, make_token
 from redis_servers import fresh_prefix
 
 from gateway import wire
-from gateway.bus import LocalBus
 from gateway.client import PresenceClient
 from gateway.errors import InvalidPayloadError
+from gateway.nodes.bus import LocalBus
 
 Serve = Callable[..., Awaitable[Running]]
 

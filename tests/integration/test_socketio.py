@@ -860,7 +860,7 @@ async def test_an_answer_never_knows_more_than_the_events_before_it(serve: Serve
 async def test_when_a_token_runs_out_the_client_is_told_and_then_disconnected_and_offline_at_once(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.connections.EXPIRY_NOTICE", 0.2)
+    monkeypatch.setattr("gateway.connections.connections.EXPIRY_NOTICE", 0.2)
     gateway = await serve(presence_offline_grace=60)
     alice = await Client.connect(closing, gateway.url)
     bob = await Client.connect(closing, gateway.url, auth={"token": brief_token("bob")})
@@ -876,7 +876,7 @@ async def test_when_a_token_runs_out_the_client_is_told_and_then_disconnected_an
 async def test_a_refreshed_token_keeps_the_connection(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.connections.EXPIRY_NOTICE", 0.4)
+    monkeypatch.setattr("gateway.connections.connections.EXPIRY_NOTICE", 0.4)
     gateway = await serve()
     alice = await Client.connect(closing, gateway.url)
     bob = await Client.connect(closing, gateway.url, auth={"token": brief_token("bob")})
@@ -891,7 +891,7 @@ async def test_a_refreshed_token_keeps_the_connection(
 async def test_another_users_token_does_not_keep_the_connection(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.connections.EXPIRY_NOTICE", 0.3)
+    monkeypatch.setattr("gateway.connections.connections.EXPIRY_NOTICE", 0.3)
     gateway = await serve()
     bob = await Client.connect(closing, gateway.url, auth={"token": brief_token("bob")})
     await bob.hears("token-expired")

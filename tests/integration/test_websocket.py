@@ -236,7 +236,7 @@ async def test_a_full_tenant_is_closed_with_1013(serve: Serve, closing: AsyncExi
 async def test_a_token_that_runs_out_is_closed_with_4002_and_offline_at_once(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.connections.EXPIRY_NOTICE", 0.2)
+    monkeypatch.setattr("gateway.connections.connections.EXPIRY_NOTICE", 0.2)
     gateway = await serve(presence_offline_grace=60)
     client = await Plain.open(closing, f"{gateway.ws_url}/ws?token={brief_token()}")
     notice = await client.until("token-expired")
@@ -248,7 +248,7 @@ async def test_a_token_that_runs_out_is_closed_with_4002_and_offline_at_once(
 async def test_a_refreshed_token_keeps_the_connection(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.connections.EXPIRY_NOTICE", 0.4)
+    monkeypatch.setattr("gateway.connections.connections.EXPIRY_NOTICE", 0.4)
     gateway = await serve()
     client = await Plain.open(closing, f"{gateway.ws_url}/ws?token={brief_token()}")
     await client.until("token-expired")

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway import wire
-    from gateway.auth import Identity
-    from gateway.buckets import TokenBucket
+    from gateway.access.auth import Identity
+    from gateway.access.buckets import TokenBucket
+    from gateway.access.quotas import Share
     from gateway.delivery.queue import Queued
     from gateway.errors import (
         CloseCode,
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from gateway.presence.fanout import Audience
     from gateway.presence.model import Connection, Ending
     from gateway.presence.watching import Watcher, WatchList
-    from gateway.quotas import Share
-    from gateway.timers import Timer
+    from gateway.runtime.timers import Timer
 
 
 class Peer(Member, Protocol):

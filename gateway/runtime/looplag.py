@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from gateway.measures import Histogram
+from gateway.runtime.measures import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from gateway.buckets import TokenBucket
+from gateway.access.buckets import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -12,16 +12,16 @@ import structlog
 from gateway.delivery.inbox import check_wait, new_id
 from gateway.delivery.notifications import Delivery, Notification
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.reads import check_ids
-from gateway.tasks import end
+from gateway.presence.reads import check_ids
+from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.bus import Bus
-    from gateway.connections import Connections
+    from gateway.connections.connections import Connections
     from gateway.delivery.inbox import Inbox
     from gateway.delivery.queue import Put
+    from gateway.nodes.bus import Bus
     from gateway.presence.model import Connection
     from gateway.presence.store import Explanation, Store
     from gateway.presence.view import View

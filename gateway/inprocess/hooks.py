@@ -10,8 +10,8 @@ import structlog
 
 from gateway.channels.changes import EVENTS as CHANNEL_EVENTS
 from gateway.channels.changes import ChannelChange, change_of
-from gateway.functions import is_async
 from gateway.presence.model import Event, Transition
+from gateway.runtime.functions import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

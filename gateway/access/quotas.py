@@ -8,18 +8,18 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.addresses import Addresses
+from gateway.access.addresses import Addresses
+from gateway.access.limits import KeyedBuckets
 from gateway.errors import InvalidPayloadError, RateLimitedError, TenantFullError, TooManyConnectionsError
-from gateway.limits import KeyedBuckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiohttp import web
 
-    from gateway.auth import Identity
-    from gateway.buckets import TokenBucket
-    from gateway.limits import Rate
+    from gateway.access.auth import Identity
+    from gateway.access.buckets import TokenBucket
+    from gateway.access.limits import Rate
     from gateway.settings import Settings
 
 LIMITS = (

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from gateway.buckets import TokenBucket
+from gateway.access.buckets import TokenBucket
 from gateway.errors import NodeBusyError, ServerDrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.limits import Rate
-    from gateway.timers import Scheduler
+    from gateway.access.limits import Rate
+    from gateway.runtime.timers import Scheduler
 
 _log = structlog.get_logger(__name__)
 

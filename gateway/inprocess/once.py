@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from gateway.duty import Duty
 from gateway.errors import LogTrimmedError, StoreUnavailableError
+from gateway.nodes.duty import Duty
 from gateway.presence.model import Transition
 from gateway.presence.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.duty import Leases
-    from gateway.hooks import Hooks, Registration
+    from gateway.inprocess.hooks import Hooks, Registration
+    from gateway.nodes.duty import Leases
     from gateway.presence.follower import Follower
     from gateway.presence.model import Entry
     from gateway.presence.store import Store

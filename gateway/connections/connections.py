@@ -12,9 +12,12 @@ import msgspec
 import structlog
 
 from gateway import wire
-from gateway.auth import clean_text
-from gateway.buckets import TokenBucket
-from gateway.counts import DOORS
+from gateway.access.auth import clean_text
+from gateway.access.buckets import TokenBucket
+from gateway.access.limits import Rate
+from gateway.access.quotas import Quotas
+from gateway.connections.counts import DOORS
+from gateway.connections.live import LiveConnection, Peer, Resumption
 from gateway.errors import (
     CloseCode,
     ForbiddenError,
@@ -24,25 +27,22 @@ from gateway.errors import (
     TenantFullError,
     TooManyConnectionsError,
 )
-from gateway.limits import Rate
-from gateway.live import LiveConnection, Peer, Resumption
 from gateway.presence.model import Beat, Connection, Ending
 from gateway.presence.watching import WatchList
-from gateway.quotas import Quotas
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
-    from gateway.auth import Identity
+    from gateway.access.auth import Identity
+    from gateway.connections.draining import Pace
     from gateway.delivery.inbox import Inbox
-    from gateway.draining import Pace
     from gateway.presence.fanout import FanOut
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
     from gateway.presence.watching import Watcher, Watching
     from gateway.revocation.revocations import Revocation
+    from gateway.runtime.timers import TimerWheel
     from gateway.settings import Settings
-    from gateway.timers import TimerWheel
 
 _log = structlog.get_logger(__name__)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from gateway.errors import StoreUnavailableError
-from gateway.tasks import end
-from gateway.timers import RunningLoop
+from gateway.runtime.tasks import end
+from gateway.runtime.timers import RunningLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.timers import Scheduler
+    from gateway.runtime.timers import Scheduler
 
 _log = structlog.get_logger(__name__)
 

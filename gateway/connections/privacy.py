@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from gateway import encoded, wire
+from gateway import wire
+from gateway.connections import encoded
 from gateway.presence.model import OFFLINE, Event, Transition
 from gateway.presence.visibility import never_seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.bus import Bus
-    from gateway.connections import Connections
-    from gateway.live import LiveConnection
+    from gateway.connections.connections import Connections
+    from gateway.connections.live import LiveConnection
+    from gateway.nodes.bus import Bus
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
 

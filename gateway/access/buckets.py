@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.limits import Rate
+    from gateway.access.limits import Rate
 
 
 class TokenBucket:

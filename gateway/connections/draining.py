@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.limits import Rate
+    from gateway.access.limits import Rate
 
 EVERY = 0.25
 """Seconds, on average, from one batch to the next."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from gateway.connections.requests import encode_meta
 from gateway.presence.model import DEFAULT_TENANT, Beat, Connection, UserStatus
-from gateway.reads import StoreReads, check_ids, to_choice
-from gateway.requests import encode_meta
+from gateway.presence.reads import StoreReads, check_ids, to_choice
 
 if TYPE_CHECKING:
-    from gateway.cluster import Cluster
+    from gateway.connections.privacy import Privacy
+    from gateway.nodes.cluster import Cluster
     from gateway.presence.store import Store
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
-    from gateway.privacy import Privacy
 
 
 RELEASED: ContextVar[set[tuple[str, str]] | None] = ContextVar("RELEASED", default=None)

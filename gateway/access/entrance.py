@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from gateway.admission import Admission
-    from gateway.auth import Authenticator
-    from gateway.connections import Connections
-    from gateway.counts import Counts
-    from gateway.origins import Origins
+    from gateway.access.admission import Admission
+    from gateway.access.auth import Authenticator
+    from gateway.access.origins import Origins
+    from gateway.connections.connections import Connections
+    from gateway.connections.counts import Counts
     from gateway.presence.clock import Clock
+    from gateway.runtime.timers import TimerWheel
     from gateway.settings import Settings
-    from gateway.timers import TimerWheel
 
 
 class Entrance(NamedTuple):

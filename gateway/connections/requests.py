@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 import structlog
 
-from gateway import encoded, wire
+from gateway import wire
+from gateway.connections import encoded
 from gateway.errors import (
     InternalError,
     InvalidPayloadError,
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeIs
 
-    from gateway.auth import Authenticator
-    from gateway.connections import Connections
-    from gateway.live import LiveConnection
+    from gateway.access.auth import Authenticator
+    from gateway.connections.connections import Connections
+    from gateway.connections.live import LiveConnection
     from gateway.presence.tracker import Tracker
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility

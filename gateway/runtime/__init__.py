@@ -1,0 +1,1 @@
+"""What every room stands on: tasks, timers, the loop's lag, plain counts."""
