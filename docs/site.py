@@ -1,8 +1,7 @@
 """What `make docs` builds the site from: nothing is written a second time for it.
 
-The README is the reference, and is one page where it stands. Here each of its parts is a page of its own, other pages
-of the repository join those of `docs/`, and links between them all lead to where things are now. A file that is linked
-to and is no page, as a configuration or an example, comes along as it is.
+The pages are those of `docs/`, and some that stand elsewhere in the repository; links between them all lead to where things are
+on the site. A file that is linked to and is no page, as a configuration or an example, comes along as it is.
 """
 
 from __future__ import annotations
@@ -19,31 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-README = "README.md"
-
-PARTS: Final = {
-    "Presence gateway": "overview.md",
-    "Five minutes: who is online, on your page": "how-to/first-page.md",
-    "Coming from Laravel Echo, Pusher or Socket.IO": "how-to/coming-from.md",
-    "Running it": "operations/running.md",
-    "Reference": "reference/words.md",
-    "Tokens": "reference/tokens.md",
-    "Socket.IO: `/ws/messages`": "reference/socketio.md",
-    "Plain WebSocket: `/ws?token=…`": "reference/websocket.md",
-    "Laravel Echo": "reference/echo.md",
-    "Pusher's clients: `/app/{key}`": "reference/pusher.md",
-    "HTTP": "reference/http.md",
-    "Who may be in a channel": "reference/channel-rules.md",
-    "Backends that have Pusher's libraries": "reference/pusher-backends.md",
-    "Webhooks": "reference/webhooks.md",
-    "Limits": "reference/limits.md",
-    "Figures": "operations/figures.md",
-    "In process": "reference/in-process.md",
-    "Reading the code": "design/reading.md",
-}
-"""The heading of each part of the README that is a page, and which."""
-
 PAGES: Final = {
+    "README.md": "overview.md",
     "CHANGELOG.md": "changelog.md",
     "deploy/README.md": "how-to/load-balancers.md",
     "benchmarks/profile.md": "design/profile.md",
@@ -66,8 +42,6 @@ class Site:
     texts: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     """Where each is in the repository."""
-    places: dict[str, str] = field(default_factory=dict)
-    """The page of each heading of the README, by its anchor there."""
     copied: set[str] = field(default_factory=set)
     """Files that pages link to, by where they are in the repository."""
 
@@ -79,7 +53,6 @@ class Site:
             BrokenLinkError: one of them links to what is not there.
         """
         site = cls()
-        site._take_apart((ROOT / README).read_text())
         for path in sorted((ROOT / "docs").rglob("*.md")):
             place = path.relative_to(ROOT).as_posix()
             site._add(PAGES.get(place, place.removeprefix("docs/")), place, path.read_text())
@@ -106,21 +79,6 @@ class Site:
     def _add(self, page: str, source: str, text: str) -> None:
         self.texts[page], self.sources[page] = text, source
 
-    def _take_apart(self, readme: str) -> None:
-        """Make pages of the README's parts; each begins with its heading, as the first of its page."""
-        page, level, parts = "", 0, dict[str, list[str]]()
-        for line, fenced in with_fences(readme):
-            found = None if fenced else _HEADING.match(line)
-            if found and found[2] in PARTS:
-                page, level = PARTS[found[2]], len(found[1]) - 1
-            if found:
-                self.places[anchor(found[2])] = page
-            parts.setdefault(page, []).append(line[level:] if found else line)
-        if missing := PARTS.values() - parts.keys():
-            raise BrokenLinkError(f"{README} has no longer the headings of {sorted(missing)}")
-        for page, lines in parts.items():
-            self._add(page, README, "\n".join(lines))
-
     def _led(self, target: str, page: str) -> str:
         """A link of a page, to where it leads on the site."""
         path, _, place = target.partition("#")
@@ -130,12 +88,9 @@ class Site:
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path)) if path else source
         if not (ROOT / file).is_file():
             raise BrokenLinkError(f"{source} links to {target}, which is not there")
-        if file == README and place:
-            if place not in self.places:
-                raise BrokenLinkError(f"{source} links to {target}, and no heading is called that")
-            to = self.places[place]
-        else:
-            to = next((to for to, where in self.sources.items() if where == file), "")
+        if place and file.endswith(".md") and place not in _places(file):
+            raise BrokenLinkError(f"{source} links to {target}, and no heading is called that")
+        to = next((to for to, where in self.sources.items() if where == file), "")
         if not to:
             self.copied.add(file)
             to = _copy(file)
@@ -143,6 +98,12 @@ class Site:
             return f"#{place}"
         led = posixpath.relpath(to, posixpath.dirname(page) or ".")
         return f"{led}#{place}" if place else led
+
+
+def _places(file: str) -> set[str]:
+    """What the headings of a page of the repository are called by links."""
+    headings = (_HEADING.match(line) for line, fenced in with_fences((ROOT / file).read_text()) if not fenced)
+    return {anchor(found[2]) for found in headings if found}
 
 
 def _copy(place: str) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import ROOT
 
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-_BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "deploy" / "README.md", *(ROOT / "docs").rglob("*.md")], key=lambda page: page.parts
 )
+_BLOCK = re.compile(
+    r"(?:^(?P<indent> *)<!-- (?P<mark>[^\n]*) -->\n)?"
+    r"^(?P<inner> *)```(?P<language>[^\n]*)\n(?P<text>.*?)^(?P=inner)```$",
+    re.DOTALL | re.MULTILINE,
+)
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class Block:
 
     page: Path
     line: int
+    heading: str
+    """The nearest one above it."""
     mark: str
     """What the comment before it says of how it is run; empty for none."""
     language: str
@@ -30,15 +38,23 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-def blocks(page: Path) -> Iterator[Block]:
-    """All of a page, from its beginning."""
-    text = page.read_text()
+def blocks(page: str | Path) -> Iterator[Block]:
+    """All of a page, which is named by its path in the repository, from its beginning."""
+    path = ROOT / page
+    text, heading, begun = path.read_text(), "", 0
     for found in _BLOCK.finditer(text):
+        headings = _HEADING.findall(text[begun : found.start()])
+        heading, begun = (headings[-1] if headings else heading), found.end()
         line = text.count("\n", 0, found.start()) + 1
-        yield Block(page, line, found["mark"] or "", found["language"].strip(), found["text"])
+        code = textwrap.dedent(found["text"]) if found["inner"] else found["text"]
+        yield Block(path, line, heading, found["mark"] or "", found["language"].strip(), code)
 
 
-def block(page: str, mark: str) -> str:
-    """The one block of a page of `docs/` whose mark begins with this."""
-    (found,) = (each for each in blocks(ROOT / "docs" / page) if each.mark.startswith(mark))
+def block(page: str, *, mark: str = "", under: str | None = None, language: str | None = None) -> str:
+    """The one block of a page whose mark begins so, that stands under this heading, and is of this language."""
+    (found,) = (
+        each
+        for each in blocks(page)
+        if each.mark.startswith(mark) and under in {None, each.heading} and language in {None, each.language}
+    )
     return found.text

@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from chromium import PICTURES, browser  # noqa: F401 - a fixture
-from conftest import ROOT, SERVICE_KEY, STEP, Process, eventually, gateway_process, make_token
+from conftest import SERVICE_KEY, STEP, Process, eventually, gateway_process, make_token
+from documents import block
 from playwright.async_api import Browser, BrowserContext, FloatRect, Locator, Page, expect
 from redis_servers import free_port
 
@@ -233,18 +234,9 @@ async def backend(shared: Process) -> AsyncIterator[Backend]:
         yield backend
 
 
-EXAMPLES = {
-    path.stem: re.findall(r"```html\n((?:(?!```).)*?presence-client\.js.*?)```", path.read_text(), re.DOTALL)
-    for path in (ROOT / "README.md", ROOT / "docs" / "how-to" / "browser.md")
-}
-"""By the document that they stand in: one each."""
-
-
-@pytest.mark.parametrize("document", ["README", "browser"])
-async def test_the_example_works_as_it_stands_there(browser: Browser, document: str) -> None:  # noqa: F811
-    [example] = EXAMPLES[document]
+async def test_the_example_works_as_it_stands_there(browser: Browser) -> None:  # noqa: F811
     async with gateway_process("--dev") as gateway, AsyncExitStack() as stack:
-        example = example.replace("http://127.0.0.1:3000", gateway.url)
+        example = block("docs/how-to/browser.md", language="html").replace("http://127.0.0.1:3000", gateway.url)
 
         async def page(_request: web.Request) -> web.Response:
             return web.Response(text=example, content_type="text/html")
@@ -258,13 +250,9 @@ async def test_the_example_works_as_it_stands_there(browser: Browser, document: 
         await tab.goto(home)
         other = await context.new_page()
         await other.goto(f"{gateway.url}/test-presence.html?user=bob&autoconnect=1")
-        if document == "README":
-            await eventually(lambda: "bob online" in said, within=PATIENCE)
-            assert set(said) <= {"bob offline", "carol offline", "bob online"}
-        else:
-            await expect(tab.locator("#bob")).to_have_text("online")
-            await expect(tab.get_by_role("img", name="Bob: online")).to_have_count(1)
-            assert said == []
+        await expect(tab.locator("#bob")).to_have_text("online")
+        await expect(tab.get_by_role("img", name="Bob: online")).to_have_count(1)
+        assert said == []
 
 
 # One connection for all tabs

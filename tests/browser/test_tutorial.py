@@ -22,17 +22,17 @@ from redis_servers import free_port, fresh_prefix
 # With the other pages: one worker, one event loop and so one browser for all of them.
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.asyncio(loop_scope="module")]
 
-PAGE = "tutorial.md"
+PAGE = "docs/tutorial.md"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one has after the sixth step."""
     made = tmp_path_factory.mktemp("who")
-    app, last = block(PAGE, "file: app.py"), 'if __name__ == "__main__":'
+    app, last = block(PAGE, mark="file: app.py"), 'if __name__ == "__main__":'
     assert app.count(last) == 1
-    (made / "app.py").write_text(app.replace(last, f"{block(PAGE, 'added to app.py')}\n\n{last}"))
-    (made / "who.html").write_text(block(PAGE, "file: who.html"))
+    (made / "app.py").write_text(app.replace(last, f"{block(PAGE, mark='added to app.py')}\n\n{last}"))
+    (made / "who.html").write_text(block(PAGE, mark="file: who.html"))
     return made
 
 
@@ -99,7 +99,7 @@ async def test_one_node(browser: Browser, windows: AsyncExitStack, folder: Path)
         await expect(bob.locator("li")).to_have_count(2, timeout=2 * STEP * 1000)
         await expect(alice.locator("li")).to_have_count(2)
 
-        curl = block(PAGE, "run by").replace("http://127.0.0.1:8000", url)
+        curl = block(PAGE, mark="run by").replace("http://127.0.0.1:8000", url)
         done = await asyncio.create_subprocess_exec("bash", "-euc", curl, stdout=asyncio.subprocess.PIPE)
         output, _ = await asyncio.wait_for(done.communicate(), 30)
         assert json.loads(output) == [{"id": "alice", "online": True}, {"id": "carol", "online": False}]
