@@ -1,7 +1,7 @@
 """What `make docs` builds the site from: nothing is written a second time for it.
 
-The pages are those of `docs/`, and some that stand elsewhere in the repository; links between them all lead to where things are
-on the site. A file that is linked to and is no page, as a configuration or an example, comes along as it is.
+The pages are those of `docs/`, and some that stand elsewhere in the repository; links between them all lead to where
+things are on the site. A file that is linked to and is no page, as a configuration or an example, comes along as it is.
 """
 
 from __future__ import annotations

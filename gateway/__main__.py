@@ -54,7 +54,9 @@ ACCEPTORS = 8
 come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs."""
 
 
-_VARIABLES = "Everything else is set by environment variables, or a .env file here: see .env.example and the README."
+_VARIABLES = (
+    "All else is set by environment variables, or a .env file here: see .env.example, docs/reference/settings.md."
+)
 
 
 def main(arguments: Sequence[str] | None = None, *, make: Callable[[Settings], Gateway] = Gateway) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import STEP, TIMING, Clock, eventually
+from documents import block
 from postgres_servers import DATABASES, PASSWORD, MakeDatabase, postgres_server
 from sqlalchemy import Engine, create_engine, inspect, select, text
 from stores import STORES
@@ -385,9 +386,9 @@ async def test_a_database_of_another_version_is_left_alone(engine: Engine, datab
 
 
 async def test_it_answers_who_was_online_when(engine: Engine, database: Database, clock: Clock) -> None:
-    """The questions of the README, as they stand there."""
+    """The questions of docs/reference/export.md, as they stand there but for how a database writes times."""
     store = MemoryStore(TIMING)
-    clock.now = round(datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp() * 1000)
+    clock.now = round(datetime(2026, 3, 1, 11, 30, tzinfo=UTC).timestamp() * 1000)
     async with exporting(store, database, clock):
         await eventually(lambda: rows(engine, progress))
         await store.renew("n", clock())
@@ -397,16 +398,10 @@ async def test_it_answers_who_was_online_when(engine: Engine, database: Database
         await store.disconnect(connection("ann"), Ending.GOODBYE, clock())
         await store.connect(connection("bob"), clock())
         await eventually(lambda: len(rows(engine, sessions)) == 2)
-    at_noon = """
-        SELECT user_id FROM presence_sessions
-        WHERE tenant = 't' AND began_at <= '2026-03-01 12:30:00'
-              AND (ended_at IS NULL OR ended_at > '2026-03-01 12:30:00')
-    """
-    how_long = """
-        SELECT user_id, count(*), sum(seconds) FROM presence_sessions
-        WHERE tenant = 't' AND began_at >= '2026-03-01' AND began_at < '2026-03-02'
-              AND ended_at IS NOT NULL GROUP BY user_id
-    """
+    code = block("docs/reference/export.md", language="sql").replace("'default'", "'t'")
+    if engine.dialect.name == "sqlite":
+        code = code.replace("+00'", "'")
+    at_noon, how_long = (question for question in code.split(";") if question.strip())
     with engine.connect() as reader:
         if engine.dialect.name == "postgresql":
             reader.execute(text("SET TIME ZONE 'UTC'"))

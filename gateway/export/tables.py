@@ -1,4 +1,4 @@
-"""The tables of an export. What is in each column stands in the README."""
+"""The tables of an export. What is in each column stands in docs/reference/export.md."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def examine(connections: int = CONNECTIONS, **given: Any) -> list[Finding]:
     try:
         settings = Settings.load(**given)
     except ConfigurationError as problem:
-        advice = "set them right, in the environment or in .env; the README has what each takes"
+        advice = "set them right, in the environment or in .env; docs/reference/settings.md has what each takes"
         return [error("settings", line, advice) for line in str(problem).splitlines()]
     found = [ok("settings", "each is what its variable takes")]
     found += [warning("settings", line, "set the right name, or remove it") for line in settings.strangers()]

@@ -1,30 +1,32 @@
-"""The README, held to what is true: its commands run as they stand there, its tables match the code."""
+"""README.md, run as it stands there; its pages are run by tests/browser/test_readme_pages.py."""
+
+from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
-from conftest import ROOT, Process, make_settings, require_program
-from redis_servers import free_port
+from clients import Client
+from conftest import SECRET, Process, require_program
+from documents import block
+from programs import shell
+from redis_servers import free_port, fresh_prefix
 
-from gateway import Gateway, Settings
-from gateway.doors.admin import admin_operations
-from gateway.doors.http import HTTPDoor
-from gateway.doors.messages import message_operations
-from gateway.doors.webhooks import webhook_operations
-
-README = (ROOT / "README.md").read_text()
+GATEWAY = "http://127.0.0.1:3000"
 
 
-def block(heading: str, language: str) -> str:
-    section = README.split(f"### {heading}\n", 1)[1]
-    return section.split(f"```{language}\n", 1)[1].split("\n```", 1)[0]
+def of_readme(language: str, *, under: str, **replaced: str) -> str:
+    """A block, with some of its text replaced, which has to be there."""
+    code = block("README.md", mark="run by tests/integration/test_readme.py", under=under, language=language)
+    for text, by in replaced.items():
+        assert text in code
+        code = code.replace(text, by)
+    return code
 
 
 async def run(*command: str) -> str:
@@ -41,10 +43,27 @@ async def dev(spawn: Callable[..., Awaitable[Process]]) -> Process:
     return await spawn("--dev")
 
 
+async def dev_token(url: str, user: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/dev/token?user={user}") as answer:
+        return str((await answer.json())["token"])
+
+
+async def test_the_two_commands(tmp_path: Path) -> None:
+    make_run, make_test = of_readme("sh", under="Presence gateway").splitlines()
+    port = free_port()
+    async with shell(make_run, tmp_path, PORT=str(port)) as running:
+        url = f"http://127.0.0.1:{port}"
+        await running.serves(url)
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/test-presence.html?user=alice") as page:
+            assert page.status == 200
+        assert await dev_token(url, "alice")
+    words, _, _ = make_test.partition("#")  # it is what runs this
+    assert "-m pytest" in await run(*words.split(), "--dry-run")
+
+
 async def test_the_curl_lines_answer_what_they_promise(dev: Process) -> None:
     require_program("curl")
-    lines = block("curl", "sh").replace("http://127.0.0.1:3000", dev.url)
-    output = await run("bash", "-euc", lines)
+    output = await run("bash", "-euc", of_readme("sh", under="curl", **{GATEWAY: dev.url}))
     heartbeat, ids, online, status = map(json.loads, output.splitlines())
     assert heartbeat["status"] == "online"
     assert ids == [{"id": "carol", "online": True}, {"id": "dave", "online": False}, {"id": 7, "online": False}]
@@ -52,121 +71,62 @@ async def test_the_curl_lines_answer_what_they_promise(dev: Process) -> None:
     assert status["online"] is True
 
 
-async def test_the_python_script_runs(dev: Process, tmp_path: Path) -> None:
-    script = (
-        block("A Python script", "python").replace("http://127.0.0.1:3000", dev.url).replace("sleep(60)", "sleep(0)")
-    )
+async def test_the_python_script_hears_who_comes_and_goes(
+    dev: Process, tmp_path: Path, closing: AsyncExitStack
+) -> None:
     path = tmp_path / "script.py"
-    path.write_text(script)
-    assert "'userId': 'robot'" in await run(sys.executable, str(path))
-
-
-async def test_pusher_js_and_echo_find_the_gateway_where_the_page_says(
-    spawn: Callable[..., Awaitable[Process]], tmp_path: Path
-) -> None:
-    node = require_program("node")
-    application = {"PUSHER_APP_ID": "1", "PUSHER_APP_KEY": "app-key", "PUSHER_APP_SECRET": "secret"}
-    dev = await spawn("--dev", **application)
-    code = block("Coming from Laravel Echo, Pusher or Socket.IO", "js")
-    assert "wsPort: 3000" in code
-    code = code.replace("http://127.0.0.1:3000", dev.url).replace(
-        "wsPort: 3000", f"wsPort: {dev.url.rsplit(':', 1)[1]}"
-    )
-    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
-    (tmp_path / "page.mjs").write_text(code)
-    page = await asyncio.create_subprocess_exec(
-        node, "page.mjs", cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
+    path.write_text(of_readme("python", under="A Python script", **{GATEWAY: dev.url}))
+    script = await asyncio.create_subprocess_exec(sys.executable, "-u", str(path), stdout=asyncio.subprocess.PIPE)
     try:
-        assert page.stdout is not None
-        lines = [(await asyncio.wait_for(page.stdout.readline(), 30)).decode() for _ in range(2)]
-        assert sorted(lines) == ["echo [ { name: 'Alice' } ]\n", "pusher { alice: { name: 'Alice' } }\n"]
+        assert script.stdout is not None
+        first = (await asyncio.wait_for(script.stdout.readline(), 30)).decode()
+        assert "'userId': 'robot'" in first
+        alice = await Client.connect(closing, dev.url, auth={"token": await dev_token(dev.url, "alice")})
+        assert await asyncio.wait_for(script.stdout.readline(), 30) == b"user-online alice\n"
+        await alice.leave()
+        assert await asyncio.wait_for(script.stdout.readline(), 30) == b"user-offline alice\n"
     finally:
-        page.kill()
-        await page.wait()
+        script.kill()
+        await script.wait()
 
 
-def test_every_link_to_a_place_on_the_page_leads_there() -> None:
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    places = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) - places == set()
+async def test_the_application_greets_who_comes(tmp_path: Path, closing: AsyncExitStack) -> None:
+    port = free_port()
+    code = of_readme("python", under="In your own aiohttp application", **{"port=3000": f"port={port}"})
+    (tmp_path / "app.py").write_text(code)
+    async with shell("python app.py", tmp_path, JWT_SECRET=SECRET) as running:
+        await running.serves(f"http://127.0.0.1:{port}")
+        alice = await Client.connect(closing, f"http://127.0.0.1:{port}")
+        assert await alice.hears("notification") == {"message": "hi"}
 
 
-@pytest.mark.parametrize(
-    ("secret", "of_the_receiver"),
-    [("whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="), ("any-text", "YW55LXRleHQ=")],
-)
-async def test_the_webhook_endpoint_verifies_what_it_is_sent(
-    spawn: Callable[..., Awaitable[Process]], tmp_path: Path, secret: str, of_the_receiver: str
-) -> None:
-    url = f"http://127.0.0.1:{(port := free_port())}/presence"
-    path = tmp_path / "endpoint.py"
-    path.write_text(block("Webhooks", "python").replace("port=8000", f"port={port}"))
-    endpoint = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-u", str(path)),
-        env={**os.environ, "PRESENCE_WEBHOOK_SECRET": of_the_receiver},
-        stdout=asyncio.subprocess.PIPE,
+async def test_what_runs_it_makes_a_token_that_it_takes(tmp_path: Path) -> None:
+    port = free_port()
+    lines = of_readme("sh", under="Running it", **{"0.0.0.0": "127.0.0.1", "3000": str(port)})
+    async with shell(lines, tmp_path) as running:
+        await running.serves(f"http://127.0.0.1:{port}")
+        headers = {"Authorization": f"Bearer {running.lines[0]}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"http://127.0.0.1:{port}/online-status?ids=alice") as answer,
+        ):
+            assert (answer.status, await answer.json()) == (200, [{"id": "alice", "online": False}])
+
+
+async def test_two_nodes_are_one_gateway(tmp_path: Path, redis_url: str, closing: AsyncExitStack) -> None:
+    here, there = (free_port(), free_port())
+    lines = of_readme(
+        "sh",
+        under="Many nodes",
+        **{"redis://127.0.0.1:6379/0": redis_url, "--port 3001": f"--port {here}", "--port 3002": f"--port {there}"},
     )
-    try:
-        assert endpoint.stdout is not None
-        await asyncio.wait_for(endpoint.stdout.readline(), 30)
-        key = {"X-API-Key": "key"}
-        dev = await spawn(
-            "--dev", PRESENCE_WEBHOOK_URL=url, PRESENCE_WEBHOOK_SECRET=secret, SERVICE_API_KEYS=key["X-API-Key"]
-        )
-        async with aiohttp.ClientSession(headers=key) as session:
-            async with session.post(url, data="{}") as forged:
-                assert forged.status == 400
-            async with session.post(f"{dev.url}/presence/online", json={"userId": "kim"}) as online:
-                assert online.status == 200
-        lines = [line async for line in _until(endpoint.stdout, "user.online")]
-        assert "'userId': 'kim'" in lines[-1]
-    finally:
-        endpoint.kill()
-        await endpoint.wait()
-
-
-async def _until(stream: asyncio.StreamReader, word: str) -> AsyncIterator[str]:
-    while line := (await asyncio.wait_for(stream.readline(), 30)).decode():
-        yield line
-        if word in line:
-            return
-
-
-@pytest.mark.parametrize("language", ["html", "jsx", "vue"])
-def test_the_pages_take_their_names_from_the_contract(language: str) -> None:
-    heading = {"html": "Plain JavaScript", "jsx": "React", "vue": "Vue"}[language]
-    code = block(heading, language)
-    for name in ("/ws/messages", "user-online", "user-offline", "user-status-changed", "get-online-users", "heartbeat"):
-        assert name in code
-
-
-@pytest.mark.parametrize("document", ["README.md", ".env.example"])
-def test_every_variable_is_documented(document: str) -> None:
-    text = (ROOT / document).read_text()
-    for name in Settings.model_fields.keys() - {"dev"}:
-        assert re.search(rf"\b{name.upper()}\b", text), name
-
-
-def test_the_defaults_of_the_example_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GATEWAY_ENGINE", raising=False)
-    lines = re.findall(r"^#? ?([A-Z_]+)=(.+)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    values = {name.lower(): value for name, value in lines}
-    for name in ("jwt_public_key", "jwt_jwks_url", "cors_allowed_origins", "jwt_algorithms"):
-        del values[name]  # examples, where there is no default
-    assert make_settings(presence_offline_grace=5, service_api_keys="") == make_settings(service_api_keys="", **values)
-
-
-def test_every_request_and_call_is_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Gateway(make_settings())._requests._table
-    for name in table:
-        assert f"| `{name}` |" in README
-    for operation in (
-        *HTTPDoor._table(HTTPDoor.__new__(HTTPDoor)),
-        *webhook_operations(None),
-        *admin_operations(None, None, None),  # type: ignore[arg-type]  # likewise
-        *message_operations(None, None, None, None),  # type: ignore[arg-type]  # nothing of it is called
-    ):
-        path = operation.path.removeprefix("/presence") if operation.path == "/presence/offline" else operation.path
-        assert path in README
+    async with shell(lines, tmp_path, REDIS_PREFIX=fresh_prefix()) as running:
+        urls = [f"http://127.0.0.1:{port}" for port in (here, there)]
+        for url in urls:
+            await running.serves(url)
+        alice, bob = [
+            await Client.connect(closing, url, auth={"token": await dev_token(url, user)})
+            for user, url in zip(("alice", "bob"), urls, strict=True)
+        ]
+        await alice.hears("user-online", userId="bob")
+        assert (await bob.status("alice"))["online"] is True
