@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import jwt
 import pytest
+from aiohttp import web
 from conftest import ROOT, SECRET, Running, make_settings, require_program
 from documents import block, blocks
 from programs import shell
@@ -68,3 +70,50 @@ async def test_pusher_js_and_echo_find_the_gateway_where_the_page_says(tmp_path:
         finally:
             client.kill()
             await client.wait()
+
+
+async def test_what_laravel_echo_server_is_replaced_by_asks_laravel_who_may_be_in_a_channel(
+    tmp_path: Path, closing: AsyncExitStack
+) -> None:
+    """Echo's page as docs/reference/echo.md has it, and an application that knows its user by its own token."""
+    asked: list[tuple[str, str | None]] = []
+
+    async def auth(request: web.Request) -> web.Response:
+        form = await request.post()
+        asked.append((str(form["channel_name"]), request.headers.get("Authorization")))
+        return web.json_response({"channel_data": {"user_id": 7, "user_info": {"name": "Alice"}}})
+
+    laravel = web.Application()
+    laravel.router.add_post("/broadcasting/auth", auth)
+    runner = web.AppRunner(laravel, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    closing.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    its_port, port = runner.addresses[0][1], free_port()
+    url = f"http://127.0.0.1:{port}"
+    start = block("docs/how-to/from-laravel-echo-server.md", language="sh")
+    assert "https://app.example/" in start
+    page = """
+        import Echo from 'laravel-echo';
+        import { io } from 'socket.io-client';
+        const token = 'of Laravel', show = (members) => console.log(JSON.stringify(members));
+        const add = show, remove = show, note = show, read = show;
+    """
+    code = block("docs/reference/echo.md", language="js")
+    assert "https://presence.example" in code
+    (tmp_path / "page.mjs").write_text(page + code.replace("https://presence.example", url))
+    (tmp_path / "node_modules").symlink_to(ROOT / "node_modules")
+    lines = start.replace("https://app.example/", f"http://127.0.0.1:{its_port}/")
+    async with shell(lines, tmp_path, PORT=str(port)) as gateway:
+        await gateway.serves(url)
+        client = await asyncio.create_subprocess_exec(
+            *(require_program("node"), "page.mjs"), cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert client.stdout is not None
+            said = (await asyncio.wait_for(client.stdout.readline(), 30)).decode()
+            assert "Alice" in said
+        finally:
+            client.kill()
+            await client.wait()
+    assert asked[0] == ("presence-room.1", "Bearer of Laravel")
