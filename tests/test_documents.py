@@ -30,6 +30,8 @@ def test_every_block_of_code_is_run_or_says_why_not(each: Block) -> None:
         assert test is not None, f"{each}: a comment before it says `run by tests/…`, or `not run: ` and why"
         source = (ROOT / test[1]).read_text()
         assert each.page.name in source, f"{test[1]} runs nothing of {each.page.name}"
+        if each.page == ROOT / "README.md":
+            assert f'"{each.heading}"' in source, f"{test[1]} runs nothing that is under {each.heading}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
