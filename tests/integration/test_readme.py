@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from clients import Client
-from conftest import SECRET, Process, require_program
+from conftest import ROOT, SECRET, Process, require_program
 from documents import block
 from programs import shell
 from redis_servers import free_port, fresh_prefix
@@ -57,8 +57,8 @@ async def test_the_two_commands(tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as session, session.get(f"{url}/test-presence.html?user=alice") as page:
             assert page.status == 200
         assert await dev_token(url, "alice")
-    words, _, _ = make_test.partition("#")  # it is what runs this
-    assert "-m pytest" in await run(*words.split(), "--dry-run")
+    make, target = make_test.partition("#")[0].split()
+    assert "-m pytest" in await run(make, "--directory", str(ROOT), "--dry-run", target)  # it is what runs this
 
 
 async def test_the_curl_lines_answer_what_they_promise(dev: Process) -> None:
