@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -211,6 +212,29 @@ async def test_what_runs_it_makes_a_token_that_it_takes(tmp_path: Path) -> None:
             session.get(f"http://127.0.0.1:{port}/online-status?ids=alice") as answer,
         ):
             assert answer.status == 200
+
+
+async def test_presence_is_exported_to_a_file(tmp_path: Path, closing: AsyncExitStack) -> None:
+    install, serve = block("docs/reference/export.md", language="sh").splitlines()
+    assert install.startswith("pip install 'presence-gateway[sql]' ")  # what the suite itself is installed with
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with (
+        shell(serve, tmp_path, PORT=str(port), SERVICE_API_KEYS=SERVICE_KEY) as running,
+        aiohttp.ClientSession(headers=BACKEND) as session,
+    ):
+        await running.serves(url)
+        database = sqlite3.connect(tmp_path / "presence.db")
+        closing.callback(database.close)
+
+        def rows(question: str) -> list[Any]:
+            return database.execute(question).fetchall()
+
+        await eventually(lambda: rows("SELECT 1 FROM sqlite_master WHERE name = 'presence_sessions'"))
+        async with session.post(f"{url}/presence/online", json={"userId": "kim"}) as online:
+            assert online.status == 200
+        found = await eventually(lambda: rows("SELECT user_id, ended_at FROM presence_sessions"))
+        assert found == [("kim", None)]
 
 
 # Their tables
