@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from conftest import Clock
+from structlog import DropEvent, configure, get_config
 from structlog.testing import capture_logs
 
 from gateway.presence.model import Status, UserStatus
@@ -45,7 +46,7 @@ def make(
     rule: Callable[..., Any] | None = None, batch: Callable[..., Any] | None = None, **options: Any
 ) -> tuple[Visibility, Clock]:
     clock = Clock()
-    values: dict[str, Any] = {"ttl": 60_000, "limit": 1000, "clock": clock}
+    values: dict[str, Any] = {"ttl": 60_000, "limit": 1000, "clock": clock, "stopwatch": Stopwatch()}
     return Visibility(rule, batch, **(values | options)), clock
 
 
@@ -145,6 +146,33 @@ def test_a_slow_rule_has_its_share_of_each_second_and_no_more() -> None:
     assert not visibility.exhausted
     seen = [each.now for each in visibility.compare(T, "alice", users)]
     assert seen == [True] * 6 + [False] * 4
+
+
+def test_the_line_in_the_log_about_a_failure_takes_none_of_the_rules_share(form: str) -> None:
+    stopwatch = Stopwatch()
+
+    def log(_logger: object, _method: str, _event: object) -> NoReturn:
+        stopwatch.now += 2 * SHARE
+        raise DropEvent
+
+    fails = [True]
+
+    def one(_viewer: str, _user: str) -> bool:
+        return None if fails else True  # type: ignore[return-value]
+
+    def batch(_viewer: str, users: Collection[str]) -> Collection[str]:
+        return None if fails else users  # type: ignore[return-value]
+
+    visibility, _clock = make(one, stopwatch=stopwatch) if form == "one" else make(batch=batch, stopwatch=stopwatch)
+    before = get_config()
+    configure(processors=[log], cache_logger_on_first_use=False)
+    try:
+        assert not visibility.sees(T, "alice", "bob")
+    finally:
+        configure(**before)
+    assert stopwatch.now > SHARE
+    fails.clear()
+    assert visibility.sees(T, "alice", "carol")
 
 
 def test_what_is_kept_is_bounded_and_whoever_looks_is_kept_for_longer(form: str) -> None:

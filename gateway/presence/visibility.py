@@ -1,11 +1,11 @@
-"""Who may see whom: an application's rule, its answers kept for a while, and what is told of who may not be seen."""
+"""Who may see whom: the application's rule, a cache of its answers, and what a viewer is told of hidden users."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -18,26 +18,29 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_AnswerT = TypeVar("_AnswerT")
+
 Rule = Callable[..., bool]
-"""``visibility(viewer, user)``, both ids: whether the one may see the other. One that takes ``tenant`` is told it."""
+"""``visibility(viewer, user)``, given two ids, returns whether the viewer may see the user. If it has a parameter
+``tenant``, it is given that, too."""
 
 BatchRule = Callable[..., Collection[str]]
-"""``visibility_of(viewer, users)``: those of the users whom the viewer may see."""
+"""``visibility_of(viewer, users)``, given ids, returns those of the users whom the viewer may see."""
 
 SHARE = 0.25
-"""Seconds of each second that the rule may take. Past it nobody is seen of whom its answer is not known: it runs where
-everything runs, and what it takes all others wait for."""
+"""Seconds of each second that the rule may take, since the event loop waits for it. When they are used up, it is not
+called again in this second: users without a cached answer are not seen."""
 
 DISTRUST = 5_000
-"""Milliseconds for which nobody is seen of whom the rule could not say whether they may be."""
+"""Milliseconds for which users are not seen after the rule failed for them."""
 
 LOG_INTERVAL = 10_000
 """Milliseconds between log lines about a rule that fails, or is slow."""
 
 
 _REENTERED = (
-    "a visibility rule must not ask who may see whom, nor say that this has changed, while it is asked itself: it may"
-    " read gateway.presence.status, statuses and online_users, which no rule stands before"
+    "a visibility rule must not ask who may see whom, nor tell the gateway that a rule has changed, while it runs"
+    " itself; it may read gateway.presence.status, statuses and online_users, which apply no rule"
 )
 
 
@@ -46,27 +49,27 @@ class Seen(NamedTuple):
 
     user_id: str
     before: bool
-    """As it was answered last; where nobody knows, as it is now."""
+    """The previous answer; the same as `now` if there was none."""
     now: bool
 
 
 class Visibility:
-    """Asks an application's rule, and keeps what it answered.
+    """Asks an application's rule, and caches its answers.
 
-    Everyone sees themselves. A rule that raises, or returns what is no answer, lets nobody be seen; so does one that
-    takes more than its `SHARE` of the time, and one that leads back to itself.
+    Everyone sees themselves. If the rule raises or returns something else than an answer, if it has used up its `SHARE`
+    of the time, or if it calls back into this class, the users that it was asked about are not seen.
 
     Args:
-        rule: of one pair; None where there is `batch`.
-        batch: of one viewer and many users.
+        rule: answers for one pair; None if `batch` is given.
+        batch: answers for one viewer and many users; None if `rule` is given.
         ttl: milliseconds that an answer is good for.
-        limit: pairs whose answers are kept; past it those of the viewer who has asked for nothing for longest go.
+        limit: pairs whose answers are cached. Past it, the answers of the viewer who has not asked for longest go.
         clock: the time, in Unix milliseconds.
-        stopwatch: seconds on a clock that goes on within one turn of the loop.
+        stopwatch: returns seconds of a clock that goes on within one turn of the loop.
 
     Raises:
-        ValueError: it is not one of both.
-        TypeError: it is an async function.
+        ValueError: not exactly one of `rule` and `batch` is given.
+        TypeError: the rule is an async function.
     """
 
     def __init__(
@@ -83,14 +86,15 @@ class Visibility:
         if asked is None or (rule is not None and batch is not None):
             raise ValueError("pass visibility, for one pair, or visibility_of, for one viewer and many users")
         if is_async(asked):
-            raise TypeError("a visibility rule is a plain function: what it decides by has to be at hand")
+            raise TypeError("a visibility rule must be a plain function, not async: it has to answer at once")
         self.on_flip: Callable[[str, str, str, bool], object] | None = None
-        """Called with a tenant, a viewer, a user, and whether the one sees the other from now on, where an answer is
-        another than the last."""
+        """Called when an answer differs from the one before, with a tenant, a viewer, a user, and whether the viewer
+        sees the user from now on. It tells the viewer's connections."""
         self.heeds: list[Callable[[str, str, str, bool], object]] = []
-        """Called as `on_flip` is, also where a caller of `compare` tells what has changed: others tell it elsewhere."""
+        """Called as `on_flip` is, and also if the caller of `compare` tells the viewer's connections itself: for what
+        has to follow a flip elsewhere, such as in channels."""
         self.changed_at: dict[str, int] = {}
-        """The position of the log at which an application last said that a rule had changed, by tenant."""
+        """The position of the log at which the application last said that the rule's answers had changed, by tenant."""
         self._rule = rule
         self._batch = batch
         self._takes_tenant = takes_tenant(asked)
@@ -99,19 +103,23 @@ class Visibility:
         self._clock = clock
         self._stopwatch = stopwatch
         self._answers: OrderedDict[tuple[str, str], dict[str, int]] = OrderedDict()
-        """By tenant and viewer, for each user until when the answer is good; negative for one who may not be seen."""
+        """By tenant and viewer: until when the answer for each user is good, in Unix milliseconds; negative if the user
+        may not be seen. The viewer who asked last comes last."""
         self._pairs = 0
+        """How many answers these are together."""
         self._second = 0
+        """The Unix second that `_spent` is of."""
         self._spent = 0.0
+        """Seconds that the rule has taken in it."""
         self._logged_at: int | None = None
         self._asking = self._reentered = False
-        """Whether the rule is being asked, and has led back here."""
+        """Whether the rule is running, and whether it has called back into this class."""
 
     def check(self) -> None:
-        """Let the rule not lead back to itself.
+        """Refuse a call that the rule itself has led to.
 
         Raises:
-            RuntimeError: it is being asked; it counts as failed then, whatever it makes of this.
+            RuntimeError: the rule is running. Its answer counts as failed then, even if it catches this.
         """
         if self._asking:
             self._reentered = True
@@ -119,17 +127,17 @@ class Visibility:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the rule has had its share of this second."""
+        """Whether the rule has used up its `SHARE` of this second."""
         return self._spent > SHARE and self._clock() // 1000 == self._second
 
     # Asked for every answer and every event
 
     def sees(self, tenant: str, viewer: str, user_id: str) -> bool:
-        """Whether a user may see another of the tenant."""
+        """Whether one user may see another user of the same tenant."""
         return viewer == user_id or self.compare(tenant, viewer, (user_id,))[0].now
 
     def shown(self, tenant: str, viewer: str, statuses: Sequence[UserStatus]) -> list[UserStatus]:
-        """What a viewer is told of users: of those whom they may not see, what is told of one never seen."""
+        """The statuses as a viewer is told them: users whom they may not see look as if never seen."""
         seen = self.compare(tenant, viewer, [status.user_id for status in statuses])
         return [
             status if each.now else UserStatus(tenant=tenant, user_id=status.user_id)
@@ -142,8 +150,8 @@ class Visibility:
         Args:
             tenant: of all of them.
             viewer: who looks.
-            user_ids: at whom, in the order of the answer.
-            told: whether `on_flip` is called; False where the caller tells what has changed.
+            user_ids: at whom. The answer is in this order.
+            told: whether `on_flip` is called; False if the caller tells the viewer what has changed.
         """
         now = self._clock()
         key = (tenant, viewer)
@@ -176,12 +184,17 @@ class Visibility:
     # What an application says
 
     def forget(self, tenant: str, user_id: str | None, position: int) -> None:
-        """Ask the rule anew, whoever looks at a user or whomever the user looks at; None for everyone of the tenant.
+        """Let every cached answer about a user, as viewer or as viewed, run out, so that the rule is asked again.
 
-        What was answered last is still known, so that what is another now can be told.
+        The last answers stay known, so that a changed one is noticed.
+
+        Args:
+            tenant: whose user.
+            user_id: who; None for all users of the tenant.
+            position: of the log, now; it is kept in `changed_at`.
 
         Raises:
-            RuntimeError: a rule says so while it is asked.
+            RuntimeError: the rule itself called this.
         """
         self.check()
         self.changed_at[tenant] = position
@@ -194,17 +207,17 @@ class Visibility:
                 answers[user_id] = _stale(answers[user_id])
 
     def viewers(self, tenant: str, user_id: str) -> list[str]:
-        """Those who have looked at a user, as far as is known."""
+        """The viewers with a cached answer about a user."""
         return [viewer for (of, viewer), answers in self._answers.items() if of == tenant and user_id in answers]
 
     def looked_at(self, tenant: str, viewer: str) -> list[str]:
-        """Those whom a user has looked at, as far as is known."""
+        """The users about whom a viewer has a cached answer."""
         return list(self._answers.get((tenant, viewer), ()))
 
     # One step each
 
     def _learn(self, tenant: str, viewer: str, user_ids: list[str], answers: dict[str, int], now: int) -> None:
-        """Ask the rule about users."""
+        """Ask the rule about users, and cache its answers."""
         self.check()
         size = len(answers)
         if self._batch is not None:
@@ -218,53 +231,53 @@ class Visibility:
 
     def _ask(self, rule: Rule, tenant: str, viewer: str, user_id: str, now: int) -> int:
         if self._over(now):
-            return -now  # asked again with the next look
-        began, self._asking = self._stopwatch(), True
-        try:
-            answer = rule(viewer, user_id, tenant=tenant) if self._takes_tenant else rule(viewer, user_id)
-            self._check_answered()
-            if not isinstance(answer, bool):
-                raise TypeError(f"a visibility rule returns True or False, not {type(answer).__name__}")
-        except Exception as error:
-            self._complain("a visibility rule failed; nobody is seen by it", now, error)
+            return -now  # good until now: it is asked again next time
+        seen = self._call(rule, _yes_or_no, tenant, viewer, user_id, now)
+        if seen is None:
             return -(now + DISTRUST)
-        finally:
-            self._asked(began)
-        return now + self._ttl if answer else -(now + self._ttl)
+        return now + self._ttl if seen else -(now + self._ttl)
 
     def _ask_batch(
         self, rule: BatchRule, tenant: str, viewer: str, user_ids: list[str], now: int
     ) -> tuple[Collection[str], int]:
-        """Those who may be seen, and for how long the others may not."""
+        """Those who may be seen, and for how many milliseconds the others may not."""
         if not user_ids or self._over(now):
             return (), 0
+        seen = self._call(rule, frozenset, tenant, viewer, user_ids, now)
+        return ((), DISTRUST) if seen is None else (seen, self._ttl)
+
+    def _call(
+        self,
+        rule: Callable[..., Any],
+        read: Callable[[Any], _AnswerT],
+        tenant: str,
+        viewer: str,
+        asked: str | list[str],
+        now: int,
+    ) -> _AnswerT | None:
+        """Call the rule, and read its answer; None if either failed, which is logged."""
         began, self._asking = self._stopwatch(), True
         try:
-            answer = rule(viewer, user_ids, tenant=tenant) if self._takes_tenant else rule(viewer, user_ids)
-            seen = frozenset(answer)
-            self._check_answered()
-            return seen, self._ttl  # noqa: TRY300 - what is raised above is caught, too
+            answer = rule(viewer, asked, tenant=tenant) if self._takes_tenant else rule(viewer, asked)
+            found = read(answer)  # which may be a generator: the rule runs here, too
+            if self._reentered:
+                raise RuntimeError(_REENTERED)
+            return found  # noqa: TRY300 - what is raised above is caught, too
         except Exception as error:
-            self._complain("a visibility rule failed; nobody is seen by it", now, error)
-            return (), DISTRUST
+            failure = error
         finally:
-            self._asked(began)
-
-    def _check_answered(self) -> None:
-        if self._reentered:
-            raise RuntimeError(_REENTERED)
-
-    def _asked(self, began: float) -> None:
-        self._asking = self._reentered = False
-        self._spent += self._stopwatch() - began
+            self._asking = self._reentered = False
+            self._spent += self._stopwatch() - began
+        self._complain("a visibility rule failed; nobody is seen by it", now, failure)  # in no time of the rule's
+        return None
 
     def _over(self, now: int) -> bool:
-        """Whether the rule has had its share of this second; what it takes is counted anew in each."""
+        """Whether the rule has used up its `SHARE` of this second; each second counts anew."""
         if now // 1000 != self._second:
             self._second, self._spent = now // 1000, 0.0
         if self._spent <= SHARE:
             return False
-        self._complain("the visibility rule is too slow; nobody is seen of whom its answer is not known", now)
+        self._complain("the visibility rule is too slow; users without a cached answer are not seen", now)
         return True
 
     def _shrink(self) -> None:
@@ -285,11 +298,11 @@ class Visibility:
 
 
 class Sight:
-    """What one user is told of others: the view, through the rule.
+    """Answers what one user may read of others: the view, filtered by the visibility rule.
 
     Args:
-        view: what is known.
-        visibility: the rule; None where everyone sees everyone.
+        view: this node's.
+        visibility: the rule; None if everyone sees everyone.
     """
 
     def __init__(self, view: View, visibility: Visibility | None) -> None:
@@ -297,11 +310,11 @@ class Sight:
         self._visibility = visibility
 
     def statuses(self, tenant: str, viewer: str | None, user_ids: Sequence[str], now: int) -> list[UserStatus]:
-        """What is told of users, in the order asked.
+        """The statuses of users as a viewer is told them, in the order asked.
 
         Args:
             tenant: of all of them.
-            viewer: who asks, who is told the truth about themselves; None for a service, which sees everyone.
+            viewer: who asks; they are told the truth about themselves. None for a service, which sees everyone.
             user_ids: of whom.
             now: Unix milliseconds.
         """
@@ -316,7 +329,7 @@ class Sight:
         return statuses
 
     def online(self, tenant: str, viewer: str | None, *, after: str | None, limit: int) -> tuple[list[UserStatus], int]:
-        """Those who are online, ordered by user id, and how many they are in all.
+        """A page of the users who are online to a viewer, ordered by user id, and how many there are in all.
 
         Args:
             tenant: whose users.
@@ -333,14 +346,14 @@ class Sight:
 
 
 def never_seen(user_id: str, at: int) -> wire.EventBody:
-    """The event that takes back all that was told of a user: its version is that of one never seen."""
+    """The event that takes back everything that was told of a user: offline, at the version of a user never seen."""
     return Event.OFFLINE, wire.UserOffline(
         user_id=user_id, online=False, status=OFFLINE, last_active=None, timestamp=wire.timestamp(at), version=0
     )
 
 
 def _known(answers: dict[str, int], viewer: str, user_ids: Iterable[str], now: int) -> list[Seen] | None:
-    """What has been answered, and is still good; None where that is not all."""
+    """The cached answers, if there is a good one for each user; otherwise None."""
     found = []
     for user_id in user_ids:
         until = answers.get(user_id, 0)
@@ -349,6 +362,12 @@ def _known(answers: dict[str, int], viewer: str, user_ids: Iterable[str], now: i
         is_seen = until > 0 or user_id == viewer
         found.append(Seen(user_id, is_seen, is_seen))
     return found
+
+
+def _yes_or_no(answer: object) -> bool:
+    if not isinstance(answer, bool):
+        raise TypeError(f"a visibility rule returns True or False, not {type(answer).__name__}")
+    return answer
 
 
 def _stale(until: int) -> int:
