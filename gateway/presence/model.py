@@ -1,4 +1,4 @@
-"""The words and rules of presence. Pure: no clock, no I/O; time comes in as an argument.
+"""The types and rules of presence. Pure: no clock, no I/O; time comes in as an argument.
 
 Every time is an integer of Unix milliseconds, every duration an integer of milliseconds.
 """
@@ -15,11 +15,12 @@ DEFAULT_TENANT = "default"
 """The tenant of a token that names none, and of a call in process that passes none."""
 
 PART = "\x1e"
-"""Between a tenant and the name of a part of it, which has users of its own, as a channel has its members."""
+"""Separates a tenant from the name of a part of it. A part has users of its own: a presence channel is the part
+``tenant + PART + channel``, and its members are that part's users."""
 
 ID_PATTERN = r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,128}"
-"""What the id of a user or a tenant is made of: no control characters, and no half of a surrogate pair, which no
-encoder could send on to anyone."""
+"""What the id of a user or a tenant looks like: 1 to 128 characters, none of them a control character or a lone
+surrogate, which cannot be encoded."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -30,7 +31,7 @@ def to_datetime(ms: int) -> datetime:
 
 
 class Status(StrEnum):
-    """What others see of a user."""
+    """A user's status, as others see it."""
 
     ONLINE = "online"
     AWAY = "away"
@@ -39,25 +40,25 @@ class Status(StrEnum):
     OFFLINE = "offline"
 
 
-# Until Python 3.12, to ask an enumeration for its member takes as long as ten other attributes.
+# Until Python 3.12, `Status.ONLINE` takes as long as ten ordinary attributes.
 ONLINE, AWAY, OFFLINE = Status.ONLINE, Status.AWAY, Status.OFFLINE
 
 
 class Chosen(StrEnum):
-    """What a user may set by hand."""
+    """A status that a user can set by hand."""
 
     ONLINE = "online"
-    """Back to what activity says."""
+    """Nothing is set: activity decides between online and away."""
     AWAY = "away"
     BUSY = "busy"
     DND = "dnd"
     INVISIBLE = "invisible"
-    """Offline to everyone else."""
+    """Others are told that the user is offline."""
 
 
 _INVISIBLE = Chosen.INVISIBLE
 _SET_BY_HAND = {Chosen.AWAY: AWAY, Chosen.BUSY: Status.BUSY, Chosen.DND: Status.DND}
-"""What beats inactivity; of the other two, activity decides."""
+"""The statuses that are shown as set, however active the user is. Under the other two, activity decides."""
 
 
 class Ending(StrEnum):
@@ -75,8 +76,10 @@ class Ending(StrEnum):
 
 
 _MEANT = frozenset({Ending.GOODBYE, Ending.KICKED, Ending.TOKEN_EXPIRED, Ending.REVOKED})
+"""Endings that somebody meant: no grace follows them."""
 _DRAINED = Ending.DRAINED
 
+# Why a status changed, where it was not because a connection ended.
 CONNECTED = "connected"
 CHOSEN = "set by hand"
 RAN_OUT = "set by hand until now"
@@ -91,60 +94,61 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the past is kept."""
 
     sessions: int = 20
-    """How many of each user's sessions; 0 keeps none."""
+    """How many sessions are kept of each user; 0 keeps none."""
     sessions_ttl: int = 2_592_000_000
     """Milliseconds that a session is kept after its end."""
     last_seen_ttl: int | None = None
-    """Milliseconds after which it is forgotten when a user who is offline was last active, and the user with it; None
-    for never."""
+    """Milliseconds after a user's last activity at which a user who is offline is forgotten, last-seen time included.
+    None for never."""
     choices: bool = True
-    """Whether what such a user has set by hand is kept all the same."""
+    """Whether a status that was set by hand survives its user being forgotten."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """The durations that presence follows, in milliseconds."""
 
     away_after: int
-    """Without activity for this long, a user turns away."""
+    """Without activity for this long, a user becomes away."""
     ttl: int
     """How long a heartbeat without a connection keeps a user online."""
     grace: int
     """How long a user stays online after the last connection was lost."""
     drain_grace: int = 30_000
-    """The same after a node was drained, where it is longer than `grace`: clients move to another node."""
+    """The same after the node was drained, if it is longer than `grace`: clients need time to move to another node."""
     lease: int
-    """How long a node's connections count after the node was last heard of."""
+    """How long a node's connections count after the node last renewed its lease."""
     retention: Retention = Retention()
 
     def hold_after(self, ending: Ending) -> int:
-        """How long a user stays online after the last connection ended so: section 3's table of endings."""
+        """How many milliseconds a user stays online after their last connection ended in this way."""
         if ending in _MEANT:
             return 0
         return max(self.grace, self.drain_grace) if ending is _DRAINED else self.grace
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a token tells others about its user; None where it says nothing."""
+    """What others are told about a user, taken from the claims of their token; None for a claim it does not have."""
 
     name: str | None = None
     avatar: str | None = None
     role: str | None = None
     info_json: str | None = None
-    """What is said of a channel's member in place of the rest, as JSON; None elsewhere."""
+    """Of a channel's member only: the information told of them instead of the other fields, as JSON."""
 
 
 NOBODY = Profile()
+"""The profile of a token without any of these claims."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a connection's client is, by its own account."""
+    """What a connection's client says about itself."""
 
     door: str
-    """Which door it came in by: ``socketio`` or ``websocket``."""
+    """By which door it connected: ``socketio`` or ``websocket``."""
     user_agent: str | None = None
     """The ``User-Agent`` of its handshake, cut to 256 characters, without control characters."""
     meta_json: bytes | None = None
-    """What it said of itself in its handshake, or with its last heartbeat that said anything, as JSON."""
+    """The ``meta`` of its handshake or of its last heartbeat that had one, as JSON; None if it never sent any."""
 
     @property
     def meta(self) -> dict[str, Any] | None:
@@ -153,7 +157,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def page(self) -> str | None:
-        """Which page it shows: ``page`` of its meta; None where it does not say."""
+        """Which page it shows: ``page`` of its meta; None if that is missing or no string."""
         page = (self.meta or {}).get("page")
         return page if isinstance(page, str) else None
 
@@ -161,7 +165,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Connection(Device, frozen=True, kw_only=True, omit_defaults=True):
     """One live connection of a user, as the store keeps it.
 
-    What is the device's comes first in its JSON, and `tenant` next: a script parts them there.
+    In its JSON the fields of `Device` come first and `tenant` follows them: a Lua script cuts the device out there.
     """
 
     tenant: str
@@ -172,31 +176,31 @@ class Connection(Device, frozen=True, kw_only=True, omit_defaults=True):
     connected_at: int
     profile: Profile = NOBODY
     active_at: int | None = None
-    """When its client last asked for something, as the node knows that holds it; None in the store."""
+    """When its client last sent a request. Only the connection's own node knows; None in the store."""
 
     @property
     def device(self) -> Device:
-        """What of it a session keeps."""
+        """The part of it that a session keeps."""
         return Device(door=self.door, user_agent=self.user_agent, meta_json=self.meta_json)
 
 
 class OnlineSession(msgspec.Struct, frozen=True, kw_only=True):
-    """One time that a user was online, from coming to going. It is the truth, also of one who was invisible."""
+    """One period in which a user was online. It tells the truth even if the user was invisible."""
 
     begun_at: int
     ended_at: int | None = None
-    """None while it lasts, as for `reason`."""
+    """None while the session lasts."""
     connections: int = 0
-    """How many connections were opened in it. Those of a node that was cut off, and registered them again, count
-    again."""
+    """How many connections were opened in it. Those that a node registers again, after it was cut off, count again."""
     reason: str | None = None
-    """What took the user offline, for people to read: an `Ending`, or one of the words beside it."""
+    """What took the user offline, for people to read: an `Ending`, or `HEARTBEATS_STOPPED`, `RELEASED` or `RESTORED`.
+    None while the session lasts."""
     device: Device | None = None
-    """Of the connection that opened it; None where none did: by heartbeats without one, by a backend, or as a node
-    knew it of whom the store had lost."""
+    """The client whose connection began it. None if it began without one: by an HTTP heartbeat, by a backend's call,
+    or by a node that gave the user back to a store that had lost them."""
 
     def is_kept_at(self, now: int, retention: Retention) -> bool:
-        """Whether it has not ended for too long."""
+        """Whether it still lasts, or ended less than `Retention.sessions_ttl` ago."""
         return self.ended_at is None or now < self.ended_at + retention.sessions_ttl
 
 
@@ -207,15 +211,15 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str
     at: int
     holds: bool = False
-    """True where the beat itself keeps the user online for the TTL (HTTP, a backend's login).
-    False for a beat of a live connection, which changes nothing for a user who is offline."""
+    """True if the beat itself keeps the user online for the TTL (HTTP, a backend's login).
+    False for the beat of a live connection, which does nothing for a user who is offline."""
     meta_json: bytes | None = None
-    """Replaces what the user's last heartbeat said of itself, as JSON; None leaves it."""
+    """Replaces the user's meta, as JSON; None leaves it."""
     profile: Profile | None = None
-    """What the token of a heartbeat without a connection says of the user; None leaves it."""
+    """Replaces the user's profile, from the token of a heartbeat without a connection; None leaves it."""
 
     def followed_by(self, later: Beat) -> Beat:
-        """Both as one."""
+        """One beat that has the effect of this one and then `later`."""
         return msgspec.structs.replace(
             later,
             holds=self.holds or later.holds,
@@ -225,13 +229,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What a user set by hand. It is the user's and no connection's: it outlasts going offline and coming back."""
+    """What a user set by hand. It belongs to the user, not to a connection: going offline does not end it."""
 
     status: Chosen = Chosen.ONLINE
     text: str | None = None
-    """What others read beside the status while the user is not offline to them."""
+    """The status text, which others read unless the user is offline to them."""
     until: int | None = None
-    """It holds until then; None until it is changed."""
+    """When it ends; None if it holds until it is changed."""
 
     def holds_at(self, now: int) -> bool:
         """Whether it has not run out."""
@@ -242,22 +246,23 @@ NO_CHOICE = Choice()
 
 
 class Own(msgspec.Struct, frozen=True, kw_only=True):
-    """What nobody but a user is told of their presence. A view keeps it apart from what others read."""
+    """The private side of a user's presence, told to nobody else. A view keeps it apart from what others read."""
 
     choice: Choice = NO_CHOICE
     revision: int = 1
-    """Grows with each committed change of a user who has ever set a status, also with those that others do not see."""
+    """Counts the committed changes of a user who has ever set a status, those included that others do not see."""
     hidden: UserStatus | None = None
-    """While the user is invisible, what would be so if they were not, as the user is told it."""
+    """While the user is invisible, their real presence, which only they are told; None otherwise."""
 
 
 NOTHING_SET = Own(revision=0)
+"""For a user who has never set a status."""
 
 
 class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A user's presence, as one version of it was committed.
+    """A user's presence at one version.
 
-    It has a ``__dict__`` so that what is derived from it can be kept with it, as its encoding is.
+    It has a ``__dict__`` so that what is derived from it, such as its encoding, can be cached on it.
     """
 
     tenant: str
@@ -265,23 +270,23 @@ class UserStatus(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     status: Status = OFFLINE
     status_text: str | None = None
     active_at: int | None = None
-    """When the user was last active, which survives going offline; None for a user never seen."""
+    """When the user was last active (last seen); it survives going offline. None for a user never seen."""
     online_since: int | None = None
     """When the user last came online; None when offline."""
     version: int = 0
     """Grows by one with each committed change of this user; 0 for a user never seen."""
     profile: Profile = NOBODY
     meta_json: bytes | None = None
-    """What the last heartbeat said of itself, as JSON; None where none did. Kept encoded: the objects would take
-    twenty times the memory, in each user and each entry of the log."""
+    """The ``meta`` of the last heartbeat that had one, as JSON; None if none had. Kept encoded, because as objects it
+    would take twenty times the memory, in each user and each entry of the log."""
     ttl_until: int | None = None
-    """The last heartbeat without a connection keeps the user online until then; None where none does."""
+    """Until when an HTTP heartbeat keeps the user online without a connection; None if none does."""
     own: Own | None = None
-    """None in all that others are told, and for a user who has never set a status."""
+    """The private side. None in everything that others are told, and for a user who has never set a status."""
 
     @property
     def invisible(self) -> bool:
-        """Whether this is what only its user is told, while others are told that the user is offline."""
+        """Whether the user is invisible: then this is their real presence, and others are told offline."""
         return self.own is not None and self.own.choice.status is _INVISIBLE
 
     @property
@@ -314,11 +319,14 @@ class Event(StrEnum):
 
 
 def published(true: UserStatus, shown: UserStatus | None) -> UserStatus:
-    """A user's presence as the log and snapshots have it: what others are told, and beside it what they are not.
+    """Combine both sides of a user's presence into one value, as the log and snapshots carry it; `parted` undoes it.
 
     Args:
-        true: what the user is told.
-        shown: what others are told instead, of the same version; None where that is the same.
+        true: the real presence, which the user is told.
+        shown: what others are told instead, at the same version; None if they are told the same.
+
+    Returns:
+        What others are told, with the real presence in ``own.hidden``.
     """
     if shown is None or true.own is None:
         return true
@@ -327,7 +335,7 @@ def published(true: UserStatus, shown: UserStatus | None) -> UserStatus:
 
 
 def parted(status: UserStatus) -> tuple[UserStatus, UserStatus | None]:
-    """The two that `published` made one of."""
+    """Take apart what `published` combined: the real presence, and what others are told instead, or None."""
     own = status.own
     if own is None or own.hidden is None:
         return status, None
@@ -337,7 +345,7 @@ def parted(status: UserStatus) -> tuple[UserStatus, UserStatus | None]:
 
 
 def event_between(was: Status, now: Status, was_text: str | None = None, now_text: str | None = None) -> Event | None:
-    """The one event that tells of a change from one status and its text to another; None where nothing changed."""
+    """The event that tells of a change from one status and text to another; None if nothing changed."""
     if was == now:
         return None if was_text == now_text else Event.CHANGED
     if was is OFFLINE:
@@ -347,63 +355,71 @@ def event_between(was: Status, now: Status, was_text: str | None = None, now_tex
     return Event.CHANGED
 
 
-class Transition(msgspec.Struct, frozen=True, kw_only=True):
-    """One committed change of one user; an entry of the log."""
+class _WholeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the log with a user's whole presence in it."""
 
     position: int
     """Where it stands on the log; grows along the log."""
-    at: int
-    was: Status
-    """The status before."""
     now: UserStatus
-    """The user's whole presence after."""
-    reason: str
-    """What made the change, for people to read: an `Ending`, or one of the words beside it."""
-    was_text: str | None = None
-    """The status text before."""
-    due: int | None = None
-    """When the user's time was over, of one who went because it was; None of any other, and where nobody said so."""
-    traceparent: str | None = None
-    """What trace the change is part of, as W3C's Trace Context has it; None for none."""
+    """The user's whole presence after the change."""
 
     @property
     def tenant(self) -> str:
-        """The tenant of the user who changed."""
+        """The user's tenant."""
         return self.now.tenant
 
     @property
     def user_id(self) -> str:
-        """The user who changed."""
+        """The user's id."""
         return self.now.user_id
+
+
+class Transition(_WholeEntry, frozen=True, kw_only=True):
+    """One committed change of one user; an entry of the log."""
+
+    at: int
+    """When it was committed."""
+    was: Status
+    """The status before."""
+    reason: str
+    """What made the change, for people to read: an `Ending`, or `CONNECTED` or another of the constants below it."""
+    was_text: str | None = None
+    """The status text before."""
+    due: int | None = None
+    """When the grace or TTL ran out, if that is why the user went offline; None for any other change."""
+    traceparent: str | None = None
+    """The trace that the change is part of, as a W3C Trace Context header; None for none."""
 
     @property
     def event(self) -> Event | None:
-        """The event that tells of it."""
+        """The event that tells of it; None if others need not be told."""
         return net_event(self, self)
 
 
 def net_event(first: Transition, last: Transition) -> Event | None:
-    """The one event that tells of all changes of a user from the first to the last; None where they come to nothing."""
+    """The event that sums up a user's changes from the first to the last; None if they cancel each other out."""
     return event_between(first.was, last.now.status, first.was_text, last.now.status_text)
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
-    """News of a user that is no change of status, and makes no version; an entry of the log."""
+    """News of a user that changes no status and makes no version; an entry of the log.
+
+    Each of the four last fields is None if it has not changed.
+    """
 
     position: int
     tenant: str
     user_id: str
     version: int
-    """The user's version when it was news: it says nothing of a later one."""
+    """The user's version at that time. The entry does not apply to another version."""
     active_at: int | None = None
-    """None leaves it as it was, as for the other three."""
     meta_json: bytes | None = None
     profile: Profile | None = None
     ttl_until: int | None = None
-    """0 ends it."""
+    """0 if the TTL has ended."""
 
     def applied_to(self, status: UserStatus) -> UserStatus:
-        """Return `status` with this news in it; applying twice changes nothing more."""
+        """Return `status` brought up to date with this news; applying it twice has the effect of once."""
         return msgspec.structs.replace(
             status,
             active_at=latest(status.active_at, self.active_at),
@@ -413,62 +429,48 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class PrivateChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of what only its user is told, which makes no version; an entry of the log."""
+class PrivateChange(_WholeEntry, frozen=True, kw_only=True):
+    """A change that only its user is told of, which makes no version; an entry of the log.
 
-    position: int
-    now: UserStatus
-    """The user's whole presence after; what others are told of it is as it was."""
-
-    @property
-    def tenant(self) -> str:
-        """The tenant of the user who changed."""
-        return self.now.tenant
-
-    @property
-    def user_id(self) -> str:
-        """The user who changed."""
-        return self.now.user_id
+    What `now` tells others is as it was; what has changed is ``now.own``.
+    """
 
 
-class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
-    """A user is to be as one never seen, which makes no version and no event; an entry of the log."""
+class Forgotten(_WholeEntry, frozen=True, kw_only=True):
+    """A user is to be as if never seen, which makes no version and no event; an entry of the log.
 
-    position: int
-    now: UserStatus
-    """What is left of the user, of version 0: nothing, or what is `UserStatus.own`."""
+    `now` is what is left of the user: version 0, and perhaps ``now.own``.
+    """
+
     version: int
-    """The version that is forgotten: it says nothing of another."""
-
-    @property
-    def tenant(self) -> str:
-        """The tenant of the user."""
-        return self.now.tenant
-
-    @property
-    def user_id(self) -> str:
-        """The user."""
-        return self.now.user_id
+    """The version that is forgotten. The entry does not apply to a user at another version."""
 
 
 Entry = Transition | Activity | PrivateChange | Forgotten
-"""What the log is made of."""
+"""An entry of the log."""
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """Time stood still for everyone: nobody could renew, connect or come back."""
+    """A time in which no node could reach the store: nobody could renew, connect or come back.
+
+    For presence, time stood still: nothing runs out between `begin` and `end`.
+    """
 
     begin: int = 0
     end: int = 0
     loss_end: int = 0
-    """Until when connections may be missing in the store, which it lost, or which nodes could not tell it of."""
+    """Until when the store may not know of live connections: it lost them, or nodes could not register them yet."""
 
     def delay(self, until: int) -> int:
-        """When what would run out at `until` does run out: had it not before the outage, then not before its end."""
+        """When something that is set to end at `until` really ends: not within the outage, but at its end."""
         return max(until, self.end) if until >= self.begin else until
 
     def delay_grace(self, until: int, ending: Ending | None) -> int:
-        """When a grace runs out. Where nobody is to come back, it is for what may be missing, and as long as that."""
+        """When a grace that is set to end at `until` really ends.
+
+        After an ending that somebody meant, a grace runs only because of an outage: another connection of the user may
+        not be known yet. It lasts as long as that may be so.
+        """
         if ending in _MEANT:
             return max(until, self.loss_end) if until >= self.begin else until
         return self.delay(until)
@@ -478,20 +480,21 @@ NO_OUTAGE = Outage()
 
 
 class Held(msgspec.Struct):
-    """What besides heartbeats keeps one user online; the store holds one per user, and the rules below read it."""
+    """What keeps one user online besides heartbeats. The store holds one per user, and the rules below read it."""
 
     connections: dict[str, Connection] = {}
+    """The live ones, by id."""
     grace_until: int | None = None
-    """A grace runs until then. Set when the last connection ends, cleared when a connection comes back."""
+    """When the running grace ends; None if none runs. Set as the last connection ends, cleared as one comes back."""
     ending: Ending | None = None
-    """How the last connection ended that began the grace."""
+    """How the connection ended that began the grace; None if none runs."""
     lost_at: int | None = None
-    """When a connection was lost last while others seemed to live; that these had ended before may be heard of later.
-    None where none was since a connection came."""
+    """When a connection was last lost while others seemed to live; None if that has not happened since a connection
+    last came. If it turns out later that the others had ended before, the grace counts from this time."""
 
 
 def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:
-    """When a user without connections goes offline; None where nothing holds them."""
+    """When a user without connections goes offline, the later of grace and TTL; None if neither runs."""
     grace_until, ttl_until = held.grace_until, status.ttl_until
     if grace_until is not None:
         grace_until = outage.delay_grace(grace_until, held.ending)
@@ -499,12 +502,12 @@ def held_until(held: Held, status: UserStatus, outage: Outage) -> int | None:
 
 
 def over_at(held: Held, status: UserStatus, reason: str, outage: Outage) -> int | None:
-    """When the time was over of a user who goes for a reason; None where it is another than that it was over."""
+    """When the user's time ran out, if `reason` says that it did; None for a user who goes for another reason."""
     return held_until(held, status, outage) if reason in {held.ending, HEARTBEATS_STOPPED} else None
 
 
 def status_at(held: Held, status: UserStatus, now: int, timing: Timing, outage: Outage = NO_OUTAGE) -> Status:
-    """The status a user has at `now`: the rules of presence in one place. The first that fits decides.
+    """The status a user has at `now`: the rules of presence in one place. The first row that fits decides.
 
     ========================================  =======================================================
     no connection, no grace, no TTL           offline
@@ -513,7 +516,7 @@ def status_at(held: Held, status: UserStatus, now: int, timing: Timing, outage: 
     otherwise                                 online
     ========================================  =======================================================
 
-    It is what the user is told; to others, whoever has set `Chosen.INVISIBLE` is offline whatever it says.
+    This is what the user is told. A user who has set `Chosen.INVISIBLE` is offline to others, whatever it says.
     """
     until = held_until(held, status, outage)
     if not held.connections and (until is None or now >= until):
@@ -539,10 +542,10 @@ def next_change(held: Held, status: UserStatus, timing: Timing, outage: Outage =
 
 
 def forgotten_at(status: UserStatus, shown: UserStatus | None, retention: Retention) -> int | None:
-    """When it is forgotten that a user was last seen; None for never, or where there is nothing to forget.
+    """When a user who is offline is to be forgotten (`Retention.last_seen_ttl`); None for never.
 
-    While others are told that the user is offline, it is what they are told that counts: they are not to find out by
-    it that somebody is there.
+    Of an invisible user, the last-seen time that others are told counts: if it were never forgotten, they would know
+    that somebody is there.
     """
     if retention.last_seen_ttl is None:
         return None
