@@ -1,4 +1,8 @@
-"""The server that knows, in real time, who is online."""
+"""The server that knows, in real time, who is online.
+
+The public names of the package. `Gateway` is what an application attaches to its server, `Settings` configures it, and
+the others are what it reads and what its hooks are called with. `gateway.client` is for processes that are no gateway.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: `gateway.client` needs none of the server's parts."""
+    """Import a public name when it is first used, so that `import gateway.client` does not load the whole server."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

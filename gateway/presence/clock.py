@@ -1,4 +1,4 @@
-"""The time that presence goes by: it never goes back, and where the store has a clock, it is the store's."""
+"""The clock of presence: it never goes back, and follows the store's clock if the store has one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 ACCURACY = 100
-"""Milliseconds. An answer that took longer is not taken for the time, unless it is the first; nor is a difference that
-an answer may have by itself."""
+"""Milliseconds. The store's answer is ignored if it took longer than this, unless it is the first, and so is a
+difference smaller than this, which may come from the way."""
 
 
 class Clock(Protocol):
@@ -36,7 +36,7 @@ class Clock(Protocol):
 
 
 async def follow(clock: Clock, read: Callable[[], Awaitable[int | None]]) -> None:
-    """Set a clock by another, which is read over some way; one that is not there leaves it."""
+    """Set a clock by another one, which `read` returns the time of; if that returns None, the clock stays as it is."""
     asked_at = clock.monotonic()
     theirs = await read()
     if theirs is not None:
@@ -46,9 +46,9 @@ async def follow(clock: Clock, read: Callable[[], Awaitable[int | None]]) -> Non
 class SteadyClock:
     """The time, in Unix milliseconds, which never goes back.
 
-    It follows the system's clock until another sets it, and then only that one, by the monotonic clock in between.
-    Where what it follows is set forward, it follows; where that is set back, it goes on from where it was: by the
-    monotonic clock, or standing still until the other has caught up.
+    It follows the system's clock until `set_by` is called. From then on it follows only the clock that it was set by,
+    and the monotonic clock in between. If the clock that it follows is set forward, it jumps with it. If that is set
+    back, it does not go back, but goes on by the monotonic clock, or stands still until the other has caught up.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SteadyClock:
         ahead = (theirs * 1_000_000 + (answered_at - asked_at) // 2) - answered_at
         if not self._set_by_another:
             self._set_by_another = True
-            self._last = 0  # what was read before was by another clock
+            self._last = 0  # times read before were another clock's, which may have been ahead
             self._ahead = ahead
         elif abs(ahead - self._ahead) > ACCURACY * 1_000_000:
             self._ahead = ahead

@@ -17,39 +17,42 @@ if TYPE_CHECKING:
     from gateway.runtime.timers import Scheduler
 
 REST = 6.0
-"""How many times as long as a flush took the next one waits at least, so that telling all of all takes a seventh of the
-time: in a storm of N who come, a flush for each interval would still be N² deliveries."""
+"""The next flush waits at least this many times as long as the last one took, so that flushing takes a seventh of the
+time at the most. Without it, N users who connect at once would cost N² deliveries, even with one flush per interval."""
 
 LONGEST_REST = 0.2
-"""Seconds that a change waits at the most, however many are told."""
+"""Seconds that a change waits for that reason at the most."""
 
 Batch = Any
-"""Events in a codec's own encoding, made once; only the codec's members look inside."""
+"""Events as a codec has encoded them. Only members of that codec look inside."""
 
 
 class Codec(Protocol):
-    """How one kind of client is written to. Members that share a codec share what it has encoded."""
+    """Encodes events for one kind of client. Members with the same codec share what it has encoded."""
 
     def encode(self, events: Sequence[tuple[str, object]]) -> Batch:
-        """Encode events, each a name and its data, to be written in their order."""
+        """Encode events, each a name and its data, in their order."""
 
     def write_all(self, batch: Batch, sinks: Sequence[Any]) -> None:
-        """Send a batch to many members, by their sinks, as each one's `write` does."""
+        """Send a batch to many members at once, given their sinks; the same as calling `write` of each."""
 
 
 class MarkingCodec(Codec, Protocol):
-    """A codec whose events say up to where a client has been told, so that it may go on from there."""
+    """A codec whose events tell a client how far it has been told, so that it can recover from there."""
 
     @property
     def mark(self) -> Any:
-        """What else than changes its events tell: an encoding with an older one is not used again. Never None."""
+        """How far clients have been told by the bus, which goes into each event, too; never None.
+
+        A batch that was encoded with another mark is not reused.
+        """
 
     def encode_told(self, events: Sequence[tuple[str, object]], after: int, to: int) -> Batch:
-        """Encode the net effect of the log between two positions."""
+        """Encode events that sum up the log behind `after`, up to `to`."""
 
 
 class Member(Protocol):
-    """One recipient of an audience."""
+    """One recipient: a client's connection."""
 
     @property
     def codec(self) -> Codec:
@@ -57,17 +60,17 @@ class Member(Protocol):
 
     @property
     def sink(self) -> Any:
-        """What its codec writes to; only the codec looks inside."""
+        """What its codec writes to. Only the codec looks inside."""
 
     def write(self, batch: Batch) -> None:
-        """Send a batch. Never blocks: a member that cannot keep up is closed, by itself."""
+        """Send a batch. It never blocks: a member that cannot keep up closes itself."""
 
 
 def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
-    """Reduce the transitions of some time to what a client that heard of none of them needs to hear.
+    """Reduce transitions to the events that a client needs that has heard of none of them.
 
-    One event at the most for each user, with their last version; none for one who ended as they began,
-    such as a user who left and came back.
+    At most one event for each user, with their last version. None for a user who ended as they began, such as one who
+    left and came back.
     """
     first: dict[str, Transition] = {}
     last: dict[str, Transition] = {}
@@ -82,11 +85,11 @@ def net_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
 
 
 class Pace:
-    """When changes go out: a lone one at once, and otherwise all that an interval has gathered.
+    """Decides when changes go out: a single one at once, and otherwise all that were gathered in an interval.
 
-    After a flush that told of one user alone, a change of another user does not wait for the interval's end: two such
-    flushes may come within one. So who comes just after another has come or gone is heard of at once, what one user
-    does and undoes within an interval is still no event, and a storm is told of once in each.
+    A flush that told of one user only does not make a change of another user wait: two such flushes may come within one
+    interval. So a user who comes just after another is heard of at once, something that one user does and undoes within
+    an interval is no event, and a storm of changes is told of once per interval.
 
     Args:
         interval: seconds that changes are gathered for.
@@ -97,12 +100,12 @@ class Pace:
         self._at = self._before = float("-inf")
         """When the last flush was, and the one before it."""
         self._rest = 0.0
-        """Seconds that the last one was dear enough to rest for."""
+        """Seconds to rest after the last flush, by how long it took."""
         self._lone: str | None = None
-        """Of whom alone the last one told; None for several."""
+        """The only user that the last flush told of; None if it told of several."""
 
     def due(self, now: float, user_id: str) -> float:
-        """When a user's change goes out, of which nothing waits yet: now or later."""
+        """When a user's change goes out if nothing else is pending: now or later."""
         kept = self._at if self._lone is None or self._lone == user_id else self._before
         return max(now, self._at + self._rest, kept + self._interval)
 
@@ -112,7 +115,7 @@ class Pace:
         Args:
             now: when it was.
             took: seconds that it took.
-            users: whose changes were pending; one may be there more than once.
+            users: whose changes it told; a user may be in it more than once.
         """
         told = set(users)
         self._before, self._at = self._at, now
@@ -121,26 +124,26 @@ class Pace:
 
 
 class Deliveries:
-    """What was told to members: counted once for each flush, however many members there are."""
+    """Counts what was sent to members."""
 
     def __init__(self) -> None:
         self.delivered = 0
-        """Batches that were written, each to one member."""
+        """Batches that were written to members; one written to ten members counts ten times."""
         self.changes = Histogram(SIZES)
-        """How many changes were told together, by flush."""
+        """Changes that one flush told of."""
         self.seconds = Histogram()
-        """Seconds that a flush took."""
+        """Seconds that one flush took."""
 
 
 class Audience:
     """Members that hear of the same changes, and the changes that they have not heard of yet.
 
     Args:
-        pace: when what is pending goes out.
-        position: of the log, up to where whoever joins first is told by what they read.
-        pass_over: called with two positions where nothing is told of what came between them.
-        reduce: what is told of transitions; as `net_changes`.
-        deliveries: where it is counted what was told.
+        pace: decides when pending changes go out.
+        position: the position of the log at which the first member joins: it has read everything up to there.
+        pass_over: called with two positions if the changes between them cancelled out, and nobody was told.
+        reduce: makes the events that are sent out of transitions, such as `net_changes`.
+        deliveries: counts what is sent.
     """
 
     def __init__(
@@ -160,22 +163,23 @@ class Audience:
         self.pace = pace
         self.timer: asyncio.TimerHandle | None = None
         self._members: dict[Codec, dict[Member, Any]] = {}
-        """The sink of each, by how it is encoded for."""
+        """The sink of each member, by codec."""
         self._heard: dict[Member, int] = {}
-        """How many of those that are pending a member has heard of, or knew when it joined; for all others none."""
+        """How many of the pending changes a member has heard of, or knew when it joined; 0 for those not listed."""
         self._encoded: dict[tuple[Codec, Any, int, int], Batch | None] = {}
+        """Batches of this flush, by codec, mark, and the first and last of the pending changes that they tell of."""
 
     def __bool__(self) -> bool:
         return bool(self._members)
 
     def join(self, member: Member) -> None:
-        """Let a member hear of what is published from now on."""
+        """Let a member hear of changes that are published from now on."""
         self._members.setdefault(member.codec, {})[member] = member.sink
         if self.pending:
             self._heard[member] = len(self.pending)
 
     def leave(self, member: Member) -> None:
-        """Let a member hear no more; one that never joined is ignored."""
+        """Take a member out; one that never joined is ignored."""
         members = self._members.get(member.codec)
         if members is not None:
             members.pop(member, None)
@@ -184,17 +188,17 @@ class Audience:
         self._heard.pop(member, None)
 
     def pass_over(self, member: Member) -> None:
-        """Take what is pending as told to a member."""
+        """Skip, for one member, everything that is pending."""
         if self.pending and member in self._members.get(member.codec, ()):
             self._heard[member] = len(self.pending)
 
     def told(self, member: Member) -> int:
-        """Up to where on the log a member has been told, by events or by what it could read when it joined."""
+        """The position of the log up to which a member knows everything, by events or by what it read as it joined."""
         heard = self._heard.get(member, 0)
         return self.pending[heard - 1].position if heard else self.position
 
     def flush(self) -> None:
-        """Write what is pending to every member, each from where it is on."""
+        """Write what is pending to every member, to each what it has not heard of."""
         try:
             for codec, members in list(self._members.items()):
                 self._flush(codec, members)
@@ -208,7 +212,7 @@ class Audience:
     def _flush(self, codec: Codec, members: dict[Member, Any]) -> None:
         for member in [each for each in self._heard if each in members]:
             self.catch_up(member)
-        # Those few are set aside: to look all others up would take as long as all else that is done for them here.
+        # The few who have heard are taken out for a moment: testing each of the others would double the cost.
         heard = {each: members.pop(each) for each in self._heard if each in members}
         sinks = [*members.values()]
         members.update(heard)
@@ -227,7 +231,7 @@ class Audience:
                 member.write(batch)
 
     def _batch(self, codec: Codec, start: int) -> Batch | None:
-        """Encode what is pending from `start` on, once for all who are told the same; None for nothing to tell."""
+        """Encode what is pending from `start` on, once for all who are told the same; None if there is nothing."""
         mark = getattr(codec, "mark", None)
         key = (codec, mark, start, len(self.pending))
         if key not in self._encoded:
@@ -247,17 +251,17 @@ class Audience:
 
 
 class FanOut:
-    """The audiences of this node: everyone of each tenant.
+    """The audiences of this node, one for each tenant.
 
     Args:
         scheduler: the event loop.
-        interval: seconds that changes of one audience are gathered for, as `Pace` does it. The first change after a
-            quiet interval goes out at once.
-        position: up to where this node has followed the log.
-        pass_over: called with a tenant and two positions where those who can recover are told nothing of what came
-            between them.
-        stopwatch: seconds on a clock that goes on within one turn of the loop, as the loop's own may not.
-        reduce: what is told of one audience's transitions; as `net_changes`.
+        interval: seconds that changes of one audience are gathered for; see `Pace`. The first change after a quiet
+            interval goes out at once.
+        position: returns up to where this node has followed the log.
+        pass_over: called with a tenant and two positions if the changes between them cancelled out, and clients that
+            can recover were not told of them.
+        stopwatch: returns seconds of a clock that goes on within one turn of the loop, as the loop's own may not.
+        reduce: makes the events that are sent out of an audience's transitions.
     """
 
     def __init__(
@@ -278,9 +282,9 @@ class FanOut:
         self._stopwatch = stopwatch
         self._audiences: dict[str, Audience] = {}
         self.deliveries = Deliveries()
-        """What was told, since the start."""
+        """What was sent, since the start."""
         self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
-        """Called with what was told, in how many seconds, and to how many members; None for nobody to be told."""
+        """Called after each flush with its transitions, the seconds that it took, and how many members were told."""
 
     def join(self, tenant: str, member: Member) -> Audience:
         """Let a member hear of the tenant's changes that are published from now on."""
@@ -293,7 +297,7 @@ class FanOut:
         return audience
 
     def leave(self, tenant: str, member: Member) -> None:
-        """Let a member hear no more; one that never joined is ignored."""
+        """Take a member out; one that never joined is ignored."""
         audience = self._audiences.get(tenant)
         if audience is None:
             return
@@ -306,22 +310,22 @@ class FanOut:
     def catch_up(self, tenant: str, member: Member) -> None:
         """Tell one member now what it has not heard of.
 
-        Called before an answer from the view goes to it: an answer that knows of a change before the event
-        that tells of it would be a picture that a netted-out event never corrects.
+        To be called before the member gets an answer from the view. Otherwise the answer could show a change that is
+        still pending; if that is undone before it goes out, no event would ever correct the answer.
         """
         audience = self._audiences.get(tenant)
         if audience is not None:
             audience.catch_up(member)
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Take news of the log in, to go out within the interval."""
+        """Take in new transitions, to go out within the interval. The follower calls it."""
         for transition in transitions:
             audience = self._audiences.get(transition.tenant)
             if audience is None:
                 continue
             audience.pending.append(transition)
             if audience.timer is None:
-                # Never earlier than this turn of the loop's end: what came in one batch goes out in one.
+                # Even if it is due now, it waits for the end of the loop's turn: one batch in is one batch out.
                 due = audience.pace.due(self._scheduler.time(), transition.user_id)
                 audience.timer = self._scheduler.call_at(due, partial(self._flush, audience))
 

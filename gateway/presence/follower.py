@@ -1,4 +1,4 @@
-"""Reads the log into the view, and hands what changed to whoever listens: fan-out and hooks."""
+"""Reads the log into the view, and hands what changed to the listeners: the fan-out, watch lists and hooks."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 RETRY = 0.25
-"""Seconds to wait after the store failed, before it is asked again."""
+"""Seconds to wait after the store failed before it is asked again."""
 
 PATIENCE = 5.0
-"""Seconds that a position is waited for; longer than a connection takes that turns out to be dead."""
+"""Seconds that a command waits for the log at the most: longer than it takes to find that a connection is dead."""
 
 
 class Follower:
-    """Keeps one view at the end of one store's log.
+    """Keeps one view up to date with one store's log.
 
     Args:
         store: whose log.
-        view: what it is read into.
-        listeners: called with each batch of transitions that were news, in the order of the log, after the
-            view holds them. A listener must not block.
+        view: where it is read into.
+        listeners: each is called with every batch of new transitions, in the order of the log, when the view holds
+            them. A listener must not block.
     """
 
     def __init__(self, store: Store, view: View, listeners: Sequence[Listener]) -> None:
         self.loaded = False
-        """True once the view holds a snapshot; before, it knows nobody."""
+        """True when the view holds a snapshot; until then it knows nobody."""
         self.resyncs = 0
-        """How many snapshots had to be taken since the first."""
+        """How many snapshots had to be taken after the first."""
         self.lost: list[UserStatus] = []
-        """What the view knows and the store has lost; the tracker gives it back."""
+        """What the view knows and the store has lost, as of the last resync. The tracker restores it."""
         self._store = store
         self._view = view
         self._listeners = listeners
@@ -52,7 +52,7 @@ class Follower:
 
     @property
     def view(self) -> View:
-        """What the log is read into."""
+        """The view that it keeps."""
         return self._view
 
     @property
@@ -62,17 +62,17 @@ class Follower:
 
     @property
     def waiting(self) -> int:
-        """How many commands wait until the view has come to what they did."""
+        """How many commands wait until the view shows what they did."""
         return len(self._waiting)
 
     def _view_position(self) -> int:
         return self._view.position
 
     async def start(self) -> None:
-        """Load the first snapshot. Nobody is told: whoever connects later reads the view.
+        """Load the first snapshot. Listeners are told nothing: nobody is connected yet.
 
         Raises:
-            StoreUnavailableError: there is none to be had; `run` tries again.
+            StoreUnavailableError: the store cannot be reached; `run` tries again.
         """
         self._view.load(await self._store.snapshot())
         self.loaded = True
@@ -83,7 +83,7 @@ class Follower:
             try:
                 if not self.loaded:
                     await self.start()
-                if self._store.near:  # whoever commits reads on at once: only what nobody has read is read here
+                if self._store.near:  # a command of this process reads the log itself, in `reach`: wait for the rest
                     await self._store.wait_past(self._view_position)
                 await self._advance()
             except StoreUnavailableError as error:
@@ -95,12 +95,12 @@ class Follower:
                 await asyncio.sleep(RETRY)
 
     async def reach(self, position: int) -> None:
-        """Return when the view has come to `position` of the log, or has passed it by a snapshot.
+        """Return when the view has reached `position` of the log, or has taken a snapshot.
 
         Raises:
-            StoreUnavailableError: the log cannot be read now.
+            StoreUnavailableError: the log cannot be read now, or did not come for `PATIENCE` seconds.
         """
-        if self._store.near:  # what `run` waits for is read here and now
+        if self._store.near:  # reading costs nothing, so it is not left to `run`
             while self._view.position < position:
                 await self._advance()
         elif self._view.position < position:
@@ -110,13 +110,13 @@ class Follower:
                 async with asyncio.timeout(PATIENCE):
                     await future
             except TimeoutError:
-                raise StoreUnavailableError("the log does not come") from None
+                raise StoreUnavailableError(f"the log did not come to {position} in {PATIENCE:g} s") from None
 
     async def resync(self) -> None:
-        """Take a snapshot, tell what was missed, and note what the store has lost."""
+        """Take a snapshot, tell the listeners what was missed, and keep in `lost` what the store has lost."""
         position = self._view.position
         async with self._resyncing:
-            if self._view.position != position:  # another, who was quicker, has
+            if self._view.position != position:  # another task has just done it
                 return
             snapshot = await self._store.snapshot()
             self.resyncs += 1
@@ -132,14 +132,14 @@ class Follower:
             self._wake(past_all=True)
 
     async def _advance(self) -> None:
-        """Read once, as soon as there is something."""
+        """Wait for more of the log, and apply it."""
         position = self._view.position
         try:
             entries = await self._store.read(position, wait=True)
         except LogTrimmedError:
             await self.resync()
             return
-        if self._view.position == position:  # nobody else has brought it further meanwhile
+        if self._view.position == position:  # otherwise another task has read this meanwhile
             self._publish(self._view.apply(entries))
             if self._waiting:
                 self._wake()
@@ -153,15 +153,15 @@ class Follower:
                     _log.exception("a listener failed")
 
     def _wake(self, error: Exception | None = None, *, past_all: bool = False) -> None:
-        """Let those go on who wait for what the view has now.
+        """Let those commands go on whose position the view has reached.
 
         Args:
-            error: what they hear instead, all of them.
-            past_all: a snapshot was taken. Positions that the store lost never come.
+            error: what every waiting command raises instead; None for none.
+            past_all: a snapshot was taken: every command goes on, since a position that the store lost never comes.
         """
         waiting, self._waiting = self._waiting, []
         for position, future in waiting:
-            if future.done():  # whoever waited has given up
+            if future.done():  # the command has given up
                 continue
             if error is not None:
                 future.set_exception(error)

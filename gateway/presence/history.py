@@ -1,4 +1,4 @@
-"""What changed lately, kept encoded for those who lost their connection and are about to be back."""
+"""The recent changes, kept for clients that have lost their connection and come back."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 _KeyT = TypeVar("_KeyT", str, tuple[str, str])
 
 Span = tuple[int, int]
-"""A part of the log: what comes after a position, up to another."""
+"""A part of the log: the entries behind the first position, up to and including the second."""
 
 SIZE = 1024
-"""Bytes that one change takes, about, besides what the last heartbeat said."""
+"""Bytes that one change takes, about, besides the user's meta."""
 
 REMEMBERED = 20_000
-"""Users of whom it is known when their last change was that is kept no more."""
+"""Users for whom the position of their last discarded change is remembered."""
 
 READS = 20
-"""How often the store's log is read for one who comes from before what is kept here: some 20,000 entries."""
+"""How often the store's log is read, at the most, for a client that was away for longer than is kept here: that is
+some 20,000 entries."""
 
 
 FLICKER = 1000
-"""Milliseconds within which a change that was undone may have been told to nobody elsewhere; a flush waits for 200."""
+"""Milliseconds within which another node may have seen a change and its undoing in one flush, and told nobody of
+either. A flush waits for 200 at the most."""
 
 
 class Change:
@@ -76,29 +78,31 @@ class History:
         self._limit = limit
         self._by_tenant: dict[str, deque[Change]] = {}
         self._order: deque[str] = deque()
-        """Whose change is the next oldest."""
+        """The tenants of all changes that are kept, oldest change first."""
         self._begin: int | None = None
-        """From where on all that was published is kept or has its mark in `_forgotten`; None where nothing was."""
+        """The position behind which every change was published here: it is kept, or has been discarded since and
+        noted in `_forgotten`. None before the first."""
         self._end = 0
+        """The position of the last change."""
         self._forgotten: dict[str, int] = {}
-        """The position of each tenant's last change that is kept no more."""
+        """The position of each tenant's last discarded change."""
         self._silent: dict[str, deque[Span]] = {}
-        """What nobody was told, by tenant: changes that were over before they were told."""
+        """By tenant, the spans that nobody was told of, because their changes cancelled out within a flush."""
         self._of: dict[tuple[str, str], list[Change]] = {}
-        """What is kept, by tenant and user id."""
+        """The changes that are kept, by tenant and user id."""
         self._forgotten_of: OrderedDict[tuple[str, str], int] = OrderedDict()
-        """The position of each user's last change that is kept no more."""
+        """The position of each user's last discarded change; of `REMEMBERED` users."""
         self._unremembered: dict[str, int] = {}
-        """Of those who are not remembered there, the latest, by tenant."""
+        """By tenant, the latest such position of all other users."""
         self._silent_of: dict[tuple[str, str], deque[Span]] = {}
-        """What nobody was told who watches a user."""
+        """By tenant and user id, the spans that the user's watchers were not told of."""
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Keep news of the log."""
+        """Keep new transitions."""
         now = self._clock()
         for transition in transitions:
             if transition.position < self._end or transition.reason == RESYNCHRONISED:
-                # The log does not go on from what is kept: an offset before this says nothing here any more.
+                # The log does not go on from what is kept: positions before this one are of no use any more.
                 self._begin_anew(transition.position)
             elif self._begin is None:
                 self._begin = transition.position - 1
@@ -119,20 +123,20 @@ class History:
         self.forget(now)
 
     def pass_over(self, tenant: str, after: int, to: int) -> None:
-        """Take note that whoever had been told up to `after` was told nothing of what came then up to `to`.
+        """Take note that nobody was told of the changes behind `after`, up to `to`: they cancelled out within a flush.
 
-        It was done and undone within a flush; an answer may have shown what it came to.
+        A client may have seen one of them all the same, in the answer to a request.
         """
         self._silent.setdefault(tenant, deque()).append((after, to))
 
     def pass_over_of(self, tenant: str, user_id: str, after: int, to: int) -> None:
-        """The same of one user, and of those who watch them. What is noted already is not noted again."""
+        """The same for the watchers of one user. A span that is noted already is not noted twice."""
         spans = self._silent_of.setdefault((tenant, user_id), deque())
         if (after, to) not in spans:
             spans.append((after, to))
 
     def silent_until(self, tenant: str, position: int) -> Span:
-        """The span of the log that ends at `position` and that its members were told nothing of; it may be empty."""
+        """The longest span that ends at `position` and that nobody of the tenant was told of; it may be empty."""
         begin = position
         for after, to in sorted(self._silent.get(tenant, ()), reverse=True):
             if to == begin:
@@ -140,7 +144,7 @@ class History:
         return begin, position
 
     def silent_of(self, tenant: str, users: Iterable[str], position: int) -> dict[str, list[Span]]:
-        """Up to a position, the spans that nobody was told of who watches one of some users, by user id."""
+        """By user id, the spans up to a position that their watchers were not told of; users without are omitted."""
         found = {}
         for user_id in users:
             if spans := [span for span in self._silent_of.get((tenant, user_id), ()) if span[1] <= position]:
@@ -148,13 +152,13 @@ class History:
         return found
 
     def told(self, tenant: str, position: int, changes: Iterable[Change], silent: Sequence[Span] = ()) -> list[Change]:
-        """Of changes after a position, in their order, those that whoever was there has been told of.
+        """Of the changes after a position, those that a connected client would have been told of, in order.
 
         Args:
             tenant: whose.
-            position: up to where they are known already.
+            position: up to where the client knows everything.
             changes: those after it.
-            silent: what nobody was told elsewhere.
+            silent: spans that nobody was told of on the client's former node.
         """
         return _told(position, changes, (*self._silent.get(tenant, ()), *silent))
 
@@ -166,16 +170,16 @@ class History:
         users: Mapping[str, int],
         silent: Mapping[str, Sequence[Span]],
     ) -> list[Change]:
-        """The same of users who are watched, each with a position, as `since_of` has it; `silent` as `silent_of`."""
+        """The same for a client that watches `users`, as given to `since_of`; `silent` is as `silent_of` returns it."""
         found: list[Change] = []
         for user_id, theirs in _by_user(changes).items():
-            # Who began to watch in the middle of what was passed over knows its beginning, and no end.
+            # A watcher that began in the middle of a silent span has seen its beginning, so it needs the rest.
             after = max(position, users.get(user_id, 0))
             found += _told(after, theirs, (*self._silent_of.get((tenant, user_id), ()), *silent.get(user_id, ())))
         return sorted(found, key=_position)
 
     def forget(self, now: int) -> None:
-        """Let go of what is too old at `now`, or too much."""
+        """Discard the oldest changes: those too old at `now`, and as many as exceed the limit."""
         while self._order:
             changes = self._by_tenant[self._order[0]]
             if self.size <= self._limit and now - changes[0].at <= self._horizon:
@@ -189,15 +193,15 @@ class History:
                 del self._by_tenant[tenant]
 
     def since(self, tenant: str, position: int, *, known: bool = False) -> list[Change] | None:
-        """The tenant's changes after a position.
+        """The tenant's changes after a position, in order.
 
         Args:
             tenant: whose.
-            position: up to where they are known already.
-            known: the position was read from this node's own log, whatever has been published since.
+            position: up to where the client knows everything.
+            known: whether the position is known to be in this log, since this node read on from it itself.
 
         Returns:
-            None where they are not all here.
+            None if not all of them are kept.
         """
         if not known and (self._begin is None or position < self._begin):
             return None
@@ -211,15 +215,16 @@ class History:
         return found[::-1]
 
     def since_of(self, tenant: str, position: int, users: Mapping[str, int]) -> list[Change] | None:
-        """The changes of some users after a position, in the order of the log. It looks at no others.
+        """The changes of some users after a position, in order. It costs as much as these users have changes.
 
         Args:
             tenant: whose.
-            position: up to where they are known already.
-            users: their ids, each with a position before which nothing of them is asked for either.
+            position: up to where the client knows everything.
+            users: their ids, each with the position at which the client began to watch them: earlier changes are not
+                asked for either.
 
         Returns:
-            None where they are not all here.
+            None if not all of them are kept.
         """
         found: list[Change] = []
         for user_id, since in users.items():
@@ -234,7 +239,7 @@ class History:
         return sorted(found, key=_position)
 
     def _forget_of(self, user: tuple[str, str], position: int) -> None:
-        """Let go of a user's oldest change."""
+        """Discard a user's oldest change."""
         theirs = self._of[user]
         del theirs[0]
         if not theirs:
@@ -256,9 +261,9 @@ class History:
 
 
 def without_flickers(changes: Sequence[Change]) -> list[Change]:
-    """Changes but for what each user began with and what undid it at once.
+    """The changes without each user's first ones that were undone within `FLICKER` milliseconds.
 
-    The node that told a client last may have passed that over, and have answered with what it came to.
+    The client's former node may have told nobody of these, and have answered a request with what they came to.
     """
     undone: set[Change] = set()
     for theirs in _by_user(changes).values():
@@ -285,9 +290,9 @@ def _position(change: Change) -> int:
 
 
 def _told(position: int, changes: Iterable[Change], silent: Iterable[Span]) -> list[Change]:
-    """Of changes after a position, those that lie in no part that nobody was told of."""
-    # Who was told of the first of them may know no more: then the rest is none to be passed over. Nor is one that
-    # begins within another, for whoever joined there: it undoes what only they knew.
+    """The changes that lie in no silent span."""
+    # A span that began before the position counts for nothing: the client may have seen its first changes, and needs
+    # the rest. Nor does one that begins within another, which was noted for a client that joined there.
     spans = sorted((span for span in silent if span[0] >= position), key=lambda span: (span[0], -span[1]))
     found: list[Change] = []
     begun, end = 0, 0
@@ -310,10 +315,10 @@ def _forget_silent(silent: dict[_KeyT, deque[Span]], key: _KeyT, position: int) 
 
 
 async def read_back(store: Store, view: View, tenant: str, position: int) -> tuple[int, list[Change]] | None:
-    """Read a tenant's changes after a position from the store's log, at least as far as the view has come.
+    """Read a tenant's changes after a position from the store's log, at least as far as the view has read.
 
     Returns:
-        How far was read, and the changes; None where they cannot be had, or are too far back.
+        How far was read, and the changes; None if they cannot be read, or are too far back.
     """
     found: list[Change] = []
     reached = position
@@ -321,7 +326,7 @@ async def read_back(store: Store, view: View, tenant: str, position: int) -> tup
         for _ in range(READS):
             entries = await store.read(reached, wait=False)
             if not entries:
-                # A position that this log does not know reads like its end.
+                # Reading after a position that this log does not know also returns nothing.
                 return (reached, found) if reached != position or reached == view.position else None
             found += [Change(entry, 0) for entry in entries if isinstance(entry, Transition) and entry.tenant == tenant]
             reached = entries[-1].position

@@ -1,4 +1,4 @@
-"""What the store in memory has of one user."""
+"""What the store in memory keeps of one user."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ from gateway.presence.model import OFFLINE, Choice, Chosen, Held, OnlineSession,
 
 
 class Record:
-    """One user: who they are now, what keeps them so, and when that will next change by itself."""
+    """One user: their presence, what keeps them online, and when that will next change without a command."""
 
     __slots__ = ("due", "held", "opened", "recent", "sessions", "shown", "status")
 
     def __init__(self, status: UserStatus) -> None:
         self.status = status
-        """What the user is told."""
+        """The real presence, which the user is told."""
         self.shown: UserStatus | None = None
-        """What others are told while the user is invisible."""
+        """What others are told while the user is invisible; None if they are told the truth."""
         self.held = Held()
         self.due: int | None = None
+        """When the user is queued to be looked at by a sweep; None if they are not."""
         self.recent: tuple[Transition, ...] = ()
-        """The last few; not a deque, of which each takes more than they do."""
+        """The last few, oldest first. A tuple, because an empty deque takes more memory than these few."""
         self.sessions: tuple[OnlineSession, ...] = ()
         """The last few, oldest first."""
         self.opened: int | None = None
-        """How many connections were opened in the session that lasts; None where none does."""
+        """How many connections were opened in the running session; None if none runs."""
 
     @property
     def published(self) -> UserStatus:
-        """Both as one."""
+        """Both sides in one, as the log and snapshots carry them; see `model.published`."""
         return published(self.status, self.shown)
 
 
 def end_session(record: Record, now: int, reason: str) -> None:
-    """End the session that lasts, where one does."""
+    """End the running session, if there is one."""
     if record.opened is not None:
         *earlier, session = record.sessions
         ended = msgspec.structs.replace(session, ended_at=now, connections=record.opened, reason=str(reason))
@@ -42,12 +43,12 @@ def end_session(record: Record, now: int, reason: str) -> None:
 
 
 def revision_of(status: UserStatus) -> int:
-    """Of what the user has set: 0 for nothing."""
+    """The revision of the private side; 0 for a user who has never set a status."""
     return 0 if status.own is None else status.own.revision
 
 
 def show_or_hide(record: Record, choice: Choice) -> None:
-    """Begin or end to tell others that a user is offline, by what the user has set."""
+    """Set or clear `Record.shown`, as the status that the user has set by hand requires."""
     hid, status = record.shown, record.status
     if choice.status is Chosen.INVISIBLE:
         if hid is None:

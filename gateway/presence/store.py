@@ -1,35 +1,38 @@
 """The store: where every change is committed, once, onto an ordered log.
 
-This is the port. Its adapters are `store_memory` (one process) and `store_redis` (many). What any adapter must do
-is written here and checked by ``tests/test_store_conformance.py`` and the state machine beside it.
+This is the port. Its adapters are `store_memory` (one process) and `store_redis` (many processes). What an adapter must
+do is written here, and checked by ``tests/test_store_conformance.py`` and ``tests/test_store_state_machine.py``.
 
 **The contract**
 
 - A command is atomic. It returns what it committed, and no other command, of this node or another, sees half of it.
 - A user's status follows `model.status_at`. Whenever a command changes it, exactly one `Transition` is appended to
   the log, with the user's next version: 1, 2, 3, … without gaps, over all nodes.
-- Status also changes because time passes. That is committed by `sweep`, by any node; however many sweep, each
-  change is committed once. A command about a user first commits what time has already done to that user.
-- What a user set by hand is the user's: it outlasts their connections, until it is changed or its time is over, which
-  `sweep` commits for whoever is online. While it is `Chosen.INVISIBLE`, others are told what they would be of one who
-  said goodbye when it was set: nothing the user does is a transition, or changes what others read, the version
-  included. What only the user is told goes along as `UserStatus.own`, and is logged as a `PrivateChange`.
-- Times come from the caller. A user's `active_at` never goes back, even where callers' clocks disagree.
+- A status also changes because time passes. `sweep` commits that. Any node may sweep; however many do, each change is
+  committed once. A command about a user first commits what time has already changed of that user.
+- A status set by hand belongs to the user, not to a connection. It lasts until it is changed or its time runs out,
+  which `sweep` commits for a user who is online.
+- While that status is `Chosen.INVISIBLE`, others are told what they would be told had the user said goodbye when it was
+  set. Nothing the user does is a transition then, or changes what others read, not even the version. The truth, which
+  only the user is told, is in `UserStatus.own`, and is logged as a `PrivateChange`.
+- Times come from the caller. A user's `active_at` never goes back, even if the callers' clocks disagree.
 - The log is complete and ordered: applying it to a snapshot taken at any position rebuilds the state.
-  It may be trimmed by length; a reader who fell behind is told so, and takes a snapshot.
-- A store may lose what it committed: emptied, or behind after a failover. Its log then does not go on from where its
-  readers are, and they are told the same. What they knew and it lost, they give back by `restore`.
-- Where webhooks are sent, each transition is written to their outbox in the same step as to the log; where none are,
-  nothing is. What is in it is the outbox's to say: `gateway.webhooks`.
-- A node holds a lease. Its connections count as long as the lease is renewed; when it runs out they end as
-  `Ending.NODE_DIED` did at that moment. A node whose lease is gone commits nothing: its commands raise.
-- A session begins with each coming of a user and ends with their going, in the transition's own step, and is the truth,
-  also of one who is invisible. As many are kept as `Retention` says, for as long. By it, whoever has been offline for
-  long enough is forgotten by `sweep`: a `Forgotten` on the log, after which they are as one never seen, but for what
-  they set by hand. To others it is so, too, of one who has been invisible for as long. Versions go on from the
-  tenant's highest that was forgotten, so that nobody's grows twice.
-- Each method raises `StoreUnavailableError` where the store cannot be reached. Whether the command was done is then
-  not known; each can be given again, and has its effect once.
+  It may be trimmed by length. A reader who has fallen behind its beginning gets a `LogTrimmedError`, and takes a
+  snapshot.
+- A store may lose what it committed: it was emptied, or is behind after a failover. Its log then does not go on from
+  where its readers are, and they get a `LogTrimmedError`, too. What they know and it lost they give back by `restore`.
+- If webhooks are configured, each transition is written to their outbox in the same step as to the log; otherwise not.
+  `gateway.webhooks` describes the outbox.
+- A node holds a lease. Its connections count as long as it renews the lease. When the lease runs out, they end at that
+  moment as `Ending.NODE_DIED`. A node without a lease commits nothing: its commands raise `LeaseLostError`.
+- A session begins when a user comes online and ends when they go offline, in the same step as that change. It tells the
+  truth, even of an invisible user. `Retention` says how many are kept, and for how long.
+- `Retention` also says when a user who stays offline is forgotten. `sweep` does it, and logs a `Forgotten`: they are
+  then as if never seen, except for what they set by hand. An invisible user is forgotten in the eyes of others after
+  the same time. A user who comes after that goes on from the highest version that was ever forgotten in the tenant,
+  so that no version is given to the same user twice.
+- Each method raises `StoreUnavailableError` if the store cannot be reached. It is then not known whether the command
+  was done. Every command can be repeated, and takes effect once.
 """
 
 from __future__ import annotations
@@ -47,53 +50,54 @@ if TYPE_CHECKING:
     from gateway.presence.model import Beat, Choice, Ending
 
 OUTAGE = 1000
-"""Milliseconds. Nodes renew several times in them: where none did, none could."""
+"""Milliseconds without any node renewing its lease that count as an outage: every node renews several times in them,
+so if none did, none could."""
 
 RETURNING = 2500
-"""Milliseconds within which every node is back at a store that can be reached again: an attempt that is under way is
-given up after two seconds, the next one begins within a quarter of one, and tells what came meanwhile."""
+"""Milliseconds after an outage within which every node has reached the store again: an attempt under way gives up after
+two seconds, the next one starts within a quarter of a second, and registers what came meanwhile."""
 
 
 class Commit(msgspec.Struct, frozen=True):
     """What a command did."""
 
     position: int
-    """The end of the log after the command: a view that has come this far shows the command's effect."""
+    """The end of the log after the command: a view that has reached it shows the command's effect."""
     transitions: tuple[Transition, ...] = ()
-    """The changes it committed, in the order of the log; empty where it changed nobody's status."""
+    """The changes it committed, in the order of the log; empty if it changed nobody's status."""
     resumed: bool = False
-    """True for a `connect` that came back within a running grace."""
+    """True for a `connect` within a running grace: the user came back in time."""
     queued: bool | None = None
-    """Of a `connect`: whether notifications wait for the user, as of the same moment; None where the store does not
-    know."""
+    """Of a `connect`: whether notifications wait for the user at that moment; None if the store does not know."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Every user ever seen, as of one position of the log."""
+    """Every user that the store knows, as of one position of the log."""
 
     position: int
     statuses: tuple[UserStatus, ...]
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """What a node hears when it renews its lease."""
+    """The answer to a node that renews its lease."""
 
     held: bool = True
-    """False where the lease is a new one: whatever connections the node had registered have ended, or are about
-    to, and the node registers them again."""
+    """False if the lease is a new one: the connections that the node had registered have ended, or are about to, and
+    the node has to register them again."""
     log_continues: bool = True
-    """False where the log does not hold the position that the caller gave: the caller takes a snapshot."""
+    """False if the log does not go on from the position that the caller gave: the caller has to take a snapshot."""
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """Why a user has the status it has. Times are Unix milliseconds."""
 
     status: UserStatus
-    """As the user is told it."""
+    """As the user is told it, also while they are invisible."""
     connections: tuple[Connection, ...]
     leases: dict[str, int]
-    """Until when each node that holds one of the connections has its lease."""
+    """When the lease ends of each node that has one of the connections, by node."""
     grace_until: int | None
+    """When the running grace ends; None if none runs."""
     transitions: tuple[Transition, ...]
     """The most recent ones, oldest first."""
 
@@ -122,13 +126,13 @@ class Store(ABC):
     """The port; see the module for the contract."""
 
     near: ClassVar[bool]
-    """True where reading the log costs no round trip."""
+    """True if reading the log takes no round trip, because the store is in this process."""
     traceparent: Callable[[], str | None] | None = None
-    """What trace a command is part of, which the changes that it commits then are, too; None traces nothing."""
+    """Returns the trace that the current command is part of, which its transitions are marked with; None for none."""
 
     @abstractmethod
     async def time(self) -> int | None:
-        """Read the store's own clock, in Unix milliseconds; None where it has none."""
+        """Read the store's own clock, in Unix milliseconds; None if it has none."""
 
     @abstractmethod
     async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
@@ -136,12 +140,12 @@ class Store(ABC):
 
         Args:
             node: whose lease.
-            now: the time.
-            position: up to where the node has followed the log; 0 for one that has not begun.
-            returning: the node is new, or could not reach the store for a while. Where no other node has renewed
-                its lease for `OUTAGE` either, time stood still for all: nobody could renew, connect or come
-                back. Then no lease, grace or TTL runs out for a lease's length from `now`, and for `RETURNING` no
-                ending takes a user offline at once: another node may have yet to tell of a connection of theirs.
+            now: the time, in Unix milliseconds.
+            position: up to where the node has followed the log; 0 for a node that has not begun.
+            returning: the node is new, or could not reach the store for a while. If no other node has renewed its
+                lease for `OUTAGE` either, it was an outage for all: nobody could renew, connect or come back. Then no
+                lease, grace or TTL runs out for the length of a lease from `now`, and for `RETURNING` no ending takes
+                a user offline at once, because another node may yet have to register a connection of theirs.
         """
 
     @abstractmethod
@@ -150,15 +154,18 @@ class Store(ABC):
 
     @abstractmethod
     async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
-        """Give back what a store lost: statuses that the caller knows, of versions that the store has not.
+        """Give back what the store lost: statuses at versions that the caller knows and the store does not.
 
-        A user whose version is lower here takes what is known for theirs. One who is online by it and has no
-        connection here is held for a lease's length and a grace: their node registers them within it, or is dead.
-        A user of the same version and another status keeps theirs here, under a version that nobody has seen.
-        What only its user is told, and is lower in `Own.revision` here, is taken too.
+        For each user that the caller gives:
 
-        Until that time is over, no ending takes a user offline at once: others of their connections may be among
-        what was lost.
+        - If the store's version is lower, the given status replaces it. If the user is online by it but has no
+          connection in the store, they are held online for a lease plus a grace: within that time their node has
+          registered the connection again, or is dead.
+        - If the versions are equal and the statuses differ, the store's status stays, under a new version.
+        - If only `Own.revision` is lower in the store, the private side is taken over.
+
+        Until that time is over no ending takes a user offline at once, because other connections of theirs may be
+        among what was lost.
 
         Raises:
             LeaseLostError: `node` holds no lease.
@@ -166,33 +173,32 @@ class Store(ABC):
 
     @abstractmethod
     async def connect(self, connection: Connection, now: int) -> Commit:
-        """Count `connection` for its user, who is online from now on. A running grace ends.
+        """Register `connection` for its user, who is online from now on. A running grace ends.
 
-        Coming online is activity; a further connection of a user who is already there is none.
+        Coming online counts as activity; a further connection of a user who is online does not.
         Registering the same connection again changes nothing.
 
         Raises:
-            LeaseLostError: the connection's node holds no lease; call `renew`, then again.
+            LeaseLostError: the connection's node holds no lease; call `renew`, then repeat this.
         """
 
     @abstractmethod
     async def describe(self, connection: Connection) -> Commit:
-        """Replace what is known of a connection that counts; another is left as it is. Nothing is logged."""
+        """Replace the details of a registered connection; one that is not registered is ignored. Nothing is logged."""
 
     @abstractmethod
     async def disconnect(
         self, connection: Connection, ending: Ending, now: int, *, active_at: int | None = None
     ) -> Commit:
-        """End a connection. The last one to end decides, by `Timing.hold_after`, how long the user stays.
+        """End a connection. When a user's last one ends, `Timing.hold_after` decides how long they stay online.
 
-        A goodbye is activity; other endings are none. Ending a connection that the store does not know
-        changes nothing.
+        A goodbye counts as activity; other endings do not. Ending a connection that is not registered changes nothing.
 
         Args:
             connection: which.
             ending: how it ended.
             now: Unix milliseconds.
-            active_at: when its user was last active, if the store has not been told; None if it has.
+            active_at: when its user was last active, if the store has not been told yet; None if it has.
 
         Raises:
             LeaseLostError: as for `connect`.
@@ -200,7 +206,7 @@ class Store(ABC):
 
     @abstractmethod
     async def beat(self, node: str, beats: Sequence[Beat]) -> Commit:
-        """Record activity, many users at once.
+        """Record activity of many users at once.
 
         Raises:
             LeaseLostError: `node` holds no lease.
@@ -208,18 +214,19 @@ class Store(ABC):
 
     @abstractmethod
     async def release(self, tenant: str, user_id: str, now: int) -> Commit:
-        """End a user's TTL and grace. Live connections go on counting."""
+        """End a user's TTL and grace at once, as a backend's logout does. Live connections keep counting."""
 
     @abstractmethod
     async def set_status(self, tenant: str, user_id: str, choice: Choice, now: int) -> Commit:
-        """Set a user's status by hand, also of one who is offline: it is there when they come back.
+        """Set a user's status by hand. A user who is offline has it when they come back.
 
-        It is no activity, but for what is told to others of one who comes or goes by it.
+        It does not count as activity, with one exception: a user who becomes invisible, or visible again, is last seen
+        at that moment.
         """
 
     @abstractmethod
     async def sweep(self, now: int) -> Commit:
-        """Commit what time has changed: what ran out (leases, graces, TTLs, statuses set by hand), who turned away."""
+        """Commit what time has changed: leases, graces, TTLs and hand-set statuses that ran out, users now away."""
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
@@ -231,36 +238,37 @@ class Store(ABC):
 
         Args:
             after: the position of the last entry the caller has.
-            wait: return only when there is an entry; otherwise return at once, possibly nothing.
+            wait: True returns only when there is an entry; False returns at once, possibly with nothing.
 
         Raises:
-            LogTrimmedError: the log does not go on from `after`: it was trimmed, or lost what it held.
+            LogTrimmedError: the log does not go on from `after`: it was trimmed, or lost its entries.
         """
 
     async def wait_past(self, position: Callable[[], int]) -> None:
-        """Wait until the log goes on past what a reader has, who may read on meanwhile; for a store that is near.
+        """Wait until the log has an entry that the reader has not. Only for a store that is `near`.
 
         Args:
-            position: where the reader is, asked when this turn of the loop is over in which the log grew.
+            position: returns where the reader is. It is called at the end of the loop's turn in which the log grew: the
+                reader may have read on by itself.
         """
         raise NotImplementedError
 
     @abstractmethod
     async def position(self) -> int:
-        """Read the position of the log's end; of a log that was lost, it may be before that of a reader."""
+        """Read the position of the log's end. If the store lost its log, it may be before the position of a reader."""
 
     @abstractmethod
     async def leases(self) -> dict[str, int]:
-        """Read until when each node has its lease, in Unix milliseconds; one that ran out may still be there."""
+        """Read when each node's lease ends, in Unix milliseconds; one that ran out may still be listed."""
 
     @abstractmethod
     async def explain(self, tenant: str, user_id: str) -> Explanation:
-        """Read all that the store knows of one user."""
+        """Read everything that the store knows about one user."""
 
     @abstractmethod
     async def sessions(self, tenant: str, user_id: str, now: int, limit: int) -> Sequence[OnlineSession]:
-        """Read a user's last sessions that are kept at `now`, newest first; the first may last."""
+        """Read a user's last `limit` sessions that are still kept at `now`, newest first; the first may be running."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of whatever the adapter holds. Readers that wait are cancelled by their own side."""
+        """Release the adapter's resources. Whoever waits in `read` is cancelled by its own task's owner."""

@@ -71,9 +71,9 @@ class MemoryStore(Store):
     Args:
         timing: the durations that presence follows.
         log_length: how many entries the log keeps.
-        begin: the position before its first entry. One that grows with each start lets who remembers a position know
-            that the log is another.
-        keep: takes each transition into an outbox as it is committed; None where there is none.
+        begin: the position before its first entry. If it is higher at each start, a position that a client remembers
+            from an earlier process is found to belong to another log.
+        keep: puts each transition into the outbox of webhooks as it is committed; None without webhooks.
     """
 
     near = True
@@ -90,20 +90,24 @@ class MemoryStore(Store):
         self._keep = keep
         self._retention = timing.retention
         self._floors: dict[str, int] = {}
-        """The highest version that was forgotten, by tenant: whoever comes back, or comes anew, has a higher one."""
+        """The highest version that was forgotten, by tenant. The next user without a version begins above it."""
         self._records: dict[tuple[str, str], Record] = {}
+        """By tenant and user id."""
         self._leases: dict[str, int] = {}
+        """When each node's lease ends."""
         self._attended: int | None = None
-        """When a lease was last renewed."""
+        """When any lease was last renewed; None before the first."""
         self._outage = NO_OUTAGE
+        """The last one."""
         self._by_node: dict[str, dict[str, Connection]] = {}
-        # (when, user): at least one for each record whose status will change by itself. An entry that the
-        # record's own `due` no longer names is stale, and is dropped when it comes up.
+        """The connections of each node, by id."""
         self._due: list[tuple[int, tuple[str, str]]] = []
+        """A heap of (when, user), with at least one entry for each user whose status will change by itself. An entry
+        that is not the record's own `due` any more is stale, and is dropped when its time comes."""
         self._log: deque[Entry] = deque(maxlen=log_length)
         self._position = begin
-        # By the command that runs, which may commit more than the log keeps.
         self._committed: list[Transition] = []
+        """By the command that runs: the log may keep fewer than one command commits."""
         self._readers = Readers(lambda: self._position)
 
     # Commands
@@ -115,7 +119,7 @@ class MemoryStore(Store):
     async def renew(self, node: str, now: int, *, position: int = 0, returning: bool = False) -> Lease:
         """Give or prolong a lease; see the port."""
         if returning and self._attended is not None and now - self._attended >= OUTAGE:
-            # One outage soon after another is one with it: what the first prolonged had not run out.
+            # An outage that follows another before it is over continues that one: nothing has run out in between.
             begin = min(self._outage.begin, self._attended) if self._attended < self._outage.end else self._attended
             self._outage = Outage(begin, now + self._timing.lease, max(self._outage.loss_end, now + RETURNING))
         self._attended = latest(self._attended, now)
@@ -137,7 +141,7 @@ class MemoryStore(Store):
                 record.opened += 1
             active_at = record.status.active_at if record.status.online else now
             self._note(record, active_at=active_at, profile=connection.profile)
-            # Whoever is heard of late, of a node that was away, comes after they went.
+            # A node that was away may register it late; its session still must not begin before the last one ended.
             gone_at = record.sessions[-1].ended_at if record.sessions else None
             self._settle(record, max(now, gone_at or 0), CONNECTED, opener=connection)
         return self._commit(resumed=resumed)
@@ -200,7 +204,7 @@ class MemoryStore(Store):
         return self._commit()
 
     async def restore(self, node: str, known: Sequence[UserStatus], now: int) -> Commit:
-        """Give back what was lost; see the port. This store loses nothing; its log is read by the same rules."""
+        """Give back what was lost; see the port. This store loses nothing, but keeps the same contract."""
         self._require_lease(node)
         hold = self._timing.lease + self._timing.grace
         for status in known:
@@ -219,7 +223,7 @@ class MemoryStore(Store):
                 self._keep_private(record)
             else:
                 continue
-            if record.held.connections:  # that a user is gone was so before their node came back
+            if record.held.connections:  # a status of offline is older than their node's return
                 self._settle(record, now, CONNECTED)
             else:
                 self._expect(record)
@@ -228,7 +232,7 @@ class MemoryStore(Store):
 
     async def sweep(self, now: int) -> Commit:
         """Commit what time has changed; see the port."""
-        # The lease that ran out last comes last: it decides how long a user with connections on several stays.
+        # The lease that ran out last comes last: it decides how long a user with connections to several nodes stays.
         for node in sorted(
             (node for node, until in self._leases.items() if now >= self._outage.delay(until)),
             key=self._leases.__getitem__,
@@ -313,24 +317,24 @@ class MemoryStore(Store):
         """The user's record, with what time has already done to it committed."""
         record = self._records.get((tenant, user_id))
         if record is None:
-            return Record(UserStatus(tenant=tenant, user_id=user_id))  # kept once there is something to keep
+            return Record(UserStatus(tenant=tenant, user_id=user_id))  # stored when something is committed to it
         own = record.status.own
         if record.due is not None and record.due <= now:
             self._settle_by_time(record, now)
             own = record.status.own
-        if own is not None and not own.choice.holds_at(now):  # of one who is offline
+        if own is not None and not own.choice.holds_at(now):  # the user is offline, so no sweep has committed it
             self._settle(record, now, RAN_OUT)
         return record
 
     def _forget(self, record: Record, connection: Connection, ending: Ending, at: int) -> None:
-        """Take a connection away, and start the grace its ending gives where it was the last that is known here."""
+        """Remove a connection; if it was the user's last, start the grace that its ending gives."""
         del record.held.connections[connection.id]
         del self._by_node[connection.node][connection.id]
         hold = max(self._timing.hold_after(ending), self._outage.loss_end - at)
         if hold > 0 and record.held.connections:
             record.held.lost_at = latest(record.held.lost_at, at)
         elif hold > 0:
-            # Heard of late, of a node that died, or is far from the store: another may have been lost since.
+            # This one may be reported late, by a node that is slow or dead: the grace counts from the last loss.
             record.held.grace_until = max(at, record.held.lost_at or 0) + hold
             record.held.ending = ending
 
@@ -343,9 +347,9 @@ class MemoryStore(Store):
         profile: Profile | None = None,
         ttl_until: int | None = None,
     ) -> None:
-        """Record news that is no change of status, and log it where it says anything new of a user who is there.
+        """Record news that changes no status, and log it if it is new and the user is online.
 
-        A user who is about to come online needs no entry: the transition carries everything.
+        A user who is offline needs no entry: the transition that brings them online carries everything.
         """
         news = Activity(
             position=self._position + 1,
@@ -355,7 +359,7 @@ class MemoryStore(Store):
             active_at=active_at,
             meta_json=meta_json,
             ttl_until=ttl_until,
-            profile=None if profile == NOBODY else profile,  # a token that says nothing takes nothing back
+            profile=None if profile == NOBODY else profile,  # a token without claims does not erase those of another
         )
         status = news.applied_to(record.status)
         if status != record.status:
@@ -368,7 +372,7 @@ class MemoryStore(Store):
                     self._keep_private(record)
 
     def _settle_by_time(self, record: Record, now: int) -> None:
-        """Commit what time alone has done to a user: out of a grace or a TTL, or away. It brings nobody online."""
+        """Commit what time alone has changed: a grace or TTL ran out, or the user became away."""
         if not record.status.online:
             return
         held, ttl_until = record.held, record.status.ttl_until
@@ -378,14 +382,14 @@ class MemoryStore(Store):
     def _settle(
         self, record: Record, now: int, reason: str, *, chose: bool = False, opener: Connection | None = None
     ) -> None:
-        """Commit the status that the rules give, if it is not the one the user has, or if they have set another.
+        """Commit the status that the rules give, if it differs from the one the user has, or if they have set one.
 
         Args:
             record: whose.
             now: the time.
             reason: what brought it about.
-            chose: whether they have set another.
-            opener: the connection that did, where one did.
+            chose: whether the user has just set a status by hand.
+            opener: the connection that brought the user online; None if none did.
         """
         was = record.status
         ran_out = was.own is not None and not was.own.choice.holds_at(now)
@@ -395,7 +399,7 @@ class MemoryStore(Store):
         self._expect(record)
 
     def _settle_anew(self, record: Record, now: int, reason: str, *, chose: bool, opener: Connection | None) -> None:
-        """Commit what has changed of a user, as a new version where others see it."""
+        """Commit a change of a user: as a new version if others see it, otherwise privately."""
         before, hid = record.published, record.shown
         was, own = record.status, record.status.own
         ran_out = own is not None and not own.choice.holds_at(now)
@@ -405,8 +409,8 @@ class MemoryStore(Store):
         choice = NO_CHOICE if own is None else own.choice
         status = status_at(record.held, was, now, self._timing, self._outage)
         if status is not OFFLINE and (hid is None) is (choice.status is Chosen.INVISIBLE):
-            # To others the user goes as by a goodbye, which is activity, or comes now: what they did before, unseen, is
-            # not told afterwards either.
+            # Becoming invisible looks like a goodbye, which is activity; becoming visible looks like coming online now.
+            # What the user did while unseen stays unseen.
             since = was.online_since if hid is None else now
             was = msgspec.structs.replace(was, active_at=latest(was.active_at, now), online_since=since)
             status = status_at(record.held, was, now, self._timing, self._outage)
@@ -433,12 +437,12 @@ class MemoryStore(Store):
         if before.online and after.online:
             if ran_out or (status is AWAY and not chose):
                 reason = RAN_OUT if ran_out else INACTIVE
-        elif record.shown is not hid:  # the reasons of one who really comes and goes
+        elif record.shown is not hid:  # it must look as if the user had really come or gone
             reason, due = (CONNECTED if after.online else Ending.GOODBYE), None
         self._change(record, before, self._version_after(before.tenant, before.version), now, reason, due)
 
     def _take(self, record: Record, known: UserStatus, now: int, hold: int) -> None:
-        """Take for a user's own what is known of them elsewhere, and hold them as `restore` says."""
+        """Replace a user's state by what a node knows of them, and hold them online as `restore` says."""
         true, record.shown = parted(known)
         record.status = msgspec.structs.replace(true, active_at=latest(record.status.active_at, true.active_at))
         record.held.grace_until = record.held.ending = None
@@ -451,20 +455,20 @@ class MemoryStore(Store):
             end_session(record, now, RESTORED)
 
     def _version_after(self, tenant: str, version: int) -> int:
-        """The next version of a user; one of whom others have been told nothing goes on from all that was forgotten."""
+        """The next version of a user. One at version 0 begins above every version that was forgotten in the tenant."""
         return (version or self._floors.get(tenant.partition(PART)[0], 0)) + 1
 
     def _begin_session(self, record: Record, now: int, opener: Connection | None) -> None:
         if self._retention.sessions:
             session = OnlineSession(begun_at=now, device=None if opener is None else opener.device)
             kept = record.sessions
-            while kept and not kept[0].is_kept_at(now, self._retention):  # they ended in this order
+            while kept and not kept[0].is_kept_at(now, self._retention):  # oldest first
                 kept = kept[1:]
             record.sessions = (*kept, session)[-self._retention.sessions :]
             record.opened = len(record.held.connections)
 
     def _let_go(self, record: Record, now: int) -> None:
-        """Let go of what has been kept of a user for long enough."""
+        """Delete what has been kept of a user for as long as `Retention` says."""
         sessions = record.sessions
         if not record.status.online and sessions and not sessions[-1].is_kept_at(now, self._retention):
             record.sessions = ()
@@ -475,7 +479,7 @@ class MemoryStore(Store):
             self._expect(record)
 
     def _forget_user(self, record: Record, now: int) -> None:
-        """Commit that a user is as one never seen, but for what they have set by hand."""
+        """Commit that a user is as if never seen, except for what they have set by hand."""
         status, shown, own = record.status, record.shown, record.status.own
         whole = status.tenant.partition(PART)[0]
         self._floors[whole] = max(self._floors.get(whole, 0), status.version)
@@ -499,7 +503,7 @@ class MemoryStore(Store):
     def _change(
         self, record: Record, before: UserStatus, version: int, now: int, reason: str, due: int | None = None
     ) -> None:
-        """Commit a new version of a user, of whom others were told something else before."""
+        """Commit a new version of a user; `before` is what others were told until now."""
         record.status = msgspec.structs.replace(record.status, version=version)
         if record.shown is not None:
             record.shown = msgspec.structs.replace(record.shown, version=version)
@@ -521,15 +525,15 @@ class MemoryStore(Store):
             self._keep(transition)
 
     def _keep_private(self, record: Record) -> None:
-        """Commit what others do not see of a user."""
+        """Commit a change that others do not see."""
         self._records[record.status.tenant, record.status.user_id] = record
         self._append(PrivateChange(position=self._position + 1, now=record.published))
 
     def _expect(self, record: Record) -> None:
-        """Queue the time at which a user will next change by themselves.
+        """Queue the time at which a user will next change without a command.
 
-        A later time than the one queued is left to be found when that one comes up, so that a heartbeat, which
-        only ever moves the time back, costs no queue operation.
+        If an earlier time is queued already, nothing is done: the new one is computed again when that comes. So a
+        heartbeat, which only ever postpones the change, costs no queue operation.
         """
         due = next_change(record.held, record.status, self._timing, self._outage)
         due = earliest(due, forgotten_at(record.status, record.shown, self._retention))

@@ -1,7 +1,7 @@
 """The store in Redis, for any number of nodes: one Lua script per command, under ``lua/``.
 
-The rules of presence stand there a second time, because a command must be one step in Redis; the conformance suite
-and the state machine hold both adapters to the same words.
+The scripts repeat the rules of presence in Lua, because a command must be one atomic step in Redis. One conformance
+suite and one state machine test both adapters, so that the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ LOG_LENGTH = 100_000
 """Entries kept, about: minutes of a busy site, for a node that was cut off. Some 40 MB in Redis."""
 
 CHUNK = 200
-"""Users that one script changes at the most: a few milliseconds in which Redis serves nobody else."""
+"""Users that one script changes at the most. It takes a few milliseconds, in which Redis serves nobody else."""
 
 SWEEPS = 20
-"""Such scripts in one sweep: what is due besides waits for the next, and no node for its lease."""
+"""Such scripts in one sweep at the most. Whatever else is due waits for the next sweep, so that leases are renewed."""
 
 UNWRITTEN_AFTER = 3_600_000
-"""Milliseconds for which the outbox is written after the last node was heard of that sends webhooks: it may be back."""
+"""Milliseconds for which the outbox is still written after the last node that sends webhooks was heard of."""
 
 RECENT = 10
 """Transitions that are kept of a user, as in ``rules.lua``."""
 
 SCAN = 1000
-"""Users in one step of a snapshot."""
+"""Users read in one step of a snapshot."""
 
 BEATS = 500
-"""Beats that go out as one script."""
+"""Beats in one script at the most."""
 
 
 def _script(name: str) -> Script:
@@ -83,12 +83,12 @@ class RedisStore(Store):
 
     Args:
         client: how to reach Redis.
-        prefix: what its keys begin with; gateways of one prefix are one gateway.
+        prefix: what its keys begin with. Gateways with the same prefix are one cluster.
         timing: the durations that presence follows, the same on every node.
         log_length: how many entries the log keeps, at least.
-        outbox_length: how many transitions wait for a sender of webhooks at the most, on the word of this node; 0 from
-            one that sends none.
-        part: what its keys begin with, behind the prefix: of several stores with one prefix, which have one outbox.
+        outbox_length: how many transitions may wait in the outbox of webhooks; 0 on a node that sends none.
+        part: follows the prefix in the names of its keys, to tell several stores of one cluster apart. They have one
+            outbox together.
     """
 
     near = False
@@ -120,10 +120,11 @@ class RedisStore(Store):
             )
         }
         self._beats: Call | None = None
-        """The last script of beats, which takes more until it is sent, or until another command follows it."""
+        """The newest script of beats. More beats join it until it is sent, or until another command follows it."""
         self._reviewed: bytes | None = None
-        """Up to where all users have been queued to be looked at, since nodes keep the past for another time than
-        before; None where they do not, empty where all have. Once is enough: nodes that disagree are being replaced."""
+        """After `Retention` has changed, all users are queued for a sweep, some at a time: the cursor of that scan.
+        None if it has not changed, empty when the scan is done. One scan is enough: while the nodes of a rolling
+        restart disagree about it, the others are about to be replaced."""
 
     # Commands
 
@@ -171,7 +172,7 @@ class RedisStore(Store):
         return _commit(await self._run("disconnect", now, keys, arguments))
 
     async def beat(self, node: str, beats: Sequence[Beat]) -> Commit:
-        """Record activity; see the port. Beats of one moment are one script."""
+        """Record activity; see the port. Beats that come at the same moment share one script."""
         call = self._beats
         if call is None or call.sent or call.arguments[3] != node or len(call.keys) > 2 * BEATS:
             call = self._start("beat", 0, [], [node, self._timing.ttl])
@@ -222,7 +223,7 @@ class RedisStore(Store):
         if self._reviewed:
             await self._review(self._reviewed, now)
         commits = [Commit(to_position(position or b"0-0"))]
-        # By when their lease ran out: the last decides how long a user with connections on several stays.
+        # The lease that ran out last comes last: it decides how long a user with connections to several nodes stays.
         for node, _ in sorted((_pairs(out) | _pairs(dying)).items(), key=lambda item: float(item[1])):
             commits += await self._bury(node.decode(), now)
         for _ in range(SWEEPS):
@@ -243,7 +244,8 @@ class RedisStore(Store):
     async def snapshot(self) -> Snapshot:
         """Read the whole state; see the port.
 
-        Not in one step: what changes meanwhile comes after the position, and applying it again changes nothing.
+        It is not read in one step. What changes meanwhile stands in the log after the position; that some of it is in
+        the snapshot already does not matter, since applying it again changes nothing.
         """
         position = await self.position()
         statuses: dict[bytes, UserStatus] = {}
@@ -262,7 +264,7 @@ class RedisStore(Store):
             raise LogTrimmedError(f"the log does not go on from {to_id(after)}")
         try:
             return [decode_body(body).entry(position) for position, body in found.bodies]
-        except (msgspec.MsgspecError, ValueError) as error:  # of a newer version, say; a snapshot leads past it
+        except (msgspec.MsgspecError, ValueError) as error:  # a newer version's, perhaps; a snapshot gets past it
             raise LogTrimmedError(f"an entry of the log cannot be read: {error}") from error
 
     async def position(self) -> int:
@@ -323,17 +325,17 @@ class RedisStore(Store):
         return ("ZRANGEBYSCORE", self._key("due"), 0, now, "LIMIT", 0, CHUNK)
 
     async def _review(self, cursor: bytes, now: int) -> None:
-        """Queue some more users to be looked at by the next sweeps."""
+        """Queue the next users for a sweep, because `Retention` has changed; see `_reviewed`."""
         after, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
         if users:
             await self._commands.send("ZADD", self._key("due"), "LT", *(word for user in users for word in (now, user)))
         self._reviewed = after if int(after) else b""
 
     async def _bury(self, node: str, now: int) -> list[Commit]:
-        """End the connections of a node whose lease ran out, in pieces."""
+        """End the connections of a node whose lease ran out, `CHUNK` at a time."""
         key, commits = self._key("node", node), []
         while True:
-            # Any of them: a scan that begins anew each time would see only what it has emptied.
+            # At random, because several nodes may do this at once, and a scan would begin at the same ones each time.
             found = _pairs(await self._commands.send("HRANDFIELD", key, CHUNK, "WITHVALUES"))
             keys = [self._key("dying"), key]
             arguments: list[Any] = [node, self._timing.hold_after(Ending.NODE_DIED)]
@@ -356,7 +358,7 @@ class RedisStore(Store):
         return [user_key(self._base, user), self._key("recent", user)]
 
     def _start(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Call:
-        self._beats = None  # order is kept: what comes later is no part of an earlier script
+        self._beats = None  # later beats must not join a script that is sent before this one
         kept: int | str = self._log_length
         if self.traceparent is not None and (traceparent := self.traceparent()) is not None:
             kept = f"{kept} {traceparent}"
@@ -384,7 +386,7 @@ def _leases(found: Sequence[Any]) -> dict[str, int]:
 
 
 def _pairs(reply: Any) -> dict[bytes, bytes]:
-    """A reply of names and values, which is a dict or flat or pairs by the version of the protocol."""
+    """A reply of names and values as a dict. Its shape depends on the protocol: a dict, a flat list, or pairs."""
     if isinstance(reply, dict):
         return reply
     if reply and isinstance(reply[0], (list, tuple)):
@@ -398,7 +400,7 @@ def _written(retention: Retention) -> str:
 
 
 def _read_retention(text: bytes | None) -> Retention:
-    """What nodes have written; none of them has of a store that is new."""
+    """What nodes have written; a new store, where none has, keeps no sessions."""
     sessions, ttl, last_seen_ttl, *rest = map(int, (text or b"0 0 0").split())
     return Retention(sessions=sessions, sessions_ttl=ttl, last_seen_ttl=last_seen_ttl or None, choices=not rest)
 
@@ -410,7 +412,7 @@ def _commit(reply: Any) -> Commit:
 
 
 def _joined(commits: Sequence[Commit]) -> Commit:
-    """What several scripts of one command did."""
+    """What several scripts of one command did together."""
     return Commit(
         max((commit.position for commit in commits), default=0),
         tuple(transition for commit in commits for transition in commit.transitions),

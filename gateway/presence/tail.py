@@ -1,4 +1,4 @@
-"""Reads a store's log on and on for whoever keeps a position of their own, and finds out when it has become another."""
+"""Follows a store's log from a position that the caller keeps, and notices when the log has been replaced."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from gateway.presence.store import Store
 
 WATCH = 2.0
-"""Seconds without an entry, after which the store is asked whether its log is still the one that was read."""
+"""Seconds without an entry after which the store is asked whether its log still reaches up to the reader."""
 
 
 class Tail:
-    """One reader of a log, which may be lost or go back while the reader waits for it to go on.
+    """One reader of a log that may be lost, or go back, while the reader waits for the next entry.
 
     Args:
         store: whose log.
@@ -27,14 +27,14 @@ class Tail:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._reading: asyncio.Future[Sequence[Entry]] | None = None
-        """What waits for the log to go on."""
+        """The read that waits for the next entry; it outlives a `read` that returned nothing."""
 
     async def read(self, after: int) -> Sequence[Entry]:
-        """Read on behind a position; nothing where nothing has come for a while, and the next call goes on waiting.
+        """Read the entries after a position; nothing if none came for `WATCH` seconds, so call it again.
 
         Raises:
             LogTrimmedError: the log does not go on from there, or ends before it.
-            StoreUnavailableError: the store is away.
+            StoreUnavailableError: the store cannot be reached.
         """
         reading = self._reading
         if reading is None:
@@ -48,7 +48,7 @@ class Tail:
         return ()
 
     def stop(self) -> None:
-        """Wait no more. What reads next may do so from another position."""
+        """Stop waiting. The next `read` may be from another position."""
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None

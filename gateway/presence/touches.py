@@ -1,4 +1,4 @@
-"""Activity that changes nothing but when it was: the view shows it at once, and the store is told of it later."""
+"""Activity that changes nothing but `active_at`: the view shows it at once, and the store is told later, in batches."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ if TYPE_CHECKING:
 
 
 class Touches:
-    """What users of this node did, for the store to be told.
+    """Gathers when users of this node were active.
 
     Args:
-        view: what shows it meanwhile.
-        within: milliseconds since users were last active in which activity changes nothing else.
+        view: shows it meanwhile.
+        within: milliseconds after their last activity within which a user cannot be away yet, so that more activity
+            changes nothing else.
     """
 
     def __init__(self, view: View, within: int) -> None:
         self.gathered: dict[tuple[str, str], int] = {}
-        """When users were active, by tenant and user id; the store has yet to be told."""
+        """When users were active, by tenant and user id. The store has yet to be told."""
         self.since = 0
-        """When the first of them was."""
+        """When the first of these was recorded."""
         self._view = view
         self._within = within
 
     def touch(self, tenant: str, user_id: str, now: int) -> int | None:
-        """Record activity of a user that changes nothing but when it was.
+        """Record that a user is active, if that changes nothing else.
 
         Returns:
-            When the user was last active, which is now or later; None where nothing was recorded, because activity
-            may change more.
+            When the user was last active, which is `now` or later. None, and nothing is recorded, if it may change
+            more: the caller sends a `Beat`.
         """
         active_at = self._view.touch(tenant, user_id, now, self._within)
         if active_at == now:
@@ -39,7 +40,7 @@ class Touches:
         return active_at
 
     def take(self) -> dict[tuple[str, str], int]:
-        """Take all of it."""
+        """Return what was gathered, and begin anew."""
         gathered = self.gathered
         self.gathered = {}
         return gathered

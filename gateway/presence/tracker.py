@@ -1,4 +1,4 @@
-"""The one executor behind every door: commits commands in the store, and keeps this node's part of it alive."""
+"""The one executor behind every door: commits commands in the store, renews this node's lease, and sweeps."""
 
 from __future__ import annotations
 
@@ -31,114 +31,123 @@ SWEEP_INTERVAL = 0.25
 """Seconds between sweeps: how late, at the most, a grace that ran out is committed."""
 
 CHUNK = 500
-"""Commands that a node gives at a time when it registers its connections again."""
+"""Commands that a node sends at a time when it registers its connections again."""
 
 TOUCH_INTERVAL = 1_000
-"""Milliseconds that activity which changes nothing else is gathered for before the store is told: a node that is
-killed forgets as much of when its users were last active."""
+"""Milliseconds that activity is gathered for, if it changes nothing but `active_at`, before the store is told. A node
+that is killed loses this much of when its users were last active."""
 
 RECHECK = 60_000
-"""Milliseconds after which the store's picture of this node is compared with the truth, though nothing went wrong: a
-command that was taken for lost may have come late."""
+"""Milliseconds after which the store's record of this node is compared with its real connections, even if nothing went
+wrong: a command that was taken for lost may have arrived late."""
 
 REMINDER = 60_000
-"""Milliseconds between log lines that say that the store is still away."""
+"""Milliseconds between log lines that say that the store still cannot be reached."""
 
 RETRIES = 3
-"""How often a command is tried again whose node lost its lease in between."""
+"""How often a command is repeated if the node's lease was lost in between."""
 
 
 class _Late(msgspec.Struct, frozen=True):
-    """What one user did while the store was away."""
+    """What one user did while the store could not be reached, for the store to be told when it is back."""
 
     released: bool = False
+    """Whether their TTL and grace were ended."""
     beat: Beat | None = None
-    """After the release, where there was one."""
+    """Their activity after that; None for none."""
 
 
 class Tracker:
-    """This node's hand on the store.
+    """Gives this node's commands to the store.
 
-    A command returns once this node's view holds what it committed, so that whoever gave it reads its effect. While
-    the store is away it returns at once: what is to be so is remembered here, and made so when the store is back.
+    A command returns when this node's view shows what it committed, so that its caller reads its own writes. While the
+    store cannot be reached, a command returns at once; the tracker remembers what it was for, and tells the store when
+    that is back.
 
     Args:
         node: this node's name, unique in the cluster and new with each start.
         store: where commands are committed.
-        follower: what brings their effect into the view.
-        clock: the time, in Unix milliseconds; it is set by the store's where that has one.
-        away_after: milliseconds without activity until a user turns away.
+        follower: reads the log, and so brings their effect into the view.
+        clock: the time, in Unix milliseconds; set by the store's clock if the store has one.
+        away_after: milliseconds without activity until a user becomes away.
     """
 
     def __init__(self, node: str, store: Store, follower: Follower, clock: Clock, *, away_after: int) -> None:
         self.node = node
         self.away: str | None = "not connected to the store yet"
-        """Why the store cannot be reached; None where it can."""
+        """Why the store cannot be reached; None if it can."""
         self.now = clock
         self._clock = clock
         self._store = store
         self._follower = follower
         self._connections: dict[str, Connection] = {}
-        """Those that live, which are those that the store is to know."""
+        """This node's live connections, by id: what the store should have registered for it."""
         self._late: dict[tuple[str, str], _Late] = {}
-        # Long before a user would turn away by what the store knows.
+        """By tenant and user id."""
+        # Half of the time: the store hears of activity long before it would make the user away.
         self.touches = Touches(follower.view, away_after // 2)
-        """Where activity is recorded that changes nothing but when it was. Other activity is a `beat`."""
+        """Records activity that changes nothing but `active_at`. Other activity is a `beat`."""
         self.commits = Commits()
-        """What this node has committed."""
+        """Counts what this node has committed."""
         self.found_queued: Callable[[Connection], object] | None = None
-        """Called with a connection of which the store said only later that notifications wait for its user."""
+        """Called with a connection that was registered late, when the store says that notifications wait for its
+        user."""
         self._settled = False
-        """Whether it knows."""
+        """Whether the store's record of this node is known to be right."""
         self._settled_at = 0
+        """When it was last compared, in Unix milliseconds."""
         self._recovering = asyncio.Lock()
         self._recoveries = 0
+        """How often the lease was renewed: a command that waited for the lock sees that another has done it."""
         self._lost_touch = False
+        """Whether the store could not be reached since this node was last in touch with it."""
         self._disturbed = False
-        """Whether touch was lost since the last reconciliation began."""
+        """Whether a command failed since the last reconciliation began, which may have looked before it."""
         self._reminded_at: int | None = None
+        """When it was last logged that the store cannot be reached; None while it can."""
         self._sweeps_from = 0
+        """When this node may sweep again: after an outage, other nodes come first."""
 
     @property
     def ready(self) -> bool:
-        """Whether this node's view knows anybody: False until the store has answered once."""
+        """Whether this node's view holds the store's state: False until the first snapshot was read."""
         return self._follower.loaded
 
     @property
     def clock_offset(self) -> int:
-        """Milliseconds that this machine's clock is behind the one that presence goes by."""
+        """Milliseconds that this machine's clock is behind the store's."""
         return self._clock.offset
 
     @property
     def log_lag(self) -> float:
-        """Seconds for which the log has been known to hold what this node has not read."""
+        """Seconds for which this node has been behind the log; 0 if it is not."""
         return self.commits.lag(self._follower.position, self.now())
 
     # Commands
 
     async def connect(self, connection: Connection) -> Commit:
-        """Count a connection of this node for its user."""
+        """Register a connection of this node for its user."""
         self._connections[connection.id] = connection
 
         async def register() -> Commit:
-            if connection.id not in self._connections:  # it ended while the node's lease was got back
+            if connection.id not in self._connections:  # it ended while the lease was being renewed
                 return Commit(0)
             return await self._store.connect(connection, self.now())
 
         return await self._commit(register) or Commit(0)
 
     async def describe(self, connection: Connection) -> None:
-        """Replace what the store knows of a connection of this node; while it is away, it is told later."""
+        """Replace the details of a connection of this node; if the store is away, it is told later."""
         if connection.id in self._connections:
             self._connections[connection.id] = connection
             if await self._commit(lambda: self._store.describe(connection)) is None:
-                self._settled, self._disturbed = False, True  # a round that is under way may have looked before
+                self._settled, self._disturbed = False, True  # a reconciliation under way may have looked before
 
     async def disconnect(self, connection: Connection, ending: Ending) -> Commit:
         """End a connection of this node."""
         self._connections.pop(connection.id, None)
         user = connection.tenant, connection.user_id
-        # Told with it, not before: of two connections that end in one moment, the store hears in their order.
+        # Sent in the same command, not before it, so that of two connections ending at once the order is kept.
         active_at = self.touches.gathered.pop(user, None)
         commit = await self._commit(lambda: self._store.disconnect(connection, ending, self.now(), active_at=active_at))
         if commit is None and active_at is not None:
@@ -151,7 +160,7 @@ class Tracker:
         return await self._beat([beat])
 
     async def release(self, tenant: str, user_id: str) -> Commit:
-        """End what keeps a user online but live connections."""
+        """End whatever keeps a user online except live connections."""
         if (tenant, user_id) in self.touches.gathered:
             await self._tell_touched()
         commit = await self._commit(lambda: self._store.release(tenant, user_id, self.now()))
@@ -160,7 +169,10 @@ class Tracker:
         return commit or Commit(0)
 
     async def set_status(self, tenant: str, user_id: str, choice: Choice) -> Commit:
-        """Set a user's status by hand. It is not remembered while the store is away: it would be answered too early.
+        """Set a user's status by hand.
+
+        Unlike the other commands it fails while the store is away: the answer tells the user their new status, which
+        nobody would know to be true.
 
         Raises:
             StoreUnavailableError: the store is away.
@@ -175,9 +187,9 @@ class Tracker:
     # Timers
 
     async def run(self) -> None:
-        """Keep the lease, and sweep, until cancelled. A failing round is logged, and tried again by the next.
+        """Keep the lease, and sweep, until cancelled. A failed round is logged; the next one tries again.
 
-        A sweep is many round trips, which over a slow link are longer than a lease: meanwhile that is kept.
+        The sweep runs beside it as a task: over a slow link its many round trips may take longer than a lease.
         """
         sweeping: asyncio.Task[bool] | None = None
         try:
@@ -190,7 +202,7 @@ class Tracker:
                 sweeping.cancel()
 
     async def tick(self) -> None:
-        """Do what is due now. The lease comes first: a node that slept must not sweep itself away.
+        """Do what is due now. The lease comes first: a node whose process was paused must not sweep itself away.
 
         Raises:
             StoreUnavailableError: the store is away.
@@ -200,7 +212,7 @@ class Tracker:
         await self.sweep()
 
     async def keep(self) -> None:
-        """Renew the lease, and tell the store what it should know of this node and does not.
+        """Renew the lease, and bring the store's record of this node up to date.
 
         Raises:
             StoreUnavailableError: the store is away.
@@ -211,7 +223,7 @@ class Tracker:
                 await self._recover()
 
     async def sweep(self) -> None:
-        """Commit what time has changed, and tell what users of this node did.
+        """Commit what time has changed, and tell the store when users of this node were active.
 
         Raises:
             StoreUnavailableError: the store is away.
@@ -228,7 +240,7 @@ class Tracker:
         try:
             await part()
         except (StoreUnavailableError, LeaseLostError):
-            return False  # said when it began
+            return False  # already logged
         except Exception:
             _log.exception("a round of the tracker failed")
             return False
@@ -257,13 +269,13 @@ class Tracker:
         return commit or Commit(0)
 
     def _remember(self, beat: Beat) -> None:
-        """Tell the store of activity when it is back."""
+        """Keep activity, to tell the store when it is back."""
         key = beat.tenant, beat.user_id
         late = self._late.get(key, _Late())
         self._late[key] = _Late(late.released, beat if late.beat is None else late.beat.followed_by(beat))
 
     async def _commit(self, command: Callable[[], Awaitable[Commit]]) -> Commit | None:
-        """Run a command, and wait until the view shows what it did; None where the store is away."""
+        """Run a command, and wait until the view shows what it did; None if the store is away."""
         if self.away is not None:
             return None
         try:
@@ -271,31 +283,31 @@ class Tracker:
         except StoreUnavailableError as error:
             self._lose_touch(error)
             return None
-        except LeaseLostError as error:  # again and again: whatever takes it away, this is done when it is over
+        except LeaseLostError as error:  # lost again and again: the command is made up for when that is over
             self._lose_touch(StoreUnavailableError(str(error)))
             return None
         except Exception:
-            self._settled = False  # whatever the store made of it
+            self._settled = False  # nobody knows whether the store did it
             raise
         self.commits.note(commit)
-        with suppress(StoreUnavailableError):  # it is committed, and will be seen
+        with suppress(StoreUnavailableError):  # it is committed, and the view will show it
             await self._follower.reach(commit.position)
         return commit
 
     async def _fenced(self, command: Callable[[], Awaitable[Commit]]) -> Commit:
-        """Run a command; where the lease turns out to be gone, get it back first."""
+        """Run a command; if the lease turns out to be lost, get a new one and repeat the command."""
         for _ in range(RETRIES):
             recoveries = self._recoveries
             try:
                 return await command()
             except LeaseLostError:
                 async with self._recovering:
-                    if self._recoveries == recoveries:  # nobody else has meanwhile
+                    if self._recoveries == recoveries:  # no other command has renewed it meanwhile
                         await self._recover()
         return await command()
 
     async def _recover(self) -> None:
-        """Renew the lease; where the store does not know what it should of this node, tell it. Under the lock."""
+        """Renew the lease, and reconcile if the store's record of this node may be wrong. Call it under the lock."""
         await follow(self._clock, self._store.time)
         lease = await self._renew(returning=self.away is not None)
         if not lease.log_continues:
@@ -315,16 +327,16 @@ class Tracker:
         return await self._store.renew(self.node, self.now(), position=self._follower.position, returning=returning)
 
     async def _prolong(self) -> None:
-        """Renew the lease between the steps of a recovery, which may take longer than one, over a slow link say.
+        """Renew the lease between the steps of a recovery, which over a slow link may take longer than a lease.
 
         Raises:
-            LeaseLostError: it ran out meanwhile, and with it went what was told.
+            LeaseLostError: it ran out meanwhile, and the store forgot what the recovery had told it.
         """
         if not (await self._renew()).held:
-            raise LeaseLostError("the lease ran out while the store was told")
+            raise LeaseLostError("the node's lease ran out while it was bringing the store up to date")
 
     async def _reconcile(self) -> None:
-        """Make the store know which connections this node has, and what its users did while it was away."""
+        """Tell the store which connections this node has, and what its users did while the store was away."""
         self._disturbed = False
         registered = {connection.id: connection for connection in await self._store.connections(self.node)}
         mine = self._connections
@@ -336,7 +348,7 @@ class Tracker:
             if not missing and not ended and not late and not changed:
                 break
             _log.info("bringing the store up to date", connected=len(missing), ended=len(ended), active=len(late))
-            # Who came back is told first, so that who left meanwhile is found to have come back.
+            # New connections first: a user who lost one and has another since is then never without.
             commits = await asyncio.gather(*(self._store.connect(known, self.now()) for known in missing))
             for known, commit in zip(missing, commits, strict=True):
                 self.commits.note(commit)
@@ -346,30 +358,30 @@ class Tracker:
             await asyncio.gather(*(self._store.describe(known) for known in changed[:CHUNK]))
             del changed[:CHUNK]
             await self._tell(late)
-            # With a grace, however they ended: their users may be back on a node that has yet to say so.
+            # As lost, however they ended, for the grace: their users may be back on a node that has yet to say so.
             commits = await asyncio.gather(*(self._store.disconnect(known, Ending.LOST, self.now()) for known in ended))
             for known, commit in zip(ended, commits, strict=True):
                 self.commits.note(commit)
                 del registered[known.id]
             await self._prolong()
-        # A command that failed meanwhile may have left what was looked at before.
+        # If a command failed meanwhile, what this round has compared may be out of date.
         self._settled, self._settled_at = not self._disturbed, self.now()
         if self.away is not None:
             if not self._store.near:
                 _log.info("in touch with the store", node=self.node)
             self.away = self._reminded_at = None
-            if self._lost_touch:  # others have yet to say what their users did meanwhile
+            if self._lost_touch:  # other nodes have yet to say what their users did meanwhile
                 self._lost_touch, self._sweeps_from = False, self.now() + OUTAGE
 
     async def _tell(self, late: dict[tuple[str, str], _Late]) -> None:
-        """Say what users did while the store was away."""
+        """Tell the store what users did while it was away."""
         released = [key for key, did in late.items() if did.released]
         for commit in await asyncio.gather(*(self._store.release(*user, self.now()) for user in released)):
             self.commits.note(commit)
         if beats := [did.beat for did in late.values() if did.beat is not None]:
             self.commits.note(await self._store.beat(self.node, beats))
         for key, did in late.items():
-            if self._late.get(key) is did:  # nothing came after it
+            if self._late.get(key) is did:  # the user has done nothing since
                 del self._late[key]
 
     def _lose_touch(self, error: StoreUnavailableError) -> None:

@@ -1,4 +1,4 @@
-"""This node's picture of everyone, built from the log: what every read is answered from, without I/O."""
+"""This node's copy of everyone's presence, built from the log. Every read is answered from it, without I/O."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.presence.store import Snapshot
 
 RESYNCHRONISED = "resynchronised"
-"""The reason of a transition that a snapshot brought: the net change between what was known and what is."""
+"""The reason of a transition that stands for all changes that were missed before a snapshot."""
 
 _NOBODY: Final[dict[str, UserStatus]] = {}
 _OFFLINE: Final = OFFLINE
@@ -37,7 +37,7 @@ _replace: Final = msgspec.structs.replace
 class View:
     """Every user's status, as of `position` of the log.
 
-    The follower writes it. Applying an entry twice, or one older than what is known, changes nothing.
+    The follower writes it. Applying an entry twice, or one that is older than what is known, changes nothing.
     """
 
     def __init__(self) -> None:
@@ -46,27 +46,26 @@ class View:
         """By tenant and user id."""
         # Sorted, so that a page of the list is found without sorting everyone.
         self._online: dict[str, SortedSet[str]] = {}
-        """Ids, by tenant: of each that anybody is known of who was ever online."""
+        """The ids of the users who are online, by tenant. A tenant stays listed when its last user goes."""
         self._own: dict[tuple[str, str], Own] = {}
-        """What others are not told, by tenant and user id: apart, so that no read can tell it."""
+        """The private side of each user, by tenant and user id: apart, so that no ordinary read can leak it."""
         self.hidden: dict[tuple[str, str], UserStatus] = {}
-        """What those who are invisible are told of themselves, by tenant and user id."""
+        """The real presence of each invisible user, by tenant and user id."""
         self.revealed: set[tuple[str, str]] = set()
-        """Who was invisible before what was taken in last, and is not any more."""
+        """The users, by tenant and id, whom the last `load` or `apply` found invisible no more."""
         self.on_private: Callable[[str, str], object] | None = None
-        """Called with a tenant and a user who is invisible and online, when what only they are told has changed."""
+        """Called with a tenant and user id when the real status of a user who is invisible and online has changed."""
 
     # Written by the follower, and by the tracker what the log is about to say
 
     def load(self, snapshot: Snapshot) -> list[Transition]:
-        """Go on from a snapshot.
+        """Take over a snapshot.
 
-        Whoever is known here by a version that the snapshot has not, is left as known: a store that lost it gets
-        it back, from `ahead_of`.
+        A user who is known here at a later version than in the snapshot is left alone: the store has lost it, and
+        gets it back by what `ahead_of` returns.
 
         Returns:
-            The net changes between what was known and the snapshot: one transition for each user whose version
-            grew unseen.
+            One transition, with the net change, for each user whose version has grown.
         """
         missed = []
         self.revealed.clear()
@@ -92,7 +91,7 @@ class View:
         return missed
 
     def ahead_of(self, snapshot: Snapshot) -> list[UserStatus]:
-        """The statuses known here that the snapshot contradicts, or knows only older versions of, in whole."""
+        """The statuses, private side included, that are newer here than in the snapshot, or that it contradicts."""
         theirs = {(status.tenant, status.user_id): status for status in snapshot.statuses}
         ahead = []
         for known in (status for users in self._statuses.values() for status in users.values()):
@@ -110,10 +109,11 @@ class View:
         return ahead
 
     def apply(self, entries: Iterable[Entry]) -> list[Transition]:
-        """Follow the log.
+        """Apply entries of the log, in order.
 
         Returns:
-            The transitions among the entries that were news, each from what was known here.
+            The transitions among them that were new, as others may be told of them: without the private side, and
+            with the status that was known here as the one before.
         """
         news = []
         self.revealed.clear()
@@ -135,11 +135,17 @@ class View:
         return news
 
     def touch(self, tenant: str, user_id: str, now: int, within: int) -> int | None:
-        """Show activity of a user that the log will tell of soon.
+        """Show that a user is active, before the log says so.
+
+        Args:
+            tenant: whose user.
+            user_id: who.
+            now: the time, in Unix milliseconds.
+            within: milliseconds that may have passed since the user was last active.
 
         Returns:
-            When the user was last active, which is now or later; None for one who is offline to others, or has not
-            been active within so many milliseconds: then nothing is shown.
+            When the user was last active, which is `now` or later. None, and nothing is shown, if they are offline to
+            others or were last active longer ago than `within`: their status may change by it.
         """
         users = self._statuses.get(tenant, _NOBODY)
         status = users.get(user_id)
@@ -154,7 +160,7 @@ class View:
         return now
 
     def _take_private(self, status: UserStatus) -> None:
-        """Take in what only its user is told, and say where that is another status."""
+        """Store a change that only its user is told of, and call `on_private` if it changes their real status."""
         key = (status.tenant, status.user_id)
         was = self.hidden.get(key)
         self._take(status)
@@ -165,7 +171,7 @@ class View:
             self.on_private(status.tenant, status.user_id)
 
     def _take(self, status: UserStatus) -> UserStatus:
-        """Take a status in as the log has it, and return what others are told of it."""
+        """Store a status as the log carries it, and return what others are told of it."""
         key, own = (status.tenant, status.user_id), status.own
         if own is not None:
             self._own[key] = own
@@ -185,7 +191,7 @@ class View:
             self.revealed.add(key)
 
     def _forget(self, left: UserStatus) -> None:
-        """Know nothing of a user but what is left."""
+        """Forget a user, except for what is left of them: the statuses that they set by hand."""
         self._take(left)
         if left.own is None:
             users = self._statuses[left.tenant]
@@ -217,19 +223,19 @@ class View:
         return UserStatus(tenant=tenant, user_id=user_id) if known is None else known
 
     def own_status(self, tenant: str, user_id: str, now: int) -> UserStatus:
-        """Return a user's status as only that user is to be told it, with what they set by hand."""
+        """Return a user's real status, with what they set by hand, which only that user may be told."""
         key = (tenant, user_id)
         status, own = self.status(tenant, user_id), self._own.get(key)
         if own is None:
             return status
         hidden = self.hidden.get(key)
-        # Of those who are away, nobody commits that their time is over.
+        # While a user is offline, nobody commits that what they set has run out.
         if own.choice.holds_at(now) or (hidden is not None and hidden.online):
             return _replace(status, own=own) if hidden is None else hidden
         return status
 
     def has_set(self, tenant: str, user_id: str) -> bool:
-        """Whether a user has ever set a status by hand, as far as is known."""
+        """Whether a user has ever set a status by hand and has not been forgotten since."""
         return (tenant, user_id) in self._own
 
     def statuses(self, tenant: str, user_ids: Sequence[str]) -> list[UserStatus]:
@@ -242,7 +248,7 @@ class View:
         return len(self._online.get(tenant, ()))
 
     def online_counts(self) -> dict[str, int]:
-        """The same of each tenant that has anybody."""
+        """How many users are online, by tenant; tenants without any are left out."""
         return {tenant: count for tenant, online in self._online.items() if (count := len(online))}
 
     def online(self, tenant: str, *, after: str | None = None, limit: int | None = None) -> list[UserStatus]:
@@ -266,7 +272,10 @@ def _revision(status: UserStatus) -> int:
 
 
 def _told(entry: Transition, known: UserStatus) -> Transition:
-    """A transition as others are told of it, from what was known here: a store may have lost what had been told."""
+    """A transition as others are told of it: without the private side, and from the status that was known here.
+
+    That may differ from `Transition.was` if the store has lost what others have been told.
+    """
     now = entry.now if entry.now.own is None else _replace(entry.now, own=None)
     if now is entry.now and entry.was is known.status and entry.was_text == known.status_text:
         return entry
@@ -274,7 +283,7 @@ def _told(entry: Transition, known: UserStatus) -> Transition:
 
 
 def _not_before(status: UserStatus, active_at: int | None) -> UserStatus:
-    """The status, active no earlier than is known already."""
+    """The status, with `active_at` if that is later than its own."""
     if active_at is None or (status.active_at is not None and status.active_at >= active_at):
         return status
     return msgspec.structs.replace(status, active_at=active_at)

@@ -1,4 +1,4 @@
-"""Watch lists: who hears only of those they watch. A change costs what its watchers are, not what the audience is."""
+"""Watch lists: connections that hear only of the users they watch. A change costs as much as it has watchers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from gateway.runtime.timers import Scheduler
 
 Group = tuple["Codec", int, tuple["str | Flip", ...]]
-"""What watchers share that are told the same: how, from which of the pending changes on, and of whom."""
+"""Watchers that are told exactly the same: the codec, the index in `pending` to begin at, and whom they are told of."""
 
 
 class Flip(NamedTuple):
-    """A user whom a watcher may see from now on, or may not any more."""
+    """A user whom a viewer may see from now on, or may not see any more."""
 
     user_id: str
     seen: bool
@@ -37,9 +37,9 @@ class WatchList(msgspec.Struct):
     """Whom one connection watches, in a form that outlives it."""
 
     users: dict[str, int] = {}
-    """User ids, each with the position of the log from which on it is watched: what was before is in the snapshot."""
+    """User ids, each with the position of the log at which it began to be watched: the watcher got a snapshot then."""
     narrowed: int = 0
-    """The position of the log at which the connection last ceased to hear of somebody; 0 for never."""
+    """The position of the log at which a user was last taken off the list; 0 if none was."""
 
     @property
     def size(self) -> int:
@@ -47,41 +47,43 @@ class WatchList(msgspec.Struct):
         return sum(map(len, self.users)) + 24 * len(self.users)
 
     def copy(self) -> WatchList:
-        """The same, to go on by itself."""
+        """An independent copy."""
         return WatchList(dict(self.users), self.narrowed)
 
 
 class _Tenant:
-    """The watchers of one tenant, and the changes of whom they watch that they have not heard of yet.
+    """The watchers of one tenant, and the changes that they have not heard of yet.
 
     Args:
-        pace: when what is pending goes out.
+        pace: decides when pending changes go out.
     """
 
     def __init__(self, pace: Pace) -> None:
         self.position = 0
-        """Up to where on the log all had been told when the first of what is pending came."""
+        """The position of the log up to which every watcher knew everything when the first pending change came."""
         self.pending: list[Transition] = []
         self.pending_of: dict[str, list[int]] = {}
-        """Where in `pending` the changes of each user are."""
+        """The indexes in `pending` of each user's changes."""
         self.pace = pace
         self.timer: asyncio.TimerHandle | None = None
         self.watchers: dict[Watcher, None] = {}
+        """All of them, in the order in which they came; so are the next two."""
         self.watchers_of: dict[str, dict[Watcher, None]] = {}
         """By the user they watch."""
         self.everyone: dict[Watcher, None] = {}
         """Those that hear of everyone whom they may see."""
         self.flips: dict[tuple[str, str], bool] = {}
-        """By viewer and user, whether the one sees the other from now on; of those of whom something is pending."""
+        """By viewer and user: whether the viewer sees the user from now on. Only for users with pending changes."""
         self.ahead: set[Watcher] = set()
-        """Those that have heard of some of what is pending, or knew it when they began to watch."""
+        """Those that have heard of some of the pending changes, or knew them when they began to watch."""
         self.nets: dict[tuple[str | Flip, int, int], wire.EventBody | None] = {}
-        """Of each user, from one place in `pending` to another."""
+        """The net event of a user's changes between two indexes of `pending`; None if they cancel each other out."""
         self.encoded: dict[tuple[Group, Any, int], Batch | None] = {}
+        """Batches of this flush, by group, the codec's mark, and the length of `pending`."""
 
 
 class Watcher:
-    """One member that hears of those it watches, and of nobody else; or of everyone whom its user may see."""
+    """One member that hears only of the users it watches; or of everyone whom its user may see."""
 
     __slots__ = ("_left", "_name", "_tenant", "_watching", "everyone", "heard", "member", "viewer", "watched")
 
@@ -99,16 +101,16 @@ class Watcher:
         self.watched = WatchList() if watched is None else watched
         self.member = member
         self.viewer = viewer
-        """Whose eyes it has; None for one that may see everyone."""
+        """The user it belongs to, who may see some users only; None if it may see everyone."""
         self.heard = 0
-        """How many of those that are pending it has heard of, or knew when it began to watch."""
+        """How many of the pending changes it has heard of, or knew when it began to watch."""
         self._watching = watching
         self._name = name
         self._tenant = tenant
         self._left = False
 
     def watch(self, user_ids: Iterable[str]) -> None:
-        """Hear of more users from now on; whom it watches already is left as it is. What is pending is told before."""
+        """Watch more users from now on. First it is told what is pending. Those it watches already are left alone."""
         if self._left:
             return
         self.catch_up()
@@ -119,7 +121,7 @@ class Watcher:
                 self._tenant.watchers_of.setdefault(user_id, {})[self] = None
 
     def unwatch(self, user_ids: Iterable[str] | None = None) -> int:
-        """Hear of some users no more, or of nobody. What is pending is told before.
+        """Stop watching some users, or all of them if `user_ids` is None. First it is told what is pending.
 
         Returns:
             How many of them it had watched.
@@ -146,7 +148,7 @@ class Watcher:
         changed = tenant.pending_of
         watched = changed if self.everyone else self.watched.users
         few, many = (changed, watched) if len(changed) < len(watched) else (watched, changed)
-        # In the order of the first change that is news to it: `Recovery` makes the same batch again where it has to.
+        # In the order of the first change that is news to it, as `Recovery` does if it has to make the batch again.
         news = sorted(
             (places[bisect_left(places, start)], user_id)
             for user_id in few
@@ -160,13 +162,17 @@ class Watcher:
                 self.member.write(batch)
 
     def pass_over(self) -> None:
-        """Take what is pending as told."""
+        """Skip everything that is pending."""
         if not self._left and self._tenant.pending:
             self.heard = len(self._tenant.pending)
             self._tenant.ahead.add(self)
 
     def flip(self, user_id: str, *, seen: bool) -> bool:
-        """Take note that its user may see another from now on, or may not; whether what is pending tells it."""
+        """Take note that its user may see another user from now on, or may not any more.
+
+        Returns:
+            Whether the next flush will tell it, because a change of that user is pending. Otherwise the caller does.
+        """
         places = self._tenant.pending_of.get(user_id)
         if self.viewer is None or places is None or places[-1] < self.heard:
             return False
@@ -174,18 +180,18 @@ class Watcher:
         return True
 
     def hears_of(self, user_id: str) -> bool:
-        """Whether it is told of a user, where it may be."""
+        """Whether it is told of a user's changes, provided that it may see them."""
         return self.everyone or user_id in self.watched.users
 
     def told(self) -> int:
-        """Up to where on the log it has been told, by events or by what it could read when it began to watch."""
+        """The position of the log up to which it knows everything, by events or by what it read as it began."""
         tenant = self._tenant
         if not tenant.pending:
             return self._watching.position()
         return tenant.pending[self.heard - 1].position if self.heard else tenant.position
 
     def leave(self) -> None:
-        """Hear no more. What it watched stays known; a second call changes nothing."""
+        """Stop hearing anything. `watched` stays as it is; a second call changes nothing."""
         if self._left:
             return
         self._left = True
@@ -200,7 +206,7 @@ class Watcher:
 
     @property
     def has_left(self) -> bool:
-        """Whether it hears no more."""
+        """Whether `leave` was called."""
         return self._left
 
     def _forget(self, user_id: str) -> None:
@@ -215,12 +221,12 @@ class Watching:
 
     Args:
         scheduler: the event loop.
-        interval: seconds that changes are gathered for, as `FanOut` has it.
-        position: up to where this node has followed the log; all up to there has been published.
-        pass_over: called with a tenant, a user id and two positions where those who watch the user were told nothing
-            of what the user did between them.
-        visibility: who may see whom; None where everyone may see everyone.
-        stopwatch: seconds on a clock that goes on within one turn of the loop.
+        interval: seconds that changes are gathered for, as for `FanOut`.
+        position: returns up to where this node has followed the log; everything up to there has been published.
+        pass_over: called with a tenant, a user id and two positions if the user's changes between them cancelled out,
+            and the watchers were not told of them.
+        visibility: who may see whom; None if everyone may see everyone.
+        stopwatch: returns seconds of a clock that goes on within one turn of the loop.
     """
 
     def __init__(
@@ -241,20 +247,20 @@ class Watching:
         self._stopwatch = stopwatch
         self._tenants: dict[str, _Tenant] = {}
         self.deliveries = Deliveries()
-        """What was told, since the start."""
+        """What was sent, since the start."""
         self.on_flush: Callable[[Sequence[Transition], float, int], None] | None = None
         """As `FanOut.on_flush`."""
         self._published = 0
-        """Up to where on the log all had been published when that was last looked at."""
+        """Up to where the log had been published after the last call of `publish` or `join`."""
 
     def join(self, tenant: str, member: Member, watched: WatchList | None, viewer: str | None = None) -> Watcher:
-        """Let a member hear of those it watches, from now on.
+        """Make a watcher for a member, which hears of changes that are published from now on.
 
         Args:
             tenant: whose users.
             member: who hears.
-            watched: whom it watches; the list is the watcher's from then on. None for everyone.
-            viewer: whose eyes it has; None for one that may see everyone.
+            watched: whom it watches; the watcher changes this list from then on. None for everyone it may see.
+            viewer: the user it belongs to, if not everyone may be seen; None if it may see everyone.
         """
         self._published = self.position()
         watchers = self._tenants.get(tenant)
@@ -272,7 +278,7 @@ class Watching:
         return watcher
 
     def sizes(self) -> tuple[int, int, int]:
-        """How many users are watched, by how many members, and how many names are on their lists together."""
+        """How many users are watched, by how many members, and how many entries their lists have together."""
         users = sum(len(tenant.watchers_of) for tenant in self._tenants.values())
         lists = [len(each.watched.users) for tenant in self._tenants.values() for each in tenant.watchers]
         return users, sum(1 for length in lists if length), sum(lists)
@@ -284,7 +290,7 @@ class Watching:
             timer.cancel()
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Take news of the log in, to go out within the interval to those who watch whom it is of."""
+        """Take in new transitions, to go out to the watchers of their users within the interval."""
         if not self._tenants:
             return
         for transition in transitions:
@@ -301,7 +307,7 @@ class Watching:
         self._published = self.position()
 
     def batch(self, name: str, tenant: _Tenant, group: Group) -> Batch | None:
-        """Encode what is pending for a group, once; None for nothing to tell."""
+        """Encode what is pending for a group, once; None if there is nothing to tell."""
         codec, start, users = group
         mark = getattr(codec, "mark", None)
         key = (group, mark, len(tenant.pending))
@@ -311,7 +317,7 @@ class Watching:
         return tenant.encoded[key]
 
     def visible(self, name: str, tenant: _Tenant, watcher: Watcher, user_ids: Sequence[str]) -> tuple[str | Flip, ...]:
-        """Of those who changed, whom a watcher is told of."""
+        """Whom a watcher is told of, out of the users who have changed: those it may see, and flips."""
         visibility, viewer = self._visibility, watcher.viewer
         if visibility is None or viewer is None:
             return tuple(user_ids)
@@ -321,13 +327,13 @@ class Watching:
             if before is not now:
                 tenant.flips[viewer, user_id] = now
             if tenant.flips and (viewer, user_id) in tenant.flips:
-                told.append(Flip(user_id, now))  # the same to each connection of the viewer
+                told.append(Flip(user_id, now))  # also to the viewer's other connections, which ask after this one
             elif now:
                 told.append(user_id)
         return tuple(told)
 
     def _net(self, name: str, tenant: _Tenant, told: str | Flip, start: int) -> wire.EventBody | None:
-        """The one event that tells of a user's changes from a place in `pending` on; None where they cancel out."""
+        """The one event that tells of a user's changes from an index of `pending` on; None if they cancel out."""
         key = (told, start, len(tenant.pending))
         if key not in tenant.nets and isinstance(told, Flip):
             places = [place for place in tenant.pending_of[told.user_id] if place >= start]
@@ -369,7 +375,7 @@ class Watching:
             self.on_flush(told[0], took, self.deliveries.delivered - told[1])
 
     def _write(self, name: str, tenant: _Tenant) -> None:
-        """Write what is pending to whomever it concerns: once to each, encoded once for those who are told the same."""
+        """Write what is pending to each watcher that it concerns, encoded once for those who are told the same."""
         concerns: dict[Watcher, list[str]] = {}
         for user_id in tenant.pending_of:
             for watcher in tenant.watchers_of.get(user_id, ()):
@@ -379,20 +385,20 @@ class Watching:
         groups: dict[Group, list[Watcher]] = {}
         for watcher, users in concerns.items():
             if watcher.heard:
-                watcher.catch_up()  # what it has not heard of, from its own place on
+                watcher.catch_up()  # it begins at an index of its own
             elif told := self.visible(name, tenant, watcher, users):
                 groups.setdefault((watcher.member.codec, 0, told), []).append(watcher)
         for group, watchers in groups.items():
             batch = self.batch(name, tenant, group)
             for watcher in watchers:
-                # Else it left, or heard, while another was written to.
+                # Writing to one watcher may have made another leave, or catch up.
                 if batch is not None and not watcher.has_left and not watcher.heard:
                     self.deliveries.delivered += 1
                     watcher.member.write(batch)
 
 
 def _flipped(flip: Flip, first: Transition, last: Transition) -> wire.EventBody | None:
-    """What tells of a user who is seen from now on, or who is as one never seen."""
+    """The event for a user whom a viewer sees from now on, or from now on must take for never seen; None for none."""
     if not flip.seen:
         return None if first.was is OFFLINE else never_seen(flip.user_id, last.at)
     event = event_between(OFFLINE, last.now.status)
