@@ -1,9 +1,9 @@
 -- Record activity of many users.
 --
 -- KEYS[7…] user and recent of each beat, in turn
--- ARGV[4] node  [5] milliseconds that a beat without a connection holds
--- then for each beat: user, when, 1 if it holds by itself, meta as JSON or '', profile as JSON or ''
--- Returns result(); LEASE where the node holds none.
+-- ARGV[4] node  [5] milliseconds that a beat without a connection keeps its user online
+--     then for each beat: user, when, 1 if it keeps its user online by itself, meta as JSON or '', profile as JSON or ''
+-- Returns result(). Error LEASE if the node holds no lease.
 
 if not holds_lease(ARGV[4]) then
   return LEASE_LOST

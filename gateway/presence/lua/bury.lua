@@ -1,9 +1,9 @@
--- End connections of a node whose lease ran out. Given all of them, in pieces, it ends the node.
+-- End connections of a node whose lease ran out. When it has none left, the node is forgotten.
 --
 -- KEYS[7] dying, as in renew.lua  [8] node  [9…] user and recent of each connection, in turn
--- ARGV[4] node  [5] milliseconds that its users stay
--- then for each connection: user, connection
--- Returns {position, 1 while the node has more, transitions} as result() does.
+-- ARGV[4] node  [5] milliseconds that its users stay online
+--     then for each connection: user, connection
+-- Returns {position, 1 if the node has more connections or 0, transitions}, the others as in result().
 
 local node, hold = ARGV[4], tonumber(ARGV[5])
 local ran_out = tonumber(redis.call('ZSCORE', LEASES, node))

@@ -1,9 +1,8 @@
--- Count a connection for its user.
+-- Register a connection for its user.
 --
--- KEYS[7] node  [8] user  [9] recent  [10] what is there where notifications wait for the user
+-- KEYS[7] node  [8] user  [9] recent  [10] the user's queue of notifications, of which only its existence is asked
 -- ARGV[4] node  [5] user  [6] connection  [7] the connection as JSON  [8] its profile as JSON, or ''
--- Returns result(whether a running grace was resumed from), and whether notifications wait; LEASE where the node holds
--- no lease.
+-- Returns result(), followed by 1 if notifications wait for the user or 0. Error LEASE if the node holds no lease.
 
 local node, id, connection = ARGV[4], ARGV[5], ARGV[6]
 if not holds_lease(node) then

@@ -1,4 +1,4 @@
--- Replace what is known of a connection that counts.
+-- Replace the details of a registered connection; one that is not registered is ignored.
 --
 -- KEYS[7] node
 -- ARGV[4] connection  [5] the connection as JSON

@@ -1,9 +1,9 @@
 -- End a connection.
 --
 -- KEYS[7] node  [8] user  [9] recent
--- ARGV[4] node  [5] user  [6] connection  [7] how it ended  [8] milliseconds that the user stays
---     [9] when the user was last active, or '' where that is known
--- Returns result(); LEASE where the node holds none.
+-- ARGV[4] node  [5] user  [6] connection  [7] how it ended  [8] milliseconds that the user stays online
+--     [9] when the user was last active, or '' if that is known
+-- Returns result(). Error LEASE if the node holds no lease.
 
 local node, id, connection = ARGV[4], ARGV[5], ARGV[6]
 if not holds_lease(node) then

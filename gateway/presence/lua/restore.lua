@@ -1,9 +1,9 @@
--- Give back what was lost: statuses that a node knows, of versions that are not here.
+-- Give back what was lost: statuses that a node knows, at versions that are not here.
 --
--- KEYS[7…] user and recent of each, in turn
--- ARGV[4] node  [5] milliseconds that a user is held whose connections are not here, and that nodes have to register them
--- then for each: user, version, and as JSON the fields of its hash besides, each as a string
--- Returns result(); LEASE where the node holds none.
+-- KEYS[7…] user and recent of each user, in turn
+-- ARGV[4] node  [5] milliseconds that a user without connections is held online, in which their nodes register them
+--     then for each user: the user, the version, and the other fields of its hash as a JSON object of strings
+-- Returns result(). Error LEASE if the node holds no lease.
 
 if not holds_lease(ARGV[4]) then
   return LEASE_LOST
@@ -12,7 +12,7 @@ local hold = tonumber(ARGV[5])
 local NUMBERS = { 'active_at', 'online_since', 'ttl_until', 'chosen_until', 'revision' }
 local TEXTS = { 'status', 'status_text', 'profile', 'meta', 'chosen', 'text', 'shown' }
 
--- Take what is known for what is here, and hold the user.
+-- Replace what is here by what the node knows, and hold the user online.
 local function take(user, fields)
   local active_at = user.active_at
   for _, name in ipairs(NUMBERS) do
@@ -54,7 +54,7 @@ for i = 0, (#KEYS - 6) / 2 - 1 do
     taken = false
   end
   if taken then
-    if user.connections > 0 then -- that a user is gone was so before their node came back
+    if user.connections > 0 then -- a status of offline is older than their node's return
       settle(user, NOW, 'connected')
     else
       expect(user)

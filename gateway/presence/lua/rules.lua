@@ -2,30 +2,33 @@
 --
 -- KEYS[1]  log       stream  what was committed: prev, the id of the entry before, and body, as JSON
 -- KEYS[2]  state     hash    position: the id of the log's last entry; attended: when a lease was last renewed;
---                            outage_begin, outage_end: when time stood still; loss_end: until when connections may be
---                            missing here that were lost, or could not be told; away_after, retention: as nodes have them, the latter as
---                            Retention.sessions, .sessions_ttl and .last_seen_ttl or 0, and 0 where not .choices; floor:<tenant>: the
---                            highest version that was forgotten; webhooks: how many transitions the outbox keeps,
---                            webhooks_at: when a node last said so, outbox_dropped: how many it let go
--- KEYS[3]  leases    zset    node -> until when
+--                            outage_begin, outage_end, loss_end: as model.Outage has them;
+--                            away_after: as nodes have it;
+--                            retention: likewise, as the numbers Retention.sessions, .sessions_ttl, .last_seen_ttl (0
+--                            for None), and one more 0 if .choices is False;
+--                            floor:<tenant>: the highest version that was forgotten in the tenant;
+--                            webhooks: how many transitions the outbox keeps, missing if no node sends webhooks;
+--                            webhooks_at: when a node last said so;
+--                            outbox_dropped: how many transitions the full outbox has dropped
+-- KEYS[3]  leases    zset    node -> when its lease ends
 -- KEYS[4]  due       zset    user -> when its status will next change by itself, or sooner
--- KEYS[5]  users     set     every user ever seen
--- KEYS[6]  outbox    stream  transitions that no sender of webhooks has taken yet, oldest first: transition, as body in
---                            the log; or part, where it is in a part of a tenant
--- KEYS[7…] the script's own, as its header says. Among them come
+-- KEYS[5]  users     set     every user that is known
+-- KEYS[6]  outbox    stream  transitions that no sender of webhooks has taken yet, oldest first, each as body in the
+--                            log. The field is named transition, or part if the user is in a part of a tenant
+-- KEYS[7…] the script's own, as its header says. Among them may be
 --          user      hash    status, status_text, version, active_at, online_since, profile, meta, ttl_until,
 --                            grace_until, ending, lost_at: as model.Held has them, and c:<connection> -> node for
 --                            each live connection;
---                            sessions: how many of them are in recent; opened: how many connections were opened in the
---                            one that lasts; gone_at: when the last one ended;
---                            chosen, text, chosen_until: what was set by hand; revision: of what only the user is told;
---                            shown: what others are told of one who is invisible, as JSON of active_at, profile and meta
+--                            sessions: how many sessions are in recent; opened: how many connections were opened in the
+--                            running session; gone_at: when the last one ended;
+--                            chosen, text, chosen_until, revision: as model.Choice and model.Own have them;
+--                            shown: what others are told of an invisible user: active_at, profile and meta, as JSON
 --          recent    list    the user's last transitions, newest first; behind them the sessions, newest last, each as a
 --                            JSON array of from, to, connections, reason and device
 --          node      hash    connection -> JSON, for each connection of a node
 -- ARGV[1]  now, Unix milliseconds
--- ARGV[2]  milliseconds without activity until a user turns away; 0 from one who is no node: as nodes have it
--- ARGV[3]  how many entries the log keeps, about; and behind a space the traceparent of who commits, where there is one
+-- ARGV[2]  milliseconds without activity until a user becomes away; 0 from a client that is no node: then state has it
+-- ARGV[3]  how many entries the log keeps, about; then a space and the command's traceparent, if it is traced
 -- ARGV[4…] the script's own
 --
 -- A user is <tenant> 0x1f <user id>; neither holds control characters, but for the 0x1e in a part of a tenant. All keys
@@ -66,12 +69,12 @@ local function holds_lease(node)
   return redis.call('ZSCORE', LEASES, node)
 end
 
--- When what would run out at a time does run out: time may have stood still.
+-- When something that is set to end at a time really ends, as model.Outage.delay() has it.
 local function delayed(til)
   return til >= outage_begin and math.max(til, outage_end) or til
 end
 
--- After what nobody is to come back: a grace is for what may be missing here then, and as long as that.
+-- Endings that somebody meant: no grace follows them, unless connections may be missing here after an outage.
 local MEANT = { goodbye = true, kicked = true, ['token expired'] = true, ['token revoked'] = true }
 
 -- When a user's grace runs out; nil where none runs.
@@ -163,7 +166,7 @@ local function known(user)
   end
 end
 
--- Take one element out of the middle of what is kept of a user's past.
+-- Remove one element from a user's list of transitions and sessions, by its index.
 local function take_out(user, index)
   redis.call('LSET', user.recent, index, '')
   redis.call('LREM', user.recent, index < 0 and -1 or 1, '')
@@ -210,7 +213,7 @@ local function floor_of(user)
   return 'floor:' .. string.match(user.id, '^[^\30\31]*')
 end
 
--- Commit a new version of a user, of whom others were told another status or text before.
+-- Commit a new version of a user; was and was_text are what others were told until now.
 local function change(user, was, was_text, now, reason, due)
   if user.version == 0 then
     set(user, 'version', tonumber(redis.call('HGET', STATE, floor_of(user)) or 0))
@@ -239,7 +242,7 @@ local function change(user, was, was_text, now, reason, due)
   known(user)
 end
 
--- Commit what others do not see of a user.
+-- Commit a change that others do not see.
 local function keep_private(user)
   local entry = whole(user)
   entry.private = true
@@ -255,7 +258,7 @@ local function seen(user)
   return user.status, user.status_text
 end
 
--- What beats inactivity.
+-- The statuses that are shown as set, however active the user is.
 local BY_HAND = { away = true, busy = true, dnd = true }
 
 local function has_run_out(user, now)
@@ -281,7 +284,7 @@ local function status_at(user, now)
   return 'online'
 end
 
--- When it is forgotten that a user was last seen, as model.forgotten_at() has it; nil for never.
+-- When a user who is offline is to be forgotten, as model.forgotten_at() has it; nil for never.
 local function forgotten_at(user)
   local _, _, ttl = retention()
   if ttl > 0 then
@@ -291,7 +294,7 @@ local function forgotten_at(user)
   end
 end
 
--- When what is kept of a user who is not there is to be let go of; nil for never.
+-- When something that is kept of a user is to be deleted: a session, or the user; nil for never.
 local function let_go_at(user)
   local due = forgotten_at(user)
   if user.status == 'offline' and user.sessions and user.gone_at then
@@ -301,8 +304,8 @@ local function let_go_at(user)
   return due
 end
 
--- Queue the time at which a user will next change by themselves. A later time than the one queued is left to be found
--- when that one comes up: activity, which only ever moves the time back, costs no queue operation.
+-- Queue the time at which a user will next change without a command. If an earlier time is queued already, nothing is
+-- done: the new one is computed again when that comes. So activity, which only ever postpones the change, costs nothing.
 local function expect(user)
   local offline = user.status == 'offline'
   local due = (offline or user.shown) and let_go_at(user) or math.huge
@@ -321,7 +324,7 @@ local function expect(user)
   end
 end
 
--- Commit the status that the rules give, if it is not the one the user has, or if they have set another.
+-- Commit the status that the rules give, if it differs from the one the user has, or if they have just set one.
 local function settle(user, now, reason, chose)
   local was, hidden, ran_out = user.status, user.shown, has_run_out(user, now)
   local status = status_at(user, now)
@@ -338,8 +341,8 @@ local function settle(user, now, reason, chose)
     local appears = hidden and user.chosen ~= 'invisible'
     local vanishes = not hidden and user.chosen == 'invisible'
     if status ~= 'offline' and (appears or vanishes) then
-      -- To others the user goes as by a goodbye, which is activity, or comes now: what they did before, unseen, is not
-      -- told afterwards either.
+      -- Becoming invisible looks like a goodbye, which is activity; becoming visible looks like coming online now.
+      -- What the user did while unseen stays unseen.
       set(user, 'active_at', math.max(user.active_at or 0, now))
       if appears then
         set(user, 'online_since', now)
@@ -347,7 +350,7 @@ local function settle(user, now, reason, chose)
       status = status_at(user, now)
     end
     set(user, 'status', status)
-    local due -- when the user's time was over, where that is why they go
+    local due -- when a grace or TTL ran out, if that is why the user goes
     if status == 'offline' and (reason == user.ending or reason == 'heartbeats stopped') then
       due = held_until(user)
     end
@@ -383,7 +386,7 @@ local function settle(user, now, reason, chose)
     else
       if before ~= 'offline' and after ~= 'offline' then
         reason = ran_out and 'set by hand until now' or status == 'away' and not chose and 'inactive' or reason
-      elseif user.shown ~= hidden then -- the reasons of one who really comes and goes
+      elseif user.shown ~= hidden then -- it must look as if the user had really come or gone
         reason, due = after == 'offline' and 'goodbye' or 'connected', nil
       end
       change(user, before, before_text, now, reason, due)
@@ -392,7 +395,7 @@ local function settle(user, now, reason, chose)
   expect(user)
 end
 
--- Commit what time alone has done to a user: out of a grace or a TTL, or away. It brings nobody online.
+-- Commit what time alone has changed: a grace or TTL ran out, or the user became away.
 local function settle_by_time(user, now)
   if user.status ~= 'offline' then
     local by_grace = user.grace_until and user.grace_until >= (user.ttl_until or 0)
@@ -400,19 +403,19 @@ local function settle_by_time(user, now)
   end
 end
 
--- The user, with what time has already done to it committed.
+-- The user, after committing what time has already changed.
 local function user_at(now, id, key, recent)
   local user = load(id, key, recent)
   if user.due and user.due <= now then
     settle_by_time(user, now)
   end
-  if has_run_out(user, now) then -- of one who is offline
+  if has_run_out(user, now) then -- the user is offline, so no sweep has committed it
     settle(user, now, 'set by hand until now')
   end
   return user
 end
 
--- Record news that is no change of status; log it where it is news of a user who is there.
+-- Record news that changes no status, and log it if it is new and the user is online.
 local function note(user, news)
   if news.active_at and news.active_at <= (user.active_at or 0) then
     news.active_at = nil
@@ -434,7 +437,7 @@ local function note(user, news)
   end
 end
 
--- Take a connection away, and start the grace its ending gives where it was the last that is known here.
+-- Remove a connection; if it was the user's last, start the grace that its ending gives.
 local function forget(user, connection, ending, hold, at)
   redis.call('HDEL', user.key, 'c:' .. connection)
   user.connections = user.connections - 1
@@ -442,13 +445,14 @@ local function forget(user, connection, ending, hold, at)
   if hold > 0 and user.connections > 0 then
     set(user, 'lost_at', math.max(at, user.lost_at or 0))
   elseif hold > 0 then
-    -- Heard of late, of a node that died, or is far from the store: another may have been lost since.
+    -- This one may be reported late, by a node that is slow or dead: the grace counts from the last loss.
     set(user, 'grace_until', math.max(at, user.lost_at or 0) + hold)
     set(user, 'ending', ending)
   end
 end
 
--- The position of the log's end, whether a grace was resumed from, and id and body of each transition, in turn.
+-- What a command returns: the position of the log's end, 1 if the user came back within a grace or 0, and a flat list of
+-- the id and body of each transition.
 local function result(resumed)
   if position ~= (state[1] or '0-0') then
     redis.call('HSET', STATE, 'position', position)

@@ -1,7 +1,7 @@
 -- Set a user's status by hand.
 --
 -- KEYS[7] user  [8] recent
--- ARGV[4] user  [5] the status, or '' for what activity says  [6] the text, or ''  [7] until when, or ''
+-- ARGV[4] user  [5] the status, or '' for none  [6] the text, or ''  [7] when it ends, or ''
 -- Returns result().
 
 local function given(argument)

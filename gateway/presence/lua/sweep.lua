@@ -1,10 +1,10 @@
--- Commit what time has changed for users who were found to be due, and let go of what was kept for long enough.
+-- Commit what time has changed of users whose time in due has come, and delete what was kept for long enough.
 --
--- KEYS[7…] user and recent of each, in turn
--- ARGV[4…] each user
+-- KEYS[7…] user and recent of each user, in turn
+-- ARGV[4…] the users
 -- Returns result().
 
--- Commit that a user is as one never seen, but for what they have set by hand. True where nothing is left of them.
+-- Commit that a user is as if never seen, except for what they have set by hand. True if nothing is left of them.
 local function forget_user(user)
   local _, _, ttl = retention()
   local gone = user.status == 'offline' and user.active_at and NOW >= user.active_at + ttl
