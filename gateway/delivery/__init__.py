@@ -1,1 +1,1 @@
-"""What is sent to users on an application's behalf."""
+"""Notifications: what an application sends to a user's connections, and the queue in which they wait for the user."""

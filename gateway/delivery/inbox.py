@@ -1,4 +1,4 @@
-"""What waits for users, and its way to their connections: handed over in order, again until it is acknowledged."""
+"""Notifications that wait for their users: queued, handed to connections in order, and again until acknowledged."""
 
 from __future__ import annotations
 
@@ -23,40 +23,41 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 RETRY = 0.25
-"""Seconds to wait after the queues could not be reached, before they are asked again; twice as long each time."""
+"""Seconds to wait before the queues are tried again after they could not be reached; it doubles with each attempt."""
 
 RETRY_MOST = 4.0
 """Seconds to wait at the most."""
 
 SWEEP_INTERVAL = 30.0
-"""Seconds between sweeps, which any node does: how late what is over its time is let go of that nobody asks for."""
+"""Seconds between sweeps, which any node does: how late an expired notification is deleted that nobody asks for."""
 
 POLL = 0.02
-"""Seconds between the first looks whether another node's client has acknowledged."""
+"""Seconds between the first looks whether a client of another node has acknowledged."""
 
 POLL_MOST = 0.25
-"""Seconds between later ones."""
+"""Seconds between later looks."""
 
 UNTOLD = 1000
-"""Acknowledgements of one user that are held while the queues are away; what is more comes again."""
+"""Acknowledgements of one user that are held while the queues cannot be reached. Any more are ignored: the client is
+sent the notification again, and acknowledges it again."""
 
 
 class Recipient(Protocol):
     """A live connection."""
 
     def hand(self, queued: Sequence[Queued]) -> None:
-        """Send what waits, but for what this connection has been sent already."""
+        """Send these notifications, except those that this connection has been sent already."""
 
 
 class Inbox:
-    """The queues, as this node has to do with them.
+    """This node's side of the queues: puts notifications in, and hands them to the connections of this node.
 
     Args:
-        queues: where what waits is kept.
+        queues: where notifications wait.
         limits: how much is kept.
         clock: the time, in Unix milliseconds.
         node: this node's name; empty in a process that has no connections.
-        recipients: the live connections of a user to this node, by tenant and user id.
+        recipients: returns a user's live connections to this node, by tenant and user id.
     """
 
     def __init__(
@@ -68,48 +69,50 @@ class Inbox:
         recipients: Callable[[str, str], Sequence[Recipient]] = lambda _tenant, _user_id: (),
     ) -> None:
         self.queued = 0
-        """How many this node has queued."""
+        """Notifications that this node has queued."""
         self.dropped = 0
-        """How many had to go, because a queue was full."""
+        """Notifications that were dropped because a queue was full."""
         self.expired = 0
-        """How many were over their time before they were acknowledged."""
+        """Notifications that expired before they were acknowledged."""
         self.acknowledged = 0
-        """How many clients of this node have acknowledged."""
+        """Notifications that clients of this node have acknowledged."""
         self.depth = 0
-        """How many waited in all queues, as of the last sweep."""
+        """Notifications that waited in all queues, as of the last sweep."""
         self.node = node
         self._queues = queues
         self._limits = limits
         self._clock = clock
         self._recipients = recipients
         self._untold: dict[tuple[str, str], dict[str, None]] = {}
-        """Ids that clients have acknowledged, which are still in their queues."""
+        """By tenant and user id: ids that clients have acknowledged, which the queues have yet to be told."""
         self._told = asyncio.Event()
+        """Set while `_untold` is not empty."""
         self._waiting: dict[str, asyncio.Event] = {}
-        """Ids that are waited for here to be acknowledged."""
+        """By id, the notifications whose acknowledgement somebody waits for here."""
         self._due: set[tuple[str, str]] = set()
-        """Users whose queue is to be looked at."""
+        """Users whose queue has to be read."""
         self._looking: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """By user, the task that reads their queue and hands it to their connections."""
 
     # What is sent
 
     async def put(self, notification: Notification, item_id: str, *, unless_connected: bool = False) -> Put:
-        """Queue a notification, and hand it to the connections that its user has to this node.
+        """Queue a notification, and hand it to its user's connections to this node, if there are any.
 
         Args:
             notification: what, and for whom.
-            item_id: under which; a `new_id`.
-            unless_connected: leave it alone where its user is connected to another node.
+            item_id: its id in the queue, made by `new_id`.
+            unless_connected: do not queue it if its user is connected to another node.
 
         Raises:
-            InvalidPayloadError: it is too large to be kept.
+            InvalidPayloadError: it is too large to be queued.
             StoreUnavailableError: the queues cannot be reached. It may be queued all the same.
         """
         largest = min(self._limits.largest, self._limits.bytes)
         item = Queued(item_id, notification.event, notification.data)
         if (size := size_of(item)) > largest:
             raise InvalidPayloadError(
-                f"a notification that may have to wait for its user may have {largest} bytes; this has {size}"
+                f"a notification that may have to wait for its user may have {largest} bytes; this one has {size}"
             )
         tenant, user_id = notification.tenant, notification.user_id
         put = await self._queues.put(
@@ -123,7 +126,7 @@ class Inbox:
         return put
 
     async def acknowledgement(self, item_id: str, within: float) -> bool:
-        """Wait until a client has acknowledged what was put under an id; False where none has in so many seconds."""
+        """Wait until a client has acknowledged an item; False if none has within so many seconds."""
         event = self._waiting[item_id] = asyncio.Event()
         pause = POLL
         try:
@@ -151,17 +154,17 @@ class Inbox:
         Args:
             tenant: whose user.
             user_id: who.
-            queued: what the store said of it as it counted the connection; None where it did not.
+            queued: `Commit.queued`, as the store answered the connection.
         """
         if queued is None:
             if self._queues.near:
                 return self._queues.waits(tenant, user_id)
-            self.look_soon(tenant, user_id)  # Redis is away; it is looked for when that is back
+            self.look_soon(tenant, user_id)  # Redis cannot be reached: it is read when that is back
             return False
         return queued
 
     async def fetch(self, tenant: str, user_id: str) -> Sequence[Queued]:
-        """Read what waits for a user. Where that cannot be reached, their connections are handed it later."""
+        """Read what waits for a user. If it cannot be read, nothing is returned, and it is handed over later."""
         try:
             return await self._read(tenant, user_id)
         except StoreUnavailableError:
@@ -169,22 +172,22 @@ class Inbox:
             return ()
 
     def look_soon(self, tenant: str, user_id: str) -> asyncio.Task[None]:
-        """Hand a user's connections to this node what waits, in a moment: when the task is done."""
+        """Start to hand a user's connections to this node what waits for the user; it is done when the task is."""
         key = (tenant, user_id)
         self._due.add(key)
-        if key not in self._looking:  # one at a time: what is read later is handed over later
+        if key not in self._looking:  # one task per user, so that what is read later is handed over later
             self._looking[key] = asyncio.create_task(self._look(tenant, user_id))
         return self._looking[key]
 
     def is_looking(self, tenant: str, user_id: str) -> bool:
-        """Whether a user's connections to this node are about to be handed what waits: what is sent now comes after."""
+        """Whether `look_soon` is at work for a user: what is sent now has to come after what that hands over."""
         return (tenant, user_id) in self._looking
 
     async def _look(self, tenant: str, user_id: str) -> None:
         try:
             await self._look_while_due(tenant, user_id)
         except Exception:
-            _log.exception("what waits for a user could not be read", user=user_id, tenant=tenant)
+            _log.exception("a user's queue could not be read", user=user_id, tenant=tenant)
         finally:
             del self._looking[tenant, user_id]
             self._due.discard((tenant, user_id))
@@ -204,7 +207,7 @@ class Inbox:
                     recipient.hand(found)
 
     def acknowledge(self, tenant: str, user_id: str, item_id: str) -> None:
-        """A client has acknowledged: it is told to the queue in a moment."""
+        """Take note that a client has acknowledged an item. The queue is told in a moment, in a batch."""
         ids = self._untold.setdefault((tenant, user_id), {})
         if len(ids) < UNTOLD:
             ids[item_id] = None
@@ -219,9 +222,9 @@ class Inbox:
             tasks.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Tell the queues what was acknowledged last; `run` has ended."""
+        """Tell the queues what was acknowledged last. Call it when `run` has ended."""
         await end(list(self._looking.values()))
-        with suppress(Exception):  # the node goes; what is not told comes again
+        with suppress(Exception):  # the node stops; what the queues are not told is sent to the client again
             await self._tell_now()
         await self._queues.close()
 
@@ -236,7 +239,7 @@ class Inbox:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_MOST)
             except Exception:
-                _log.exception("acknowledgements could not be told; trying again")
+                _log.exception("the queues could not be told what was acknowledged; trying again")
                 await asyncio.sleep(RETRY_MOST)
 
     async def _tell_now(self) -> None:
@@ -275,7 +278,7 @@ class Inbox:
                 self.expired += await self._queues.sweep(self._clock())
                 self.depth = await self._queues.depth()
             except StoreUnavailableError:
-                pass  # said by others
+                pass  # the tracker logs it
             except Exception:
                 _log.exception("the queues could not be swept")
             await asyncio.sleep(SWEEP_INTERVAL)
@@ -287,15 +290,15 @@ class Inbox:
 
 
 def new_id(*, awaited: bool) -> str:
-    """An id for a notification that may have to wait."""
+    """Make an id for a notification that may have to wait; `awaited` says whether its acknowledgement is waited for."""
     return f"{AWAITED if awaited else 'n'}-{secrets.token_urlsafe(12)}"
 
 
 def check_wait(wait: object) -> None:
-    """Check for how long an acknowledgement is waited for.
+    """Check the seconds that an acknowledgement is to be waited for.
 
     Raises:
-        InvalidPayloadError: it is no time.
+        InvalidPayloadError: it is no finite number, or negative.
     """
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not 0 <= wait < math.inf:
         raise InvalidPayloadError("wait takes seconds, 0 or more")

@@ -23,9 +23,9 @@ class Delivery(msgspec.Struct, frozen=True):
     sent: bool
     """True: it has been sent, or is kept until it can be."""
     method: Literal["realtime", "queued"]
-    """``realtime`` where the user is connected, ``queued`` where it waits for them to come online."""
+    """``realtime`` if the user is connected, ``queued`` if it waits for them to come online."""
     acknowledged: bool = False
-    """Whether one of the user's clients has acknowledged it, where that was waited for."""
+    """Whether one of the user's clients has acknowledged it in time. False if nobody asked to wait for that."""
 
 
 class Notification(msgspec.Struct, frozen=True):
@@ -35,19 +35,19 @@ class Notification(msgspec.Struct, frozen=True):
     user_id: str
     event: str
     data: msgspec.Raw
-    """As JSON: encoded once, whatever the recipients' codecs."""
+    """As JSON: encoded once, for recipients of any kind."""
     nodes: tuple[str, ...] = ()
-    """Those that the store knew connections of the user to."""
+    """The nodes that had connections of the user, as the store knew."""
     id: str = ""
-    """Under which one of them queues it, where it turns out to have none any more."""
+    """Its id in the queue, if one of these nodes finds that the user has left it, and queues the notification."""
 
     @classmethod
     def of(cls, tenant: str, user_id: str, event: Any, data: object) -> Notification:
-        """Check and encode one.
+        """Check the parts of a notification, and encode its data.
 
         Raises:
-            InvalidPayloadError: an id is none, `event` is empty, too long or one of the gateway's own, or `data` cannot
-                be written as JSON, or is nested too deep.
+            InvalidPayloadError: the tenant or the user id is not valid; `event` is empty, too long or one of the
+                gateway's own; or `data` cannot be written as JSON, or is nested too deep.
         """
         check_ids(tenant, user_id)
         if not isinstance(event, str) or not event or event in _RESERVED:
@@ -63,11 +63,11 @@ class Notification(msgspec.Struct, frozen=True):
         return cls(tenant, user_id, event, msgspec.Raw(text))
 
     def deliver(self, connections: Connections, mark: Any = None) -> int:
-        """Write it to the user's connections to this node, and return to how many.
+        """Write it to the user's connections to this node, and return how many there were.
 
         Args:
             connections: this node's.
-            mark: up to where clients have been told with it; None where nobody recovers.
+            mark: how far a client has been told when it has this, for recovery; None without recovery.
         """
         recipients = connections.of_user(self.tenant, self.user_id)
         for live in recipients:
@@ -75,5 +75,5 @@ class Notification(msgspec.Struct, frozen=True):
         return len(recipients)
 
     def reading(self) -> tuple[tuple[tuple[str, str, object], ...], bytes, frozenset[str]]:
-        """Whom it is for, its text, and who is skipped, as recovery keeps it."""
+        """Return its targets, its text and the clients to skip, in the form that recovery keeps."""
         return (("user", self.tenant, self.user_id),), wire.encode((self.event, self.data)), frozenset()

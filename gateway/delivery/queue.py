@@ -1,13 +1,13 @@
-"""What waits for users who are not there: a queue for each, in the order in which it was sent.
+"""The queues of notifications: one for each user, in the order in which they were sent.
 
-This is the port. Its adapters are `queue_memory` (one process) and `queue_redis` (many); `tests/test_queue.py` holds
-both to this contract:
+This is the port. Its adapters are `queue_memory` (one process) and `queue_redis` (many processes);
+``tests/test_queue.py`` holds both to this contract:
 
-- A command is atomic, over all nodes. Given again, because its answer was lost, it has its effect once: an item is
-  known by its id.
-- A queue has bounds in number and in bytes. Past them the oldest go, and are counted as dropped.
-- An item is there until it is acknowledged or its time is over. Times come from the caller.
-- Each method raises `StoreUnavailableError` where the queues cannot be reached.
+- A command is atomic, over all nodes. Repeated, because its answer was lost, it takes effect once: an item is known by
+  its id.
+- A queue is bounded in number and in bytes. Past that the oldest items are dropped, and counted.
+- An item stays until it is acknowledged or expires. Times come from the caller.
+- Each method raises `StoreUnavailableError` if the queues cannot be reached.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 AWAITED = "w"
-"""How the ids begin of items that somebody waits for to be acknowledged; other ids do not begin so."""
+"""The first letter of the id of an item whose acknowledgement somebody waits for; other ids begin otherwise."""
 
 REMEMBERED = 60_000
-"""Milliseconds that it is remembered that such an item was acknowledged."""
+"""Milliseconds that the acknowledgement of such an item is remembered."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is kept of what nobody has acknowledged."""
+    """How much is kept of notifications that nobody has acknowledged."""
 
     size: int = 100
     """Notifications of one user."""
     bytes: int = 262_144
     """Bytes of these together, as JSON."""
     ttl: int = 7 * 24 * 3_600_000
-    """Milliseconds that one is kept."""
+    """Milliseconds until a notification expires."""
     largest: int = 65_536
-    """Bytes of one, as JSON."""
+    """Bytes of one notification, as JSON."""
 
 
 class Queued(msgspec.Struct, frozen=True):
     """One notification in a queue."""
 
     id: str
-    """Unique: a client that hears it twice knows it by its id."""
+    """Unique, so that a client that is sent it twice can tell."""
     event: str
     data: msgspec.Raw
     """As JSON."""
@@ -55,13 +55,13 @@ class Put(msgspec.Struct, frozen=True):
     """What became of an item that was to be queued."""
 
     queued: bool
-    """False where it was left alone, because the user is connected."""
+    """False if it was not queued, because the user is connected to another node."""
     nodes: tuple[str, ...] = ()
     """The other nodes that the user is connected to."""
     dropped: int = 0
-    """How many older ones had to go."""
+    """How many older items were dropped, because the queue was full."""
     expired: int = 0
-    """How many older ones were over their time."""
+    """How many older items had expired, and were deleted."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -70,18 +70,18 @@ class Found(msgspec.Struct, frozen=True):
     items: Sequence[Queued] = ()
     """In the order in which they were sent."""
     expired: int = 0
-    """How many others were over their time, and are gone."""
+    """How many items had expired, and were deleted."""
 
 
 class Queues(ABC):
     """The port; see the module for the contract."""
 
     near: ClassVar[bool]
-    """True where `waits` knows, and asking costs no round trip."""
+    """True if the queues are in this process: `waits` knows the answer, without a round trip."""
 
     @abstractmethod
     def waits(self, tenant: str, user_id: str) -> bool:
-        """Whether something may wait for a user. Where it takes a round trip to know, the store says so instead."""
+        """Whether something waits for a user. Only if the queues are `near`; otherwise `Commit.queued` says so."""
 
     @abstractmethod
     async def put(
@@ -99,19 +99,19 @@ class Queues(ABC):
         Args:
             tenant: whose user.
             user_id: for whom.
-            item: what; one whose id is there already changes nothing.
+            item: what. If its id is in the queue already, nothing changes.
             now: Unix milliseconds.
-            node: who asks; its own connections do not count, since it knows them better.
-            unless_connected: leave it alone where the user is connected to another node.
+            node: the node that asks. Its own connections do not count as other nodes: it knows them itself.
+            unless_connected: do not queue it if the user is connected to another node.
         """
 
     @abstractmethod
     async def read(self, tenant: str, user_id: str, now: int) -> Found:
-        """Read what waits for a user; it stays there."""
+        """Read what waits for a user. It stays in the queue."""
 
     @abstractmethod
     async def acknowledge(self, tenant: str, user_id: str, ids: Collection[str], now: int) -> Sequence[str]:
-        """Take what a client has acknowledged out of its user's queue.
+        """Take the items that a client has acknowledged out of its user's queue.
 
         Returns:
             The ids of those that were there.
@@ -123,7 +123,7 @@ class Queues(ABC):
 
     @abstractmethod
     async def sweep(self, now: int) -> int:
-        """Let go of what is over its time, whoever it is for, and return how much that was."""
+        """Delete expired items from all queues, and return how many there were."""
 
     @abstractmethod
     async def depth(self) -> int:
@@ -131,7 +131,7 @@ class Queues(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of whatever the adapter holds."""
+        """Release the adapter's resources."""
 
 
 def size_of(item: Queued) -> int:

@@ -21,7 +21,7 @@ class _Queue:
 
     def __init__(self) -> None:
         self.items: OrderedDict[str, tuple[int, Queued]] = OrderedDict()
-        """By id, in order, each with the time at which it is over."""
+        """By id, in order, each with the time at which it expires."""
         self.bytes = 0
 
     def remove(self, item_id: str) -> bool:
@@ -48,11 +48,11 @@ class MemoryQueues(Queues):
         self._queues: dict[_Key, _Queue] = {}
         self._depth = 0
         self._due: list[tuple[int, _Key]] = []
-        """When to look at a queue for what is over its time: once for each user, and no later than needed."""
+        """A heap of the times at which to look into a queue for expired items; one entry for each queue."""
         self._scheduled: set[_Key] = set()
-        """Those that are in it."""
+        """The queues in that heap."""
         self._acknowledged: OrderedDict[str, int] = OrderedDict()
-        """Ids that somebody waits for, and when they were acknowledged."""
+        """The acknowledged ids that begin with `AWAITED`, with the time of the acknowledgement."""
 
     def waits(self, tenant: str, user_id: str) -> bool:
         """Whether something waits for a user; see the port."""
@@ -112,7 +112,7 @@ class MemoryQueues(Queues):
         return item_id in self._acknowledged
 
     async def sweep(self, now: int) -> int:
-        """Let go of what is over its time; see the port."""
+        """Delete expired items; see the port."""
         expired = 0
         while self._due and self._due[0][0] <= now:
             key = heapq.heappop(self._due)[1]

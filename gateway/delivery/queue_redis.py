@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from gateway.redis.connection import Client
 
 CHUNK = 500
-"""Users that a sweep looks at in one step: what is over its time in each of their queues is one short script."""
+"""Queues that a sweep looks into in one step, with one short script for each."""
 
 SWEEPS = 20
-"""Such steps in one sweep: what is due besides waits for the next."""
+"""Such steps in one sweep at the most; the rest waits for the next sweep."""
 
 _decode = msgspec.json.Decoder(Queued).decode
 _encode = msgspec.json.encode
@@ -34,11 +34,11 @@ def _script(name: str) -> Script:
 class RedisQueues(Queues):
     """Queues that any number of nodes share.
 
-    That something waits for a user, the store says as it counts the user's connection: see `Commit.queued`.
+    Whether something waits for a user who connects is said by the store, in the same round trip: `Commit.queued`.
 
     Args:
         client: how to reach Redis.
-        prefix: what its keys begin with; the store's.
+        prefix: what its keys begin with; the same as the store's.
         limits: how much is kept, the same on every node.
     """
 
@@ -74,7 +74,7 @@ class RedisQueues(Queues):
 
     async def read(self, tenant: str, user_id: str, now: int) -> Found:
         """Read what waits for a user; see the port."""
-        # Other nodes' settings may allow for more than this one's.
+        # Twice the limit, since the settings of other nodes may allow for more than this one's.
         expired, bodies = await self._run("read", user_of(tenant, user_id), now, [2 * self._limits.size])
         return Found([_decode(body.split(b" ", 2)[2]) for body in bodies], expired)
 
@@ -90,7 +90,7 @@ class RedisQueues(Queues):
         return bool(await self._commands.send("EXISTS", self._acknowledged_key(item_id)))
 
     async def sweep(self, now: int) -> int:
-        """Let go of what is over its time; see the port."""
+        """Delete expired items; see the port."""
         expired = 0
         for _ in range(SWEEPS):
             due = await self._commands.send("ZRANGEBYSCORE", self._queues_key, 0, now, "LIMIT", 0, CHUNK)

@@ -1,8 +1,8 @@
--- Take items out that were acknowledged.
+-- Take acknowledged items out of a queue.
 --
--- KEYS[5…] for each id where it is remembered
--- ARGV[3] how an id begins that somebody waits for  [4] milliseconds that such a one is remembered  [5…] ids
--- Returns the ids of those that were there.
+-- KEYS[5…] for each id, the key that remembers its acknowledgement
+-- ARGV[3] how an id begins whose acknowledgement is to be remembered  [4] for how many milliseconds  [5…] ids
+-- Returns the ids of those that were in the queue.
 
 local removed = {}
 for i = 5, #ARGV do

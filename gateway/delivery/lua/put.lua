@@ -1,10 +1,11 @@
 -- Append an item to a queue.
 --
 -- KEYS[5] the user, as presence/lua/rules.lua has it
--- ARGV[3] the node that asks, whose own connections do not count  [4] 1 to leave it alone where the user is connected
---     [5] until when it is kept  [6] how many a queue may hold  [7] and how many bytes  [8] id
+-- ARGV[3] the node that asks, whose own connections do not count  [4] 1 not to queue it if the user is connected to
+--     another node  [5] when it expires  [6] how many items a queue may hold  [7] and how many bytes  [8] id
 --     [9] bytes that it counts for  [10] the item as JSON
--- Returns whether it is queued, which other nodes the user is connected to, how many were dropped, how many expired.
+-- Returns {1 if it is queued or 0, the other nodes that the user is connected to, how many items were dropped, how many
+-- had expired}.
 
 local nodes, seen = {}, {}
 local fields = redis.call('HGETALL', KEYS[5])
@@ -20,7 +21,7 @@ if #nodes > 0 and ARGV[4] == '1' then
   return { 0, nodes, 0, 0 }
 end
 local expired, dropped = expire(), 0
-if not redis.call('ZSCORE', ORDER, ARGV[8]) then -- otherwise it came, and its answer was lost
+if not redis.call('ZSCORE', ORDER, ARGV[8]) then -- otherwise this is a repetition: the first answer was lost
   local last = redis.call('ZREVRANGE', ORDER, 0, 0, 'WITHSCORES')[2]
   redis.call('ZADD', ORDER, tonumber(last or 0) + 1, ARGV[8])
   redis.call('HSET', BODIES, ARGV[8], ARGV[5] .. ' ' .. ARGV[9] .. ' ' .. ARGV[10])

@@ -1,14 +1,14 @@
 -- One user's queue. Put before each script of this folder.
 --
 -- KEYS[1] order   zset  id -> place
--- KEYS[2] bodies  hash  id -> <until when> <bytes that it counts for> <the item as JSON>; '' -> bytes of all
--- KEYS[3] queues  zset  user -> when the first of its queue is over its time
--- KEYS[4] depths  hash  user -> how many wait; '' -> for all users
+-- KEYS[2] bodies  hash  id -> <when it expires> <bytes that it counts for> <the item as JSON>; '' -> bytes of all items
+-- KEYS[3] queues  zset  user -> when the first item of its queue expires
+-- KEYS[4] depths  hash  user -> how many items wait; '' -> how many wait for all users
 -- KEYS[5…] the script's own, as its header says
 -- ARGV[1] now, Unix milliseconds  [2] the user  [3…] the script's own
 --
--- A user is <tenant> 0x1f <user id>. All keys have one hash tag, and a key that a script touches is among its KEYS. What
--- is over its time goes with the next script that comes by, or with a sweep: no key has a time of its own.
+-- A user is <tenant> 0x1f <user id>. All keys have one hash tag, and a key that a script touches is among its KEYS. No key
+-- has a TTL: expired items are deleted by the next script that looks into their queue, or by a sweep.
 
 local ORDER, BODIES, QUEUES, DEPTHS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local NOW, USER = tonumber(ARGV[1]), ARGV[2]
@@ -40,7 +40,7 @@ local function expire()
   return expired
 end
 
--- Take note of what the queue has become.
+-- Bring queues and depths up to date with the queue.
 local function settle()
   local id, til = first()
   local depth = redis.call('ZCARD', ORDER)

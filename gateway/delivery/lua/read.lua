@@ -1,7 +1,7 @@
--- Let go of what is over its time, and read what is left.
+-- Delete what has expired, and read what is left.
 --
--- ARGV[3] how many to read at the most
--- Returns how many expired, and the items as `bodies` has them, in order.
+-- ARGV[3] how many items to read at the most
+-- Returns {how many had expired, the items as bodies has them, in order}.
 
 local expired = expire()
 if expired > 0 then
