@@ -1,6 +1,6 @@
-"""Webhooks: what was committed is told to endpoints by HTTP, at least once, in order per user.
+"""Webhooks: committed changes, sent to HTTP endpoints at least once, and in order for each user.
 
-A transition is written to the `outbox` in the step that commits it. One node at a time, by a duty, moves what is there
-into a queue for each endpoint that wants it, and sends it (`sender`, `courier`); what an endpoint did not take in time
-is a dead letter, until somebody has it sent again.
+A transition is written into the `outbox` in the step that commits it. One node at a time, chosen by a `Duty`, moves the
+events from there into the queue of each endpoint that wants them (`sender`), and sends them (`courier`). An event that
+its endpoint has not accepted in time becomes a dead letter, which an operator can list and replay.
 """

@@ -1,4 +1,4 @@
-"""Sends one endpoint its queue: many users at once, each user's events one after the other."""
+"""Sends one endpoint what is in its queue: of many users at once, and of each user one event after the other."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ PAGE = 500
 """Events that are read at once."""
 
 FIRST_RETRY = 1.0
-"""Seconds until an event is sent again; they double with each failure."""
+"""Seconds until a failed event is sent again; they double with each failure."""
 
 LONGEST_RETRY = 60.0
-"""Seconds between two attempts at the most, but for an endpoint that asks for more."""
+"""Seconds between two attempts at the most, unless the endpoint asks for more by ``Retry-After``."""
 
 RESCAN = 30.0
-"""Seconds after which a queue is compared with what is known of it: a failover may have changed it."""
+"""Seconds after which the queue is compared with the courier's copy of it: a failover may have changed it."""
 
 PAUSE = 0.5
-"""Seconds until what the outbox could not be told is told again."""
+"""Seconds until a command that the outbox could not be given is repeated."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """How an endpoint is sent to."""
+    """How events are sent to an endpoint."""
 
     timeout: float = 10.0
     """Seconds that one attempt may take."""
     retry_for: float = 900.0
-    """Seconds from its first attempt on in which an event is sent again."""
+    """Seconds after its first attempt in which an event is tried again; then it becomes a dead letter."""
     concurrency: int = 8
-    """Requests at once."""
+    """Requests at the same time."""
 
 
 class Counts:
-    """What was sent to one endpoint by this node; each begins at 0, so that its first rise is seen as one."""
+    """Counts what this node has sent to one endpoint. All begin at 0, so that Prometheus sees their first rise."""
 
     def __init__(self) -> None:
         self.sent = 0
-        """Events that the endpoint has taken."""
+        """Events that the endpoint has accepted."""
         self.failed = 0
         """Attempts that it did not answer with 2xx."""
         self.retried = 0
@@ -65,43 +65,44 @@ class Counts:
         self.dead = 0
         """Events that became dead letters."""
         self.dropped = 0
-        """Dead letters that had to go for newer ones."""
+        """Dead letters that were dropped to make room for newer ones."""
         self.seconds = Histogram()
         """Seconds that an attempt took."""
 
 
 class _Lane:
-    """One user's events."""
+    """The events of one user (more exactly, of one `Message.key`), which are sent one after the other."""
 
     __slots__ = ("attempts", "events", "in_flight", "key", "since")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.events: deque[Waiting] = deque()
-        """Never none: a lane without events is let go."""
+        """Never empty: a lane is deleted with its last event."""
         self.attempts = 0
-        """How often the first has been sent."""
+        """How often the first event has been sent."""
         self.since = 0.0
-        """When it was first sent, as `Courier._elapsed` counts."""
+        """When the first event was first sent, by `Courier._elapsed`."""
         self.in_flight = False
-        """Whether it is being sent now."""
+        """Whether the first event is being sent now."""
 
 
 class Courier:
     """Sends what is in one endpoint's queue.
 
-    A failing event holds back those of its user behind it, and nobody else's. An endpoint that says that it is busy
-    (429 or 503, with ``Retry-After``) is left alone for so long; one that is gone (410), until it is resumed.
+    A failing event holds back later events of the same user, and nobody else's. An endpoint that says that it is busy
+    (429 or 503, with ``Retry-After``) is sent nothing for that time. One that says that it is gone (410) is sent
+    nothing until an operator resumes it.
 
     Args:
-        name: whose queue.
-        outbox: where it is.
-        post: how an event is sent.
+        name: the endpoint's name.
+        outbox: where its queue is.
+        post: sends one event.
         policy: how often, and for how long.
         clock: the time, in Unix milliseconds.
-        counts: what became of it.
+        counts: counts what becomes of the events.
         scheduler: the event loop.
-        jitter: a number from 0 to 1, each time another.
+        jitter: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class Courier:
     ) -> None:
         self.name = name
         self.stopped: str | None = None
-        """Why nothing is sent; None where it is."""
+        """Why nothing is sent; None if events are sent."""
         self.dead = 0
-        """How many dead letters are kept, when last looked at."""
+        """How many dead letters are kept, as of the last `look`."""
         self._outbox = outbox
         self._post = post
         self._policy = policy
@@ -129,28 +130,34 @@ class Courier:
         self._scheduler = scheduler
         self._jitter = jitter
         self._failing = False
-        """Whether the last answer was none that takes an event; the log says when that changes."""
+        """Whether the last attempt failed; the log says when that changes."""
         self._stopped_anew = False
-        """Whether it was stopped here since the last look, of which what was read before knows nothing."""
+        """Whether the endpoint was stopped here since the last `look`: its next argument may be older than that."""
         self._known: dict[str, Waiting] = {}
-        """What waits, by place, in order."""
+        """This courier's copy of the queue: the events by place, in order."""
         self._after = BEGIN
+        """The place up to which the queue has been read."""
         self._scanned_at = scheduler.time()
         self._lanes: dict[str, _Lane] = {}
+        """By key."""
         self._ready: asyncio.Queue[_Lane] = asyncio.Queue()
-        """Whose first event is to be sent; those that were let go of meanwhile are passed over."""
-        self._paused_until = self._idle = 0.0
+        """Lanes whose first event is to be sent now. One that was deleted meanwhile may still be among them."""
+        self._paused_until = 0.0
+        """Until when, by the loop's clock, the endpoint has asked to be sent nothing."""
+        self._idle = 0.0
+        """Seconds of such pauses since the start."""
         self._open = asyncio.Event()
+        """Set while events may be sent: the endpoint is neither stopped nor paused."""
         self._open.set()
 
     @property
     def waiting(self) -> int:
-        """How many events are known to wait."""
+        """How many events wait, as far as this courier knows."""
         return len(self._known)
 
     @property
     def oldest_at(self) -> int | None:
-        """When the oldest of them was committed, or what is sent again in its place, in Unix milliseconds."""
+        """When the first event in the queue was committed, in Unix milliseconds; None if the queue is empty."""
         first = next(iter(self._known.values()), None)
         return None if first is None else first.message.at
 
@@ -161,15 +168,15 @@ class Courier:
                 tasks.create_task(self._work())
 
     async def look(self, waiting: int, stopped: str | None, dead: int = 0) -> None:
-        """Read what has come into the queue.
+        """Read what is new in the queue.
 
         Args:
-            waiting: how many events it has.
-            stopped: why nothing is to be sent; None where it is.
+            waiting: how many events the queue has.
+            stopped: why the endpoint is stopped; None if it is not.
             dead: how many dead letters are kept.
 
         Raises:
-            StoreUnavailableError: it cannot be read now.
+            StoreUnavailableError: the queue cannot be read now.
         """
         self.dead = dead
         if stopped != self.stopped and not (stopped is None and self._stopped_anew):
@@ -201,7 +208,7 @@ class Courier:
         lane.events.append(each)
 
     def _keep_only(self, places: set[str]) -> None:
-        """Let go of what is in the queue no more: it was full, or lost what it held."""
+        """Forget events that are not in the queue any more: it overflowed, or lost them."""
         for lane in list(self._lanes.values()):
             first = lane.events[0]
             kept = [one for one in lane.events if one.place in places or (lane.in_flight and one is first)]
@@ -225,7 +232,7 @@ class Courier:
                 lane.in_flight = False
 
     async def _send(self, lane: _Lane) -> None:
-        """Send a user's first event once, and see to what comes next."""
+        """Send the first event of a lane once, and schedule what comes next."""
         first = lane.events[0]
         if lane.attempts:
             self._counts.retried += 1
@@ -237,7 +244,7 @@ class Courier:
             answer = await self._post(first.message, self._clock())
         except Exception:
             _log.exception("a webhook could not be sent", endpoint=self.name, id=first.message.id)
-            answer = Answer("it could not be sent; the gateway's log says why")
+            answer = Answer("the gateway failed to send it; its log says why")
         self._counts.seconds.observe(self._scheduler.time() - began)
         self._note(answer)
         if answer.reason is None:
@@ -249,22 +256,22 @@ class Courier:
             await self._fail(lane, answer, answer.reason)
 
     def _note(self, answer: Answer) -> None:
-        """Say when an endpoint begins to fail, and when that is over."""
+        """Log when the endpoint begins to fail, and when it works again."""
         if (answer.reason is not None) == self._failing:
             return
         self._failing = answer.reason is not None
         if self._failing:
-            _log.warning("a webhook failed; it is sent again", endpoint=self.name, reason=answer.reason)
+            _log.warning("a webhook failed; it will be sent again", endpoint=self.name, reason=answer.reason)
         else:
             _log.info("a webhook endpoint takes what it is sent again", endpoint=self.name)
 
     def _elapsed(self) -> float:
-        """Seconds in which the endpoint was to be sent to: not those for which it had asked for patience."""
+        """A clock, in seconds, that stands still while the endpoint has asked to be sent nothing."""
         return self._scheduler.time() - self._idle
 
     async def _fail(self, lane: _Lane, answer: Answer, reason: str) -> None:
         if answer.gone:
-            lane.attempts = 0  # it is the endpoint that ended, and no fault of the event's
+            lane.attempts = 0  # the endpoint is at fault, so the event has all its attempts left
             await self._tell(partial(self._outbox.stop, self.name, reason))
             if self.stopped is None:
                 self._stopped_anew = True
@@ -286,7 +293,7 @@ class Courier:
         first = lane.events[0]
         letter = Letter(message=first.message, reason=reason, attempts=lane.attempts, failed_at=self._clock())
         _log.warning(
-            "a webhook is a dead letter now; `python -m gateway webhooks` lists them and sends them again",
+            "a webhook was given up and is a dead letter now; `python -m gateway webhooks` lists and replays them",
             endpoint=self.name,
             id=first.message.id,
             attempts=lane.attempts,
@@ -303,7 +310,7 @@ class Courier:
         self._counts.dropped += dropped
 
     def _go_on(self, lane: _Lane) -> None:
-        """Let a user's first event go, and turn to the next."""
+        """Take the first event off a lane, and turn to the next."""
         self._known.pop(lane.events.popleft().place, None)
         lane.attempts = 0
         if lane.events:
@@ -312,7 +319,7 @@ class Courier:
             del self._lanes[lane.key]
 
     async def _tell(self, command: Callable[[], Awaitable[None]]) -> None:
-        """Tell the outbox, as often as it takes: what it is not told is sent again."""
+        """Give the outbox a command, again until it succeeds: otherwise the event would be sent twice."""
         while True:
             try:
                 return await command()
@@ -322,21 +329,21 @@ class Courier:
     def _set_stopped(self, why: str | None) -> None:
         self.stopped = why
         if why is None:
-            _log.info("a webhook endpoint is sent to again", endpoint=self.name)
-            for lane in self._lanes.values():  # each has its whole time anew
+            _log.info("a webhook endpoint was resumed", endpoint=self.name)
+            for lane in self._lanes.values():  # the time to retry begins anew
                 lane.attempts = 0
             self._open_if_due()
         else:
             self._open.clear()
             _log.error(
-                "nothing more is sent to a webhook endpoint, because it is gone; what is for it waits until"
-                " `python -m gateway webhooks resume`, or POST /api/webhooks/resume, says that it is back",
+                "a webhook endpoint is gone, and is sent nothing more; its events wait until it is resumed by"
+                " `python -m gateway webhooks resume` or POST /api/webhooks/resume",
                 endpoint=self.name,
                 reason=why,
             )
 
     def _pause(self, seconds: float) -> None:
-        """Send nothing for so long."""
+        """Send nothing for so many seconds."""
         now = self._scheduler.time()
         begin, until = max(now, self._paused_until), now + seconds
         if until > begin:

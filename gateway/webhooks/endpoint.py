@@ -25,24 +25,24 @@ class Endpoint(msgspec.Struct, frozen=True):
     """Where events are sent."""
 
     name: str
-    """What its queue is known by, over restarts and on each node."""
+    """The name of its queue, the same after a restart and on every node."""
     url: str
     keys: tuple[bytes, ...]
-    """Each signs: while a secret is being replaced a receiver may know the old one or the new."""
+    """Each of them signs: while a secret is being replaced, a receiver may know only the old one or only the new."""
     types: frozenset[str] = frozenset(ALL_TYPES)
     """The types of events that it wants."""
     signer: Signer | None = None
-    """Signs, in place of the keys, what is sent in Pusher's form; None for an endpoint that is sent the gateway's."""
+    """Signs in place of the keys if the endpoint is sent Pusher's format; None for the gateway's own format."""
 
     def __repr__(self) -> str:
-        return f"Endpoint({self.name!r})"  # of what it holds the rest is secret
+        return f"Endpoint({self.name!r})"  # the rest is secret
 
 
 def keys_of(secret: str) -> tuple[bytes, ...]:
-    """The keys that a secret names: ``whsec_`` and base64, or any text as it is; several are separated by spaces.
+    """The keys in a secret: ``whsec_`` followed by base64, or any text as it is; several are separated by spaces.
 
     Raises:
-        ValueError: there is none, or what follows ``whsec_`` is not base64.
+        ValueError: there is no key, or what follows ``whsec_`` is not base64.
     """
     keys = tuple(_key(part) for part in secret.split())
     if not keys or not all(keys):
@@ -61,12 +61,12 @@ def _key(secret: str) -> bytes:
 
 
 def types_of(patterns: Sequence[str]) -> frozenset[str]:
-    """The types that patterns name: a type, ``user.*``, ``channel.*``, ``member.*`` or ``*``.
+    """The types of events that match patterns: a type's name, ``user.*``, ``channel.*``, ``member.*`` or ``*``.
 
-    None but their own names name those of `NOTE_TYPES`.
+    A pattern with ``*`` does not match `NOTE_TYPES`; they have to be named.
 
     Raises:
-        ValueError: one names none.
+        ValueError: a pattern matches nothing.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -81,13 +81,13 @@ def types_of(patterns: Sequence[str]) -> frozenset[str]:
 
 
 def headers(endpoint: Endpoint, message_id: str, body: bytes, seconds: int) -> dict[str, str]:
-    """The headers of Standard Webhooks for one attempt, which its specification has under "Signature scheme".
+    """The headers for one attempt, as "Signature scheme" of the Standard Webhooks specification defines them.
 
     Args:
-        endpoint: who is to verify them.
-        message_id: the event's.
-        body: what is sent.
-        seconds: when this attempt is made, in Unix seconds.
+        endpoint: the receiver, whose keys sign.
+        message_id: the event's id.
+        body: the request's body.
+        seconds: the time of this attempt, in Unix seconds.
     """
     signed = b"%b.%d.%b" % (message_id.encode(), seconds, body)
     signatures = [base64.b64encode(hmac.digest(key, signed, sha256)).decode() for key in endpoint.keys]

@@ -1,4 +1,4 @@
-"""What a webhook tells: one event for each committed transition, as others see it."""
+"""The events that webhooks carry: one for each committed transition, as others see it."""
 
 from __future__ import annotations
 
@@ -19,50 +19,51 @@ TYPES = {
     Event.OFFLINE: "user.offline",
     Event.CHANGED: "user.status_changed",
 }
-"""The types of events, by what they tell of."""
+"""The types of webhooks about presence, by the event that clients hear."""
 
 CHANNEL_TYPES = {name: name.replace("-", ".") for name in CHANNEL_EVENTS}
-"""The same of what the store of channels tells of."""
+"""The types of webhooks about channels, by the event that hooks hear."""
 
 ALL_TYPES = (*TYPES.values(), *CHANNEL_TYPES.values())
 
 CLIENT_EVENT, CACHE_MISS, SUBSCRIPTION_COUNT = "client.event", "channel.cache_miss", "channel.subscription_count"
 NOTE_TYPES = (CLIENT_EVENT, CACHE_MISS, SUBSCRIPTION_COUNT)
-"""The types of what no store commits. There may be very many of them: an endpoint that wants one names it."""
+"""The types of notes; see `gateway.webhooks.notes`. There may be very many, so only an endpoint that names them gets
+them."""
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event as it is queued, sent and, where that fails, kept."""
+    """One event as it is queued and sent."""
 
     id: str
-    """The ``webhook-id``: the same however often it is sent, and no other event's."""
+    """The ``webhook-id``: unique, and the same each time the event is sent."""
     type: str
     key: str
-    """Whose event it is: those of one key are sent in their order."""
+    """Events with the same key are sent in their order, one after the other; it is made of tenant and user."""
     at: int
     """When it was committed, in Unix milliseconds."""
     body: msgspec.Raw
-    """What is sent, as JSON: signed and sent byte for byte as it stands here."""
+    """The body, as JSON: signed and sent byte for byte as it is here."""
     traceparent: str | None = None
-    """What trace the event is part of, as W3C's Trace Context has it; None for none."""
+    """The trace that the event is part of, as a W3C Trace Context header; None for none."""
 
     def within(self, traceparent: str | None) -> Message:
-        """The same as part of another span."""
+        """A copy that is part of another span."""
         return msgspec.structs.replace(self, traceparent=traceparent)
 
 
 def message(kind: str, key: str, at: int, data: dict[str, Any], identity: str) -> Message:
-    """An event of any type, with the id that `identity`, and nothing else, makes."""
+    """Make an event of any type. Its id depends on `identity` only."""
     name = f"msg_{blake2b(identity.encode(), digest_size=16).hexdigest()}"
     body = {"id": name, "type": kind, "timestamp": wire.timestamp(at), "data": data}
     return Message(name, kind, key, at, msgspec.Raw(wire.encode(body)))
 
 
 def message_of(transition: Transition) -> Message | None:
-    """The event that tells of a transition; None for one that others cannot tell, as when a store was given it back.
+    """The event that tells of a transition; None if it changes nothing for others, as when a store was given it back.
 
-    Its id is made of what was committed: whose change, which version, and when. A version alone would come again after
-    a store had lost everything, and be taken for a double.
+    Its id is made of the user, the version and the time. The user and version alone would come again after a store had
+    lost everything, and the receiver would take the event for a duplicate.
     """
     event = transition.event
     if event is None:

@@ -1,8 +1,9 @@
-"""What webhooks tell that no store commits: client events, caches that were missed, and how many are in channels.
+"""Notes: the webhooks of what no store commits, which are client events, missed caches and subscription counts.
 
-It is told as well as can be. Here it waits for the outbox, for some milliseconds, or while Redis is away; what waits
-when the process ends is lost, and so is the oldest of more than `MOST`. The outbox takes it while it has room: what
-must not be lost comes first. From there on it is an event as any other. Nothing is written that no endpoint names.
+They are best effort, unlike the others. A note waits here until the outbox has it, which takes milliseconds unless
+Redis is away. Those that wait when the process ends are lost, and so are the oldest of more than `MOST`. The outbox
+takes notes only while it has room, since the other events must not be lost. From there on a note is an event like any
+other. Only the types that an endpoint asks for by name are written at all.
 """
 
 from __future__ import annotations
@@ -32,34 +33,34 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 MOST = 1000
-"""Events that wait for the outbox, of some ten kilobytes at the most."""
+"""Notes that wait for the outbox at the most; each has some ten kilobytes at the most."""
 
 AT_ONCE = 100
-"""Events that are written in one step."""
+"""Notes that are written in one step."""
 
 RETRY = 0.5
-"""Seconds until the outbox is asked again that could not be reached."""
+"""Seconds until the outbox is tried again after it could not be reached."""
 
 LARGE = 100
-"""Subscriptions past which a channel's count is told once in `INTERVAL`: as Pusher has it, as the next is."""
+"""Subscriptions above which a channel's count is told once per `INTERVAL`; both are Pusher's values."""
 
 INTERVAL = 5.0
-"""Seconds between two counts of a large channel, of which the last is told in the end."""
+"""Seconds between two counts of a large channel. The last count is always told in the end."""
 
 MISS_INTERVAL = 1.0
-"""Seconds in which a channel's missed cache is told once by a node, however many came."""
+"""Seconds in which a node tells only once that a channel's cache was missed."""
 
 
 class Notes:
-    """Takes what happens, and writes what of it an endpoint wants into the outbox.
+    """Makes notes of what happens, if an endpoint wants them, and writes them into the outbox.
 
     Args:
         outbox: where webhooks wait.
-        wanted: the types that endpoints want.
+        wanted: the types of events that endpoints want.
         clock: the time, in Unix milliseconds.
         scheduler: the event loop.
-        is_sender: whether this node is the one that sends now: what all nodes know alike, it tells alone.
-        wake: called when there is something in the outbox.
+        is_sender: returns whether this node is the one that sends webhooks now. It alone tells what every node knows.
+        wake: called when something was written into the outbox.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Notes:
         wake: Callable[[], object],
     ) -> None:
         self.lost = 0
-        """Events that were not told: more came than could be written."""
+        """Notes that were dropped, because more came than could be written."""
         self._outbox = outbox
         self._wanted = frozenset(wanted)
         self._clock = clock
@@ -84,30 +85,32 @@ class Notes:
         """By id, oldest first."""
         self._there = asyncio.Event()
         self._told: dict[tuple[str, str], int | None] = {}
-        """The large channels whose count was told just now, with a newer one that waits; None where there is none."""
+        """By tenant and channel: large channels whose count was told less than `INTERVAL` ago, each with the newer
+        count that waits, or None if it has not changed."""
         self._missed: set[tuple[str, str]] = set()
-        """The channels whose missed cache was told just now."""
+        """By tenant and channel: those whose missed cache was told less than `MISS_INTERVAL` ago."""
         self._losing = False
+        """Whether notes are being dropped, which was logged."""
 
     # What happens
 
     def client_event(self, said: Said, member: str | None) -> None:
-        """Take what a client told the others in a channel.
+        """Note an event that a client sent to the others in a channel.
 
         Args:
-            said: what; its source is the connection.
-            member: as whom, in a presence channel; None in another.
+            said: the event; its source is the connection.
+            member: the user id as which it did, in a presence channel; None in another.
         """
         if CLIENT_EVENT not in self._wanted or said.source is None:
             return
         data = {"event": said.event, "data": said.data, "socketId": said.source}
         if member is not None:
             data["userId"] = member
-        # In the order of each connection, not of the channel: one that fails does not hold back its occupants'.
+        # Ordered by connection, not by channel, so that one that fails does not hold back the channel's other events.
         self._note(CLIENT_EVENT, said.tenant, said.channel, data, of=said.source)
 
     def cache_miss(self, tenant: str, channel: str) -> None:
-        """Take that somebody came into a cache channel of which nothing is kept."""
+        """Note that somebody came into a cache channel that has nothing cached."""
         key = (tenant, channel)
         if CACHE_MISS not in self._wanted or key in self._missed:
             return
@@ -116,9 +119,9 @@ class Notes:
         self._note(CACHE_MISS, tenant, channel, {})
 
     def count(self, tenant: str, channel: str, count: int) -> None:
-        """Take that another number of connections than before is in a channel, on all nodes.
+        """Note that the number of connections in a channel, on all nodes, has changed.
 
-        Of a presence channel its members are told instead.
+        Not for presence channels: of those, webhooks tell the members.
         """
         key = (tenant, channel)
         if SUBSCRIPTION_COUNT not in self._wanted or not self._is_sender() or is_presence(channel):
@@ -152,7 +155,7 @@ class Notes:
     # What becomes of it
 
     async def run(self) -> None:
-        """Write what there is, until cancelled."""
+        """Write notes into the outbox, until cancelled."""
         while True:
             await self._there.wait()
             try:
@@ -164,7 +167,7 @@ class Notes:
         """Write all that waits.
 
         Raises:
-            StoreUnavailableError: the outbox cannot be reached; what is not known to be written waits.
+            StoreUnavailableError: the outbox cannot be reached; what may not have been written goes on waiting.
         """
         while some := list(self._waiting.values())[:AT_ONCE]:
             refused = await self._outbox.add(some)
@@ -181,4 +184,6 @@ class Notes:
         self.lost += number
         if not self._losing:
             self._losing = True
-            _log.warning("client events, missed caches or counts come faster than webhooks can be sent; some are lost")
+            _log.warning(
+                "client events, missed caches or counts come faster than webhooks can be sent; some are dropped"
+            )

@@ -1,17 +1,17 @@
-"""The outbox: events that were committed and that no endpoint has taken yet.
+"""The outbox: committed events on their way to endpoints, the queue of each endpoint, and its dead letters.
 
-This is the port. Its adapters are `outbox_memory` (one process) and `outbox_redis` (many); ``tests/test_outbox.py``
-holds both to this contract:
+This is the port. Its adapters are `outbox_memory` (one process) and `outbox_redis` (many processes);
+``tests/test_outbox.py`` holds both to this contract:
 
-- A transition is in the outbox from the step on that committed it; the store's adapters write it.
-- `take` moves what is there into the queue of each endpoint that wants it, in one step: nothing is lost between, and
-  nothing is moved twice, whoever takes at the same time.
-- A queue keeps its order. What is in it stays until it is `done` or buried, whatever becomes of the sender.
-- All of it is bounded, by number, as events are of one size, some hundred bytes: an outbox that nobody takes from lets
-  the oldest go; a queue that is full makes dead letters of its oldest; of dead letters the oldest go. Of what a user
-  did the last is worth most: who has it knows how it is. What is let go of is counted.
-- Each method raises `StoreUnavailableError` where the outbox cannot be reached. Whether the command was done is then
-  not known; each can be given again, and has its effect once.
+- A transition is written into the outbox in the step that commits it, by the store's adapter.
+- `take` moves events from the outbox into the queue of each endpoint that wants them, in one step. Nothing is lost in
+  between, and nothing is moved twice, even if several nodes do it at the same time.
+- A queue keeps its order. An event stays in it until it is `done` or buried, even if the sender dies.
+- Everything is bounded in number (an event has some hundred bytes). An outbox that nobody takes from drops the oldest
+  event; a queue that is full turns its oldest event into a dead letter; of too many dead letters the oldest are
+  dropped. It is always the oldest, because a user's last event tells how things are. What is dropped is counted.
+- Each method raises `StoreUnavailableError` if the outbox cannot be reached. It is then not known whether the command
+  was done. Every command can be repeated, and takes effect once.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ BEGIN = ""
 """The place before all others."""
 
 OVERFLOW = "the queue was full"
-"""Why an event became a dead letter before its time."""
+"""The reason of a dead letter that was never sent, because of `Bounds.queue`."""
 
 UNREADABLE = "this version cannot read it"
-"""Likewise, of what another version, or somebody else, wrote. Only a version that can read it lists it."""
+"""The reason of a dead letter that another version of the gateway wrote. Only a version that can read it lists it."""
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much is kept."""
 
     queue: int = 50_000
-    """Events that wait for one endpoint, and such as no sender has taken."""
+    """Events in the queue of one endpoint, and events in the outbox."""
     dead: int = 10_000
     """Dead letters of one endpoint."""
 
@@ -60,9 +60,9 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
 
     message: Message
     reason: str
-    """What the endpoint said last, for people to read."""
+    """Why the last attempt failed, for people to read."""
     attempts: int
-    """How often it was sent; 0 where its turn never came."""
+    """How often it was sent; 0 if its turn never came."""
     failed_at: int
     """When it was given up, in Unix milliseconds."""
 
@@ -73,24 +73,24 @@ class Taken(msgspec.Struct, frozen=True):
     moved: int = 0
     """How many events it took out of the outbox."""
     let_go: int = 0
-    """How many the outbox had let go of since it was last taken from."""
+    """How many events the full outbox has dropped since the last `take`."""
     buried: int = 0
-    """How many became dead letters because a queue was full."""
+    """How many events became dead letters because a queue was full."""
     dropped: int = 0
-    """How many dead letters had to go for them."""
+    """How many dead letters were dropped to make room for these."""
     unreadable: int = 0
-    """How many became dead letters since the last time because they could not be read."""
+    """How many events became dead letters since the last `take` because they could not be read."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an endpoint."""
+    """The state of one endpoint."""
 
     waiting: int
-    """Events in its queue."""
+    """How many events are in its queue."""
     dead: int
-    """Its dead letters."""
+    """How many dead letters it has."""
     stopped: str | None
-    """Why nothing is sent to it; None where it is."""
+    """Why nothing is sent to it; None if it is not stopped."""
 
 
 class Outbox(ABC):
@@ -102,30 +102,33 @@ class Outbox(ABC):
 
     @abstractmethod
     async def add(self, messages: Sequence[Message]) -> int:
-        """Put events into the outbox that no store commits, while less than half of it is taken.
+        """Put events that no store commits into the outbox, until it is half full.
 
         Returns:
-            How many there was no room for: the last of them.
+            How many there was no room for: the last ones.
         """
 
     @abstractmethod
     async def take(self, endpoints: Sequence[Endpoint], now: int) -> Taken:
-        """Move some hundred events at the most into the queues of the endpoints that want them."""
+        """Move events from the outbox, a few hundred at the most, into the queues of the endpoints that want them."""
 
     @abstractmethod
     async def read(self, name: str, after: str, limit: int) -> Sequence[Waiting]:
-        """Read an endpoint's queue behind a place, in order; it stays there, but for what cannot be read at all."""
+        """Read up to `limit` events of an endpoint's queue behind a place, in order.
+
+        They stay in the queue, except those that this version cannot read: they become dead letters.
+        """
 
     @abstractmethod
     async def done(self, name: str, place: str) -> None:
-        """Take an event out of an endpoint's queue, which has it."""
+        """Take an event that its endpoint has accepted out of the queue."""
 
     @abstractmethod
     async def bury(self, name: str, place: str, letter: Letter) -> int:
-        """Make a dead letter of an event, if it is still in the queue.
+        """Turn an event into a dead letter, if it is still in the queue.
 
         Returns:
-            How many older letters had to go.
+            How many older letters were dropped to make room.
         """
 
     @abstractmethod
@@ -138,32 +141,32 @@ class Outbox(ABC):
 
         Args:
             name: the endpoint.
-            ids: of which events; None for all.
+            ids: the ids of their events; None for all.
 
         Returns:
-            The ids of those that were there.
+            The ids of those that were found.
         """
 
     @abstractmethod
     async def stop(self, name: str, reason: str) -> None:
-        """Send nothing to an endpoint until it is resumed; what is for it waits."""
+        """Mark an endpoint as stopped: nothing is sent to it until it is resumed, and its events wait."""
 
     @abstractmethod
     async def resume(self, name: str) -> bool:
-        """Send to an endpoint again; say whether it was stopped."""
+        """Let an endpoint be sent to again; return whether it was stopped."""
 
     @abstractmethod
     async def forget(self, name: str) -> tuple[int, int] | None:
-        """Let go of an endpoint that is one no more, with what waits for it and its dead letters.
+        """Delete an endpoint that is configured no more, with its queue and its dead letters.
 
         Returns:
-            How many events waited, and how many dead letters there were; None where it was not known.
+            How many events waited, and how many dead letters there were; None if the endpoint was not known.
         """
 
     @abstractmethod
     async def states(self) -> dict[str, State]:
-        """Read what is known of each endpoint that ever was one, by name."""
+        """Read the state of every endpoint that was ever configured and not forgotten, by name."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of whatever the adapter holds."""
+        """Release the adapter's resources."""

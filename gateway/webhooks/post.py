@@ -1,4 +1,4 @@
-"""One attempt: an HTTP request, and what the endpoint made of it."""
+"""One attempt to send a webhook: the HTTP request, and what the endpoint's answer means."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from gateway.webhooks.event import Message
 
 LONGEST_WAIT = 3600.0
-"""Seconds that an endpoint may ask for by ``Retry-After``; who asks for more is tried after these."""
+"""Seconds that an endpoint may ask for by ``Retry-After``. If it asks for more, it is tried after these."""
 
 _BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of an attempt."""
+    """The outcome of an attempt."""
 
     reason: str | None = None
-    """Why it failed, for people to read; None where the endpoint has the event."""
+    """Why it failed, for people to read; None if the endpoint has accepted the event."""
     retry_after: float | None = None
-    """Seconds after which the endpoint wants to hear again; None where it does not say."""
+    """Seconds after which the endpoint asks to be tried again; None if it does not say."""
     busy: bool = False
-    """Whether that is meant of all events, as with 429 and 503."""
+    """Whether that goes for all events, as with 429 and 503."""
     gone: bool = False
-    """Whether the endpoint wants no more, which is what 410 says."""
+    """Whether the endpoint wants no more events, which is what 410 means."""
 
 
 TAKEN = Answer()
 
 
 class Poster(Protocol):
-    """How an event is sent."""
+    """Sends events to one endpoint."""
 
     async def __call__(self, message: Message, now: int, /) -> Answer:
-        """Send it once. Whatever goes wrong is in the answer."""
+        """Send an event once. It does not raise: what goes wrong is in the answer."""
 
 
 class HTTPPoster:
@@ -73,13 +73,13 @@ class HTTPPoster:
             signed = headers(self._endpoint, message.id, body, now // 1000)
         else:
             found = body_of(message, now)
-            if found is None:  # nothing of it is this endpoint's to know
+            if found is None:  # of another tenant than the Pusher application: nothing to send
                 return TAKEN
             body, signed = found, self._endpoint.signer.webhook_headers(found)
         if message.traceparent is not None:
             signed = signed | {"traceparent": message.traceparent}
         try:
-            # A redirect is not followed: what is signed for one is not another's to read.
+            # A redirect is not followed: the event is signed for this endpoint, and for nobody else to read.
             async with self._session.post(
                 self._endpoint.url, data=body, headers=signed, allow_redirects=False
             ) as response:
@@ -87,7 +87,7 @@ class HTTPPoster:
         except TimeoutError:
             return Answer("it did not answer in time")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Answer(f"it cannot be reached: {type(error).__name__}")  # whose text may have the URL's secrets
+            return Answer(f"it cannot be reached: {type(error).__name__}")  # not its text, which may contain the URL
 
     async def close(self) -> None:
         """Close the connections."""
@@ -95,11 +95,11 @@ class HTTPPoster:
 
 
 def answer_of(status: int, retry_after: str | None, now: int) -> Answer:
-    """What an endpoint means by a status and a ``Retry-After``.
+    """Interpret the status and the ``Retry-After`` of an endpoint's response.
 
     Args:
         status: of the response.
-        retry_after: its header: seconds, or a date; None where it has none.
+        retry_after: the header's value, seconds or a date; None if there is none.
         now: Unix milliseconds.
     """
     if 200 <= status < 300:  # noqa: PLR2004 - the class of statuses that means success
@@ -112,7 +112,7 @@ def answer_of(status: int, retry_after: str | None, now: int) -> Answer:
 
 
 def _seconds(text: str, now: int) -> float | None:
-    """RFC 9110, section 10.2.3; None for what is neither of its forms."""
+    """The seconds that a ``Retry-After`` asks for (RFC 9110, section 10.2.3); None if it has neither of its forms."""
     text = text.strip()
     if text.isascii() and text.isdigit():
         wait = float(text[:10])

@@ -1,4 +1,4 @@
-"""Takes what was committed to all endpoints: the work of one node at a time."""
+"""Moves committed events into the endpoints' queues, and runs a courier for each: the work of one node at a time."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 LOOK = 1.0
-"""Seconds between looks at the outbox and the queues, where nothing says that there is something."""
+"""Seconds between looks into the outbox and the queues when nothing announces events."""
 
 GATHER = 0.02
-"""Seconds in which events gather before they are moved: where many come, many are moved at once."""
+"""Seconds that events gather before they are moved, so that many are moved in one step."""
 
 RETRY = 0.5
-"""Seconds until the outbox is asked again that could not be reached."""
+"""Seconds until the outbox is tried again after it could not be reached."""
 
 STEPS = 20
-"""Times that the outbox is taken from before the couriers look: where more is always there, they are to send, too."""
+"""Times in a row that the outbox is taken from before the couriers get to look: they must send even if it never gets
+empty."""
 
 
 class Webhooks:
-    """Sends webhooks while it is this node's duty, and answers for what waits and what failed.
+    """Sends webhooks while it is this node's duty, and answers operators' questions about queues and dead letters.
 
     Args:
-        outbox: what was committed.
-        endpoints: where it is sent.
-        policy: how.
+        outbox: where events wait.
+        endpoints: where they are sent.
+        policy: how they are sent.
         clock: the time, in Unix milliseconds.
-        duty: whose turn it is.
+        duty: decides which node sends.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class Webhooks:
         self.counts = {endpoint.name: Counts() for endpoint in endpoints}
         """What this node has sent, by endpoint."""
         self.let_go = 0
-        """Events that the outbox let go of before any sender came, as this node found."""
+        """Events that the full outbox dropped before a sender took them, as far as this node has found."""
         self.unreadable = 0
         """Queued events that this node could not read."""
         self.couriers: Sequence[Courier] = ()
-        """Those at work; none where another node sends."""
+        """The couriers at work; empty while another node sends."""
         self.trace: Callable[[str, Poster], Poster] | None = None
-        """Called with an endpoint and what sends to it, returns what traces that; None where nothing does."""
+        """Given an endpoint's name and its poster, returns a poster that traces each attempt. None without tracing."""
         self._news = asyncio.Event()
         self.notes = Notes(
             outbox,
@@ -71,7 +72,7 @@ class Webhooks:
             is_sender=lambda: bool(self.couriers),
             wake=self._news.set,
         )
-        """What takes in what no store commits."""
+        """Makes the events that no store commits."""
         self._outbox = outbox
         self._endpoints = endpoints
         self._policy = policy
@@ -79,17 +80,17 @@ class Webhooks:
         self._duty = duty
 
     def publish(self, transitions: Sequence[Transition]) -> None:  # noqa: ARG002 - the outbox has them
-        """Hear from the log that there is something in the outbox."""
+        """Take note that there is something new in the outbox. A listener of the follower."""
         self._news.set()
 
     async def run(self) -> None:
-        """Send whenever it is this node's turn, until cancelled."""
+        """Send while it is this node's duty, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._duty.run(self.work))
             tasks.create_task(self.notes.run())
 
     async def work(self) -> None:
-        """Send until cancelled. One node does so at a time; should two, events come twice, with the same id."""
+        """Send until cancelled. If two nodes ever did at once, endpoints would get events twice, with the same id."""
         async with AsyncExitStack() as closing:
             couriers = []
             for endpoint in self._endpoints:
@@ -111,7 +112,7 @@ class Webhooks:
         self.couriers = ()
 
     async def _feed(self, couriers: Sequence[Courier]) -> None:
-        """Move what is committed into the queues, and have the couriers look there, whenever there is something."""
+        """Move events from the outbox into the queues, and let the couriers look there, until cancelled."""
         registered = away = False
         while True:
             self._news.clear()
@@ -144,17 +145,18 @@ class Webhooks:
                     await asyncio.sleep(GATHER)
 
     async def _take(self) -> bool:
-        """Move what there is; say whether there may be more."""
+        """Move some events; return whether there may be more."""
         taken = await self._outbox.take(self._endpoints, self._clock())
         if taken.let_go:
             self.let_go += taken.let_go
             _log.error(
-                "webhooks were let go of: no node took them from the outbox, and it was full", count=taken.let_go
+                "webhooks were dropped, because no node took them from the outbox and it was full", count=taken.let_go
             )
         if taken.unreadable:
             self.unreadable += taken.unreadable
             _log.error(
-                "webhooks in a queue cannot be read by this version; they are dead letters that only another one lists",
+                "webhooks in a queue cannot be read by this version of the gateway; they are dead letters now, which"
+                " only a version that can read them lists",
                 count=taken.unreadable,
             )
         if taken.buried:
@@ -168,7 +170,7 @@ class Webhooks:
     # What operators ask for
 
     async def states(self) -> dict[str, State]:
-        """What is known of each endpoint, by name, of those too that are configured no more."""
+        """The state of each endpoint, by name, also of those that are configured no more."""
         await self._outbox.register([endpoint.name for endpoint in self._endpoints])
         return await self._outbox.states()
 
@@ -187,7 +189,7 @@ class Webhooks:
         return replayed
 
     async def resume(self, name: str) -> bool:
-        """Send to an endpoint again that was stopped; say whether it was.
+        """Let an endpoint that was stopped be sent to again; return whether it was.
 
         Raises:
             NotFoundError: there is no such endpoint.
@@ -203,11 +205,11 @@ class Webhooks:
         return self.counts.keys()
 
     async def forget(self, name: str) -> tuple[int, int]:
-        """Let go of an endpoint that is configured no more; see `forget`."""
+        """Delete an endpoint that is configured no more; see `forget`."""
         return await forget(self._outbox, name, self.configured)
 
     async def close(self) -> None:
-        """Write what waits for the outbox, and let go of it; `run` has ended."""
+        """Write the notes that still wait, and close the outbox. Call it when `run` has ended."""
         with suppress(StoreUnavailableError):
             await self.notes.write()
         await self._outbox.close()
@@ -223,11 +225,11 @@ async def replay(outbox: Outbox, ids: Collection[str] | None, name: str | None) 
 
     Args:
         outbox: where they are.
-        ids: of which events; None for all.
-        name: of which endpoint; None for all.
+        ids: the ids of their events; None for all.
+        name: the endpoint; None for all.
 
     Returns:
-        Endpoint and id of each that is.
+        The endpoint's name and the event's id, for each that is sent again.
 
     Raises:
         NotFoundError: there is no such endpoint.
@@ -236,12 +238,12 @@ async def replay(outbox: Outbox, ids: Collection[str] | None, name: str | None) 
 
 
 async def forget(outbox: Outbox, name: str, configured: Collection[str]) -> tuple[int, int]:
-    """Let go of an endpoint that is configured no more, with all that is kept for it.
+    """Delete an endpoint that is configured no more, with its queue and dead letters.
 
     Args:
-        outbox: where that is.
+        outbox: where they are.
         name: the endpoint.
-        configured: the endpoints that are.
+        configured: the names of the endpoints that are configured.
 
     Returns:
         How many events waited for it, and how many dead letters it had.
