@@ -164,6 +164,11 @@ class UnavailableError(RequestError):
     http_status = 503
 
 
+def store_away() -> UnavailableError:
+    """What a client is told when the store raised `StoreUnavailableError`."""
+    return UnavailableError("the store is away; try again in a moment")
+
+
 class RefusedError(GatewayError):
     """A caller is not let in.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from gateway.errors import InvalidPayloadError
 from gateway.presence import model
 from gateway.presence.model import Choice, Chosen, Event, Status, Transition
 
@@ -100,6 +101,25 @@ def is_too_deep(text: bytes) -> bool:
         elif character in b"]}":
             depth -= 1
     return False
+
+
+def encode_given(data: object, what: str = "data") -> bytes:
+    """Encode what an application or a client gave, as JSON.
+
+    Args:
+        data: anything that JSON can hold.
+        what: its name in the messages of errors.
+
+    Raises:
+        InvalidPayloadError: JSON cannot hold it, or it is nested too deep.
+    """
+    try:
+        text = encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidPayloadError(f"{what} must be JSON: {error}") from None
+    if is_too_deep(text):
+        raise InvalidPayloadError(f"{what} may be nested {MAX_NESTING} deep")
+    return text
 
 
 @lru_cache(maxsize=4096)
@@ -466,6 +486,9 @@ OWN_EVENTS = frozenset({"connected", "exception", "error", "token-expired", "ser
 SOCKET_IO_EVENTS = frozenset({"connect", "connect_error", "disconnect", "disconnecting"})
 """Names that Socket.IO keeps for itself: Node's parser refuses them from a client, and python-socketio would call the
 handlers of that name."""
+
+RESERVED_EVENTS = frozenset({*Event, *OWN_EVENTS, *SOCKET_IO_EVENTS})
+"""Names that an application may not give to an event of its own."""
 
 EventBody = tuple[str, Body]
 """An event's name and its payload."""

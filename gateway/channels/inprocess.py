@@ -12,7 +12,8 @@ from gateway.channels.model import Person
 from gateway.channels.names import check_name
 from gateway.connections.requests import validate
 from gateway.errors import InvalidPayloadError
-from gateway.presence.model import DEFAULT_TENANT, Event
+from gateway.presence.model import DEFAULT_TENANT
+from gateway.presence.reads import check_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from gateway.channels.messages import Messages
     from gateway.channels.model import History, Occupancy
     from gateway.presence.view import View
-
-_RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS})
 
 
 class InProcessChannels:
@@ -57,8 +56,8 @@ class InProcessChannels:
             keep: whether the channel's history has it.
             tenant: whose channel.
         """
-        _check(tenant)
-        if not 1 <= len(event) <= wire.MAX_EVENT or event in _RESERVED:
+        check_ids(tenant)
+        if not 1 <= len(event) <= wire.MAX_EVENT or event in wire.RESERVED_EVENTS:
             raise InvalidPayloadError(
                 f"{event!r} is no name for an event: 1 to {wire.MAX_EVENT} characters, and none of the gateway's own"
             )
@@ -115,7 +114,7 @@ class InProcessChannels:
         tenant: str = DEFAULT_TENANT,
     ) -> int:
         """Mark as read, for a user, one message, or all that another has sent; returns how many had not been."""
-        _check(tenant, reader, *([] if sender is None else [sender]))
+        check_ids(tenant, reader, *([] if sender is None else [sender]))
         if (message_id is None) == (sender is None):
             raise InvalidPayloadError("say what was read by one of message_id and sender")
         person = self.person(tenant, reader)
@@ -150,7 +149,7 @@ class InProcessChannels:
         tenant: str = DEFAULT_TENANT,
     ) -> None:
         """Tell ``room-{id}`` what happened in it, as ``new-activity``."""
-        _check(tenant)
+        check_ids(tenant)
         fields = {"action": action, "userName": user_name, "role": role, "description": description}
         said: ReportActivity = validate(fields, ReportActivity, "see activity()")
         await self._messages.report(
@@ -168,23 +167,23 @@ class InProcessChannels:
             limit: 1 to 1,000.
             tenant: whose channel.
         """
-        _check(tenant)
+        check_ids(tenant)
         history = await self._channels.history(tenant, channel, after=after, limit=limit)
         return msgspec.structs.replace(history, events=await self._messages.with_marks(tenant, history.events))
 
     async def remove(self, channel: str, user_id: str | None = None, *, tenant: str = DEFAULT_TENANT) -> int:
         """Take a user's connections, or all, out of a channel, on every node; returns how many of this node were."""
-        _check(tenant)
+        check_ids(tenant)
         return await self._channels.remove(tenant, channel, user_id)
 
     async def reauthorize(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Ask again whether a user may be in the channels they are in, on every node; where not, they are taken out."""
-        _check(tenant, user_id)
+        check_ids(tenant, user_id)
         await self._channels.reauthorize(tenant, user_id)
 
     def members(self, channel: str, *, tenant: str = DEFAULT_TENANT) -> Sequence[Person]:
         """The members of a presence channel, by user id; those who are invisible are not among them."""
-        _check(tenant)
+        check_ids(tenant)
         return self._channels.members(tenant, check_name(channel))
 
     def occupied(self, prefix: str = "", *, tenant: str = DEFAULT_TENANT) -> Sequence[Occupancy]:
@@ -193,7 +192,7 @@ class InProcessChannels:
 
     def person(self, tenant: str, user_id: str) -> Person:
         """A user, as what they say names them: by what their token says, while they are online."""
-        _check(tenant, user_id)
+        check_ids(tenant, user_id)
         known = self._presence.hidden.get((tenant, user_id)) or self._presence.status(tenant, user_id)
         return Person(user_id=user_id, profile=known.profile)
 
@@ -202,8 +201,3 @@ def _valid(kind: type[To], **fields: object) -> Any:
     names = {"recipient": "recipientId", "conversation": "conversationId"}
     given = {names.get(name, name): value for name, value in fields.items() if value is not None}
     return validate(given, kind, f"one of recipient, conversation and channel; at most {MAX_CONTENT} characters")
-
-
-def _check(*ids: str) -> None:
-    if not all(wire.is_id(each) for each in ids):
-        raise InvalidPayloadError("a tenant and a user id have 1 to 128 characters without control characters")

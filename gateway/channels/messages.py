@@ -35,6 +35,7 @@ from gateway.errors import (
     RateLimitedError,
     StoreUnavailableError,
     UnavailableError,
+    store_away,
 )
 from gateway.presence.model import PART
 from gateway.runtime.functions import takes_tenant
@@ -173,7 +174,7 @@ class Messages:
                     await self._receipts.forget(tenant, place.recipient, message_id)
             raise
         except StoreUnavailableError:
-            raise _away() from None
+            raise store_away() from None
         with suppress(UnavailableError):  # it ends by itself
             await self._typists.stop(tenant, place.shared, person.user_id, source)
         return said[0].data
@@ -202,7 +203,7 @@ class Messages:
             )
             return len(await self._receipts.mark(tenant, person.user_id, [each.id for each in found], now))
         except StoreUnavailableError:
-            raise _away() from None
+            raise store_away() from None
 
     async def _tell_read(self, tenant: str, reader: str, message: Unread, now: int) -> None:
         channels = [user_channel(message.sender)]
@@ -278,7 +279,7 @@ class Messages:
             for recipient, ids in by_recipient.items():
                 was_read.update(await self._receipts.read(tenant, recipient, ids, self._clock()))
         except StoreUnavailableError:
-            raise _away() from None
+            raise store_away() from None
         if not was_read:
             return events
         read = {_raw(messages[each]): msgspec.structs.replace(messages[each], is_read=True) for each in was_read}
@@ -380,7 +381,3 @@ def _read_message(said: Said) -> DirectMessage | None:
 
 def _raw(message: DirectMessage) -> bytes:
     return wire.encode(message)
-
-
-def _away() -> UnavailableError:
-    return UnavailableError("the store is away; try again in a moment")

@@ -23,6 +23,7 @@ from gateway.errors import (
     StoreUnavailableError,
     UnavailableError,
     UnknownEventError,
+    store_away,
 )
 from gateway.presence.model import Beat, UserStatus
 from gateway.presence.visibility import Sight
@@ -524,7 +525,7 @@ async def _settled(waiting: Awaitable[None]) -> None:
     try:
         await waiting
     except StoreUnavailableError:
-        raise UnavailableError("the store is away; try again in a moment") from None
+        raise store_away() from None
 
 
 def _is_at_hand(body: Encodable | Coroutine[Any, Any, Encodable]) -> TypeIs[Encodable]:

@@ -8,13 +8,10 @@ import msgspec
 
 from gateway import wire
 from gateway.errors import InvalidPayloadError
-from gateway.presence.model import Event
 from gateway.presence.reads import check_ids
 
 if TYPE_CHECKING:
     from gateway.connections.connections import Connections
-
-_RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS})
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -50,17 +47,11 @@ class Notification(msgspec.Struct, frozen=True):
                 gateway's own; or `data` cannot be written as JSON, or is nested too deep.
         """
         check_ids(tenant, user_id)
-        if not isinstance(event, str) or not event or event in _RESERVED:
+        if not isinstance(event, str) or not event or event in wire.RESERVED_EVENTS:
             raise InvalidPayloadError(f"{event!r} is no name for a notification: it is empty or the gateway's own")
         if len(event) > wire.MAX_EVENT:
             raise InvalidPayloadError(f"an event's name may have {wire.MAX_EVENT} characters; this has {len(event)}")
-        try:
-            text = wire.encode(data)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidPayloadError(f"data must be JSON: {error}") from None
-        if wire.is_too_deep(text):
-            raise InvalidPayloadError(f"data may be nested {wire.MAX_NESTING} deep")
-        return cls(tenant, user_id, event, msgspec.Raw(text))
+        return cls(tenant, user_id, event, msgspec.Raw(wire.encode_given(data)))
 
     def deliver(self, connections: Connections, mark: Any = None) -> int:
         """Write it to the user's connections to this node, and return how many there were.

@@ -17,7 +17,6 @@ from socketio.exceptions import ConnectionRefusedError as Refusal
 from gateway import wire
 from gateway.access.auth import Identity, find_token
 from gateway.access.buckets import TokenBucket
-from gateway.channels.channels import encoded
 from gateway.channels.events import laravel_name
 from gateway.channels.model import ADDED, Asker, Subscriber
 from gateway.channels.names import Kind, is_encrypted, is_name, kind_of
@@ -291,7 +290,7 @@ class EchoDoor(Namespace):
             return  # as Laravel's server: whispers are for those who are in a private channel
         if is_encrypted(said.channel):
             return  # whose members could not read it
-        data = msgspec.Raw(encoded(said.data))
+        data = msgspec.Raw(wire.encode_given(said.data))
         if not said.event.startswith(WHISPER) or len(said.event) > wire.MAX_EVENT or len(bytes(data)) > MAX_WHISPER:
             return
         if client.identity is not None:

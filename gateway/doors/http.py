@@ -34,6 +34,7 @@ from gateway.errors import (
     StoreUnavailableError,
     TokenInvalidError,
     UnavailableError,
+    store_away,
 )
 from gateway.presence import inspection
 from gateway.presence.model import DEFAULT_TENANT, Beat
@@ -455,7 +456,7 @@ class HTTPDoor:
             except (RequestError, RefusedError) as error:
                 response = self._refusal(error)
             except StoreUnavailableError:
-                response = self._refusal(UnavailableError("the store is away; try again in a moment"))
+                response = self._refusal(store_away())
             except web.HTTPRequestTimeout:
                 response = self._refusal(InvalidPayloadError("the body did not come, or not in time"), 408)
             except web.HTTPRequestEntityTooLarge:

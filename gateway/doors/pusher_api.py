@@ -28,8 +28,9 @@ from gateway.errors import (
     StoreUnavailableError,
     TooLargeError,
     UnavailableError,
+    store_away,
 )
-from gateway.presence.model import DEFAULT_TENANT, Event
+from gateway.presence.model import DEFAULT_TENANT
 from gateway.pusher.api import (
     ATTRIBUTES,
     BatchTriggered,
@@ -74,7 +75,7 @@ TO_USER = "#server-to-user-"
 """What the channels begin with by which Pusher's libraries name a user."""
 
 _OWN = frozenset({"member-added", "member-removed", "channel-members", "channel-left"})
-_RESERVED = frozenset({*Event, *wire.OWN_EVENTS, *wire.SOCKET_IO_EVENTS}) | _OWN
+_RESERVED = wire.RESERVED_EVENTS | _OWN
 _RESERVED_PREFIXES = ("pusher:", "pusher_internal:")
 
 _LISTS = frozenset({"channels"})
@@ -216,7 +217,7 @@ class PusherAPI:
         except RequestError as error:
             return _refusal(error)
         except StoreUnavailableError:
-            return _refusal(UnavailableError("the store is away; try again in a moment"))
+            return _refusal(store_away())
         except Exception:
             _log.exception("a request failed", request=f"{request.method} {request.match_info.route.resource}")
             return _refusal(InternalError("the gateway failed; its log says why"))
