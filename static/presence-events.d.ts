@@ -61,7 +61,7 @@ export interface CheckUsersStatus {
   userIds: string[];
 }
 
-/** What a user may set by hand. */
+/** A status that a user can set by hand. */
 export type Chosen = "away" | "busy" | "dnd" | "invisible" | "online";
 
 /** connected: the first event of a connection. */
@@ -339,7 +339,7 @@ export interface SetStatus {
   expiresIn?: number | null;
 }
 
-/** What others see of a user. */
+/** A user's status, as others see it. */
 export type Status = "away" | "busy" | "dnd" | "offline" | "online";
 
 /** The answer to refresh-token. */
