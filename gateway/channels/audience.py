@@ -1,4 +1,4 @@
-"""Tells this node's connections what happens in the channels that they are in."""
+"""Sends this node's connections what happens in the channels that they are in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.runtime.timers import Scheduler
 
 FLIPPED = "seen otherwise"
-"""The reason of a change that is none but to one who looks."""
+"""The reason of a transition that is made up for one viewer, who may see a member from now on, or may not any more."""
 
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
@@ -30,7 +30,7 @@ _NAMES = {Event.ONLINE: ADDED, Event.OFFLINE: REMOVED}
 
 
 def member_changes(transitions: Iterable[Transition]) -> list[wire.EventBody]:
-    """Reduce the transitions of one channel's members to what a client that heard of none of them needs to hear."""
+    """Reduce transitions of one channel's members to the events that a client needs that has heard of none of them."""
     first: dict[str, Transition] = {}
     last: dict[str, Transition] = {}
     for transition in transitions:
@@ -49,8 +49,8 @@ class ChannelAudience:
     Args:
         scheduler: the event loop.
         interval: seconds that joins and leaves of one channel are gathered for.
-        visibility: who may see whom; None where everyone sees everyone.
-        view: who is in channels.
+        visibility: who may see whom; None if everyone sees everyone.
+        view: the view of the store of channels.
         clock: the time, in Unix milliseconds.
     """
 
@@ -64,46 +64,51 @@ class ChannelAudience:
     ) -> None:
         self._fanout = FanOut(scheduler, interval, reduce=member_changes)
         self.deliveries = self._fanout.deliveries
-        """What was told of who comes and goes."""
+        """Counts what was sent about members who came and went."""
         self.said = 0
-        """Times that somebody was told what was said."""
+        """How many times an event that was said was sent to a connection."""
         self._visibility = visibility
         self._view = view
         self._clock = clock
         if visibility is not None:
             visibility.heeds.append(self._on_flip)
         self._subscribers: dict[tuple[str, str], dict[Subscriber, list[Said] | int | None]] = {}
-        """With each, what was said since it asked for the channel's history and has not got it; then up to where that
-        went, as long as this node has not heard more; and None from then on."""
+        """By tenant and channel. The value is a list while the subscriber is joining: what was said in the meantime,
+        which it is sent when it has its answer. Then it is the position up to which it has read the history, until this
+        node hears of something later. From then on it is None."""
         self._others: dict[tuple[str, str], dict[Subscriber, None]] = {}
-        """Those of them whose clients do not speak the gateway's own events."""
+        """By tenant and channel, the subscribers that are not native."""
         self._singly: dict[str, dict[Subscriber, set[str]]] = {}
-        """By scope, those who hear of its members one by one, since there is a rule about who may see whom; with each,
-        the members that it has not been told of."""
+        """By scope, only with a visibility rule: the subscribers that hear of its members, each with the ids of the
+        members that it has not been told of."""
         self._viewers: dict[tuple[str, str], dict[tuple[str, Subscriber], None]] = {}
-        """The same by tenant and user: each scope, and who hears of its members."""
+        """The keys of `_singly`, scope and subscriber, by the subscriber's tenant and user id."""
         self._ahead: dict[tuple[str, str], set[Subscriber]] = {}
-        """By channel and user, those who were told that they are in it before this node's view had it."""
+        """By scope and user id: subscribers that were told that this user, their own, is a member before this node's
+        view knew it. They must not be told again when it does."""
         self._ahead_as: dict[tuple[str, Subscriber], str] = {}
-        """The same by channel and subscriber: as which user."""
+        """The user id in `_ahead`, by scope and subscriber."""
 
     def join(self, subscriber: Subscriber, channel: str, *, early: list[Said] | None = None) -> None:
-        """Let a subscriber hear of what is said from now on; what comes before `begin` is put into `early`.
+        """Let a subscriber hear what is said from now on. A subscriber that does already is left as it is.
 
-        One that hears already goes on as it was.
+        Args:
+            subscriber: who.
+            channel: which.
+            early: a list that gathers what is said until `begin` is called; None to send it at once.
         """
         self._subscribers.setdefault((subscriber.tenant, channel), {}).setdefault(subscriber, early)
         if not subscriber.is_native:
             self._others.setdefault((subscriber.tenant, channel), {})[subscriber] = None
 
     def begin(self, subscriber: Subscriber, channel: str, position: int, mark: Any) -> None:
-        """Tell a subscriber what it has not heard of since it joined, but for what it has up to a position.
+        """Send a subscriber what was said while it joined, except what it has read in the history.
 
         Args:
             subscriber: who.
             channel: which.
-            position: up to where it has read what was said.
-            mark: up to where clients that can recover have been told by now; None where none can.
+            position: up to where it has read the history; 0 if it has not.
+            mark: how far clients that can recover have been told by now; None without recovery.
         """
         subscribers = self._subscribers.get((subscriber.tenant, channel), {})
         if subscriber not in subscribers:
@@ -112,12 +117,12 @@ class ChannelAudience:
         subscribers[subscriber] = position or None
         if isinstance(early, list):
             news = [said for said in early if self._is_news(subscribers, subscriber, said)]
-            for said in news:  # with the last it has been told all, whatever else was said to it meanwhile
+            for said in news:  # only with the last one has it been told everything up to the mark
                 self._tell_one(subscriber, said, mark if said is news[-1] else None)
 
     @staticmethod
     def _is_news(subscribers: dict[Subscriber, list[Said] | int | None], subscriber: Subscriber, said: Said) -> bool:
-        """Whether a subscriber has not read it in the history: another node, or the store, may be ahead of this one."""
+        """Whether a subscriber has not read this in the history, which may have been ahead of this node."""
         position = subscribers.get(subscriber)
         if not isinstance(position, int) or not said.position:
             return True
@@ -134,9 +139,9 @@ class ChannelAudience:
         Args:
             subscriber: who.
             channel: which.
-            told: the members that it is told of now.
-            ahead: the id by which it is told now that it is a member, where this node's view does not have it yet: the
-                store is away, or the user is invisible. That it comes is no news to it then.
+            told: the members that its answer names.
+            ahead: its own user id as a member, if the answer names it though this node's view does not have it yet,
+                because the store is away or the user is invisible. It is not told again when the view has it.
         """
         scope = scope_of(subscriber.tenant, channel)
         if ahead is not None:
@@ -152,7 +157,7 @@ class ChannelAudience:
                 self._viewers.setdefault(viewer, {})[scope, subscriber] = None
 
     def leave(self, subscriber: Subscriber, channel: str) -> None:
-        """Let a subscriber hear no more; one that never joined is ignored."""
+        """Take a subscriber out of a channel; one that never joined is ignored."""
         key, scope = (subscriber.tenant, channel), scope_of(subscriber.tenant, channel)
         _drop(self._subscribers, key, subscriber)
         _drop(self._others, key, subscriber)
@@ -170,11 +175,11 @@ class ChannelAudience:
         yield from tuple(self._subscribers.get((tenant, channel), ()))
 
     def others(self, tenant: str, channel: str) -> Sequence[Subscriber]:
-        """Those of a channel's subscribers at this node whose clients do not speak the gateway's own events."""
+        """Those of a channel's subscribers at this node that are not native."""
         return tuple(self._others.get((tenant, channel), ()))
 
     def places_of(self, tenant: str, user_id: str) -> Sequence[tuple[Subscriber, str]]:
-        """A user's subscribers at this node, each with one channel it is in. It looks at all of them."""
+        """A user's subscribers at this node, each with one channel it is in. It searches all channels."""
         return [
             (subscriber, channel)
             for (whose, channel), subscribers in self._subscribers.items()
@@ -184,15 +189,15 @@ class ChannelAudience:
         ]
 
     def catch_up(self, subscriber: Subscriber, channel: str) -> None:
-        """Tell a subscriber now of the members it has not heard of, before it is answered with what is so now."""
+        """Tell a subscriber now of the members it has not heard of; see `FanOut.catch_up`."""
         self._fanout.catch_up(scope_of(subscriber.tenant, channel), subscriber.listener)
 
     def tell(self, said: Said, mark: Any) -> None:
-        """Tell everyone in a channel what was said in it, but for the one connection that is its source.
+        """Send everyone in a channel what was said in it, except the connection that is its source.
 
         Args:
-            said: what.
-            mark: up to where clients that can recover have been told with it; None where none can.
+            said: the event.
+            mark: how far clients that can recover have been told when they have it; None without recovery.
         """
         groups: dict[ChannelCodec, list[Any]] = {}
         owner = owner_in(said)
@@ -201,7 +206,7 @@ class ChannelAudience:
             if subscriber.connection_id == said.source:
                 continue
             if owner is not None and subscriber.user_id == owner and subscriber.is_native:
-                continue  # told as one of the user's, whether it is in the channel or not
+                continue  # `Channels` sends it to all native connections of that user, in the channel or not
             if isinstance(early, list):
                 early.append(said)
             elif early is not None and not self._is_news(subscribers, subscriber, said):
@@ -222,7 +227,7 @@ class ChannelAudience:
             subscriber.listener.write(subscriber.listener.codec.encode_said(said))
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Take news of members in, to go out within the interval."""
+        """Take in new transitions of members, to go out within the interval."""
         if self._visibility is None and not self._ahead:
             self._fanout.publish(transitions)
             return
@@ -236,7 +241,7 @@ class ChannelAudience:
     def _publish_singly(
         self, knowing: Iterable[Subscriber], transition: Transition, changes: Sequence[wire.EventBody]
     ) -> None:
-        """Tell of a member who came those who may see them; and of one who went, those who were told of them."""
+        """Tell those who may see a member that they came, or those who were told of a member that they went."""
         user_id, singly = transition.user_id, self._singly.get(transition.tenant, {})
         if transition.now.online:
             for subscriber, untold in singly.items():
@@ -247,7 +252,7 @@ class ChannelAudience:
                 is_told = user_id not in untold
                 untold.discard(user_id)
             else:
-                # That the rule's answer is another now tells them, too: then they have been.
+                # `sees` may find that the answer has changed, and `_on_flip` tell them: so `untold` is read after it.
                 is_told = sees(self._visibility, subscriber, user_id) and user_id in untold
                 if is_told:
                     untold.discard(user_id)
@@ -255,7 +260,7 @@ class ChannelAudience:
                 subscriber.listener.write(subscriber.listener.codec.encode(changes))
 
     def _on_flip(self, tenant: str, viewer: str, user_id: str, seen: bool) -> None:  # noqa: FBT001 - a callback
-        """Tell a viewer's connections that a member is there whom they see from now on, or that one is not any more."""
+        """Tell a viewer's connections of a member whom the viewer may see from now on, or may not see any more."""
         at = self._clock()  # one for all of them
         for scope, subscriber in tuple(self._viewers.get((tenant, viewer), ())):
             untold, status = self._singly[scope][subscriber], self._view.status(scope, user_id)
@@ -270,7 +275,7 @@ class ChannelAudience:
             subscriber.listener.write(subscriber.listener.codec.encode([(ADDED if seen else REMOVED, body)]))
 
     def _pop_ahead(self, transition: Transition) -> Iterable[Subscriber]:
-        """Those who know already what a transition tells: that they themselves have come."""
+        """The subscribers that a transition tells only that they themselves have come, which they know already."""
         if not transition.now.online:
             return ()
         knowing = self._ahead.pop((transition.tenant, transition.user_id), set())
@@ -282,12 +287,12 @@ class ChannelAudience:
         for subscriber in knowing:
             self._fanout.catch_up(transition.tenant, subscriber.listener)
         self._fanout.publish([transition])
-        for subscriber in knowing:  # again: by what it knows now
+        for subscriber in knowing:  # again, so that what was just published counts as heard
             self._fanout.join(transition.tenant, subscriber.listener)
 
 
 def _drop(groups: dict[_Key, dict[_Item, Any]], key: _Key, item: _Item) -> None:
-    """Take something out of one of several groups, and the group with its last one."""
+    """Remove an item from a group, and the group if it is empty then."""
     if (group := groups.get(key)) is not None:
         group.pop(item, None)
         if not group:
@@ -295,7 +300,7 @@ def _drop(groups: dict[_Key, dict[_Item, Any]], key: _Key, item: _Item) -> None:
 
 
 def sees(visibility: Visibility | None, subscriber: Subscriber, user_id: str) -> bool:
-    """Whether a subscriber may know of a member. One whom nobody knows may know of nobody, where there is a rule."""
+    """Whether a subscriber may see a member. If there is a rule, one without a user sees nobody."""
     if visibility is None or subscriber.user_id == user_id:
         return True
     return subscriber.user_id is not None and visibility.sees(subscriber.tenant, subscriber.user_id, user_id)

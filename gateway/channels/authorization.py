@@ -1,4 +1,4 @@
-"""Who may be in a channel: the application's rule, its backend over HTTP, or the rules that are built in."""
+"""Who may be in a channel: the application's rule, its backend over HTTP, or the built-in rules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.channels.model import MAX_INFO, Person
 from gateway.channels.names import Kind, is_conversation, is_of_user, kind_of, parties_in, user_channel
 from gateway.errors import ForbiddenError, InvalidPayloadError, UnavailableError
 from gateway.presence.model import Profile
-from gateway.wire import encode, is_id, is_too_deep
+from gateway.wire import encode_given, is_id
 
 if TYPE_CHECKING:
     from gateway.access.auth import Identity
@@ -22,34 +22,35 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 ADMIN = "admin"
-"""The role that ``private-admin`` is for."""
+"""The role that may be in ``private-admin``."""
 
 ChannelRule = Callable[..., "bool | Mapping[str, Any] | Awaitable[bool | Mapping[str, Any] | None] | None"]
-"""``channel_auth(identity, channel)``: True lets in, False refuses, None leaves it to what is built in; for a presence
-channel a mapping lets in, and is what other members are told of them besides the id. It may be async."""
+"""``channel_auth(identity, channel)``: True lets the user in, False refuses, None leaves it to the backend or the
+built-in rules. For a presence channel a mapping lets the user in, too: it is what other members are told about them
+besides the id. The function may be async."""
 
 
 class Backend(Protocol):
     """An application's own authorizer, asked over HTTP."""
 
     async def ask(self, asker: Asker, channel: str) -> Person | None:
-        """Ask for a place in a channel.
+        """Ask whether somebody may be in a channel.
 
         Returns:
-            As whom; None but for a presence channel.
+            The member that they are in it; None unless it is a presence channel.
 
         Raises:
-            ForbiddenError: it is refused.
-            UnavailableError: the backend cannot be reached, or answers nonsense.
+            ForbiddenError: the backend refuses.
+            UnavailableError: the backend cannot be reached, or its answer cannot be read.
         """
 
 
 class Authorizer:
-    """Says who may be in a channel, and as whom.
+    """Decides who may be in a channel, and as which member.
 
     Args:
-        rule: the application's; None where it has none.
-        backend: what is asked over HTTP in place of the built-in rules; None where there is none.
+        rule: the application's rule; None if it has none.
+        backend: asked in place of the built-in rules; None if there is none.
     """
 
     def __init__(self, rule: ChannelRule | None = None, backend: Backend | None = None) -> None:
@@ -57,14 +58,14 @@ class Authorizer:
         self._backend = backend
 
     async def person(self, asker: Asker, channel: str) -> Person | None:
-        """Let somebody into a channel.
+        """Decide whether somebody may be in a channel.
 
         Returns:
-            As whom; None but for a presence channel.
+            The member that they are in it; None unless it is a presence channel.
 
         Raises:
             ForbiddenError: they may not be in it.
-            UnavailableError: this cannot be told now.
+            UnavailableError: the backend cannot be asked now.
         """
         kind, identity = kind_of(channel), asker.identity
         if self._rule is not None and identity is not None:
@@ -79,7 +80,7 @@ class Authorizer:
         if self._backend is not None:
             return await self._backend.ask(asker, channel)
         if identity is None:
-            raise ForbiddenError(f"{channel} takes a token; send one with the connection")
+            raise ForbiddenError(f"{channel} needs a token; send one with the connection")
         if not is_allowed(identity, channel):
             raise ForbiddenError(_why_not(channel))
         return person_of(identity) if kind is Kind.PRESENCE else None
@@ -90,7 +91,7 @@ class Authorizer:
             if inspect.isawaitable(answer):
                 answer = await answer
         except Exception:
-            _log.exception("channel_auth failed; nobody is let in by it", channel=channel)
+            _log.exception("channel_auth raised an error; the user is not let in", channel=channel)
             raise ForbiddenError(f"{channel} cannot be entered now") from None
         if answer is None or isinstance(answer, bool | Mapping):
             return answer
@@ -99,7 +100,7 @@ class Authorizer:
 
 
 def is_allowed(identity: Identity, channel: str) -> bool:
-    """The rules that are built in: section 6 of the contract."""
+    """The built-in rules: whether a user may be in a channel."""
     if kind_of(channel) is not Kind.PRIVATE:
         return True
     if is_of_user(channel):
@@ -110,7 +111,7 @@ def is_allowed(identity: Identity, channel: str) -> bool:
 
 
 def _why_not(channel: str) -> str:
-    """What whoever is refused by the built-in rules is told."""
+    """The message for a user whom the built-in rules refuse."""
     if is_conversation(channel) and parties_in(channel) is None:
         return f"{channel} is of no two users: a conversation is named by their ids, as alice-bob"
     if not is_conversation(channel) and not is_of_user(channel) and channel != "private-admin":
@@ -119,14 +120,14 @@ def _why_not(channel: str) -> str:
 
 
 def person_of(identity: Identity, info: object = None) -> Person:
-    """Somebody as a member.
+    """A user as a member of a presence channel.
 
     Args:
         identity: who.
-        info: what others are told besides the id; None for what the token says.
+        info: what other members are told besides the id; None for what the user's token says.
 
     Raises:
-        InvalidPayloadError: it is too large, or no JSON.
+        InvalidPayloadError: `info` is too large, or not JSON.
     """
     profile = identity.profile
     if info is not None:
@@ -135,14 +136,14 @@ def person_of(identity: Identity, info: object = None) -> Person:
 
 
 def person_named(user_id: object, info: object = None) -> Person:
-    """Somebody as a member whom a signature, or a backend, vouches for: Pusher's ``channel_data``.
+    """A member whom a signature or a backend vouches for: Pusher's ``channel_data``.
 
     Args:
         user_id: who; a number is turned into its decimal string.
-        info: what others are told besides the id; None for nothing.
+        info: what other members are told besides the id; None for nothing.
 
     Raises:
-        InvalidPayloadError: the id is none, or what is said of them is too large.
+        InvalidPayloadError: the id is not valid, or `info` is too large or not JSON.
     """
     if isinstance(user_id, int) and not isinstance(user_id, bool):
         user_id = str(user_id)
@@ -152,20 +153,17 @@ def person_named(user_id: object, info: object = None) -> Person:
 
 
 def info_of(info: object) -> str:
-    """What is said of a member, as JSON.
+    """Encode a member's information as JSON.
 
     Raises:
-        InvalidPayloadError: it is too large, or no JSON.
+        InvalidPayloadError: it is larger than `MAX_INFO`, nested too deep, or not JSON.
     """
-    try:
-        text = encode(info)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidPayloadError(f"what is said of a member must be JSON: {error}") from None
-    if len(text) > MAX_INFO or is_too_deep(text):
+    text = encode_given(info, "what is said of a member")
+    if len(text) > MAX_INFO:
         raise InvalidPayloadError(f"what is said of a member may have {MAX_INFO} bytes; this has {len(text)}")
     return text.decode()
 
 
 def unavailable(error: object) -> UnavailableError:
-    """What is answered where a backend cannot be asked."""
+    """The error for a client if the backend cannot be asked."""
     return UnavailableError(f"whoever authorizes channels cannot be asked now: {error}")

@@ -30,47 +30,47 @@ TIMEOUT = 5.0
 """Seconds that one answer may take, from the connection to its last byte."""
 
 PATIENCE = 15.0
-"""Seconds that one who asks waits for their turn, besides."""
+"""Seconds that a question waits for its turn at the most, besides."""
 
 AT_ONCE = 20
-"""Requests at once."""
+"""Requests at the same time."""
 
 EACH = 4
-"""Of these for one connection: who asks for a thousand channels takes no other's turn."""
+"""Of these for one connection, so that a client which asks for a thousand channels does not keep others waiting."""
 
 MAX_ANSWER = 16_384
-"""Bytes of an answer that are read."""
+"""Bytes of an answer that are read; a longer answer is an error."""
 
 FAILURES = 5
-"""How often in a row it may not be reached, or not answer in time, until it is left alone."""
+"""After how many failures in a row, to connect or to answer in time, the backend is not asked for a while."""
 
 PAUSE = 5.0
-"""Seconds for which it is left alone then; whoever asks meanwhile is told so at once."""
+"""Seconds for which it is not asked then. Clients get an error at once in that time."""
 
 _REFUSALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 419})
-"""The last is Laravel's, for a token against forgery that is not this session's."""
+"""The statuses that refuse. The last is Laravel's, for a CSRF token of another session."""
 
 _PASSED_ON = frozenset({"authorization", "cookie", "x-csrf-token", "x-xsrf-token"})
-"""Of what a client sent, what shows an application who asks."""
+"""The headers of a client that are passed on, since they show the application who asks."""
 
 _SOCKET_ID = re.compile(r"[0-9]{1,20}\.[0-9]{1,20}")
 
 
 class HTTPBackend:
-    """Asks an application, a few times at once, and not for a while where it cannot be reached.
+    """Asks an application's backend, with a bounded number of requests, and pauses if it cannot be reached.
 
     Args:
         url: of its ``/broadcasting/auth``.
         timeout: seconds that one answer may take.
-        patience: seconds that one who asks waits for their turn, besides.
-        pause: seconds for which one that cannot be reached is left alone.
+        patience: seconds that a question waits for its turn at the most, besides.
+        pause: seconds for which the backend is not asked after `FAILURES` in a row.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT, patience: float = PATIENCE, pause: float = PAUSE) -> None:
         self.asked = 0
         """Requests that were made."""
         self.failed = 0
-        """Those of them that told nothing: no answer, or none that could be read."""
+        """Requests without an answer, or with one that could not be read."""
         self._url = url
         self._timeout = timeout
         self._patience = patience
@@ -78,14 +78,17 @@ class HTTPBackend:
         self._session: aiohttp.ClientSession | None = None
         self._places = asyncio.Semaphore(AT_ONCE)
         self._turns: dict[str, tuple[asyncio.Semaphore, list[None]]] = {}
-        """By connection, for those that ask now: what lets a few through, and who waits."""
+        """By connection, a semaphore and an entry for each task that holds it or waits for it; the last one deletes
+        it."""
         self._failures = 0
+        """How many requests in a row have failed to connect, or to be answered in time."""
         self._closed_until = 0.0
+        """Until when, by the loop's clock, the backend is not asked."""
         self._failing = False
-        """Whether the last answer told nothing; the log says when that changes."""
+        """Whether the last request failed; the log says when that changes."""
 
     async def ask(self, asker: Asker, channel: str) -> Person | None:
-        """Ask for a place in a channel; see `authorization.Backend`."""
+        """Ask whether somebody may be in a channel; see `authorization.Backend`."""
         headers = {name: value for name, value in asker.headers.items() if name.lower() in _PASSED_ON}
         if any(UNPRINTABLE.search(value) for value in headers.values()):
             raise ForbiddenError("Authorization and Cookie take no control characters")
@@ -93,13 +96,13 @@ class HTTPBackend:
         headers["X-Socket-ID"] = asker.connection_id
         self._check_open()
         async with self._turn(asker.connection_id):
-            self._check_open()  # it may have been found out while this waited
+            self._check_open()  # again: other requests may have failed while this one waited for its turn
             status, body = await self._reach(form, headers)
         if status in _REFUSALS:
             self._note(None)
             raise ForbiddenError(f"{channel} is not for this user")
         if status != HTTPStatus.OK:
-            self._fail(f"it answered {status}, where 200 lets in, and 401, 403, 404 and 419 refuse")
+            self._fail(f"it answered {status}; 200 lets in, and 401, 403, 404 and 419 refuse")
         return self._read(body, channel)
 
     async def close(self) -> None:
@@ -133,20 +136,20 @@ class HTTPBackend:
                 del self._turns[connection_id]
 
     async def _reach(self, form: dict[str, str], headers: dict[str, str]) -> tuple[int, bytes]:
-        """Status and body of its answer.
+        """Send a request, and return the status and body of the answer.
 
         Raises:
-            UnavailableError: there is none.
+            UnavailableError: there is no answer.
         """
         try:
             try:
                 answer = await self._post(form, headers)
-            except aiohttp.ServerDisconnectedError:  # of a connection that was kept open, as this went out on it
+            except aiohttp.ServerDisconnectedError:  # a kept-open connection that the backend was just closing
                 answer = await self._post(form, headers)
         except TimeoutError:
             self._unreached(f"it did not answer within {self._timeout:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            self._unreached(f"it cannot be reached: {type(error).__name__}")  # whose text may have the URL's secrets
+            self._unreached(f"it cannot be reached: {type(error).__name__}")  # not its text, which may contain the URL
         self._failures = 0
         return answer
 
@@ -165,7 +168,7 @@ class HTTPBackend:
                 },
             )
         self.asked += 1
-        # A redirect is not followed: it leads to a login page, and a token is not another's to read.
+        # A redirect is not followed: it leads to a login page, or would show the user's token to somebody else.
         async with self._session.post(self._url, data=form, headers=headers, allow_redirects=False) as response:
             body = b""
             while len(body) <= MAX_ANSWER and (chunk := await response.content.read(MAX_ANSWER)):
@@ -173,7 +176,7 @@ class HTTPBackend:
             return response.status, body
 
     def _read(self, body: bytes, channel: str) -> Person | None:
-        """Whom an answer of 200 lets in. A page of HTML, such as a login, lets nobody in."""
+        """Read the body of an answer with status 200: the member that it lets in. HTML, such as a login page, fails."""
         if len(body) > MAX_ANSWER:
             self._fail(f"its answer has more than {MAX_ANSWER} bytes")
         answer = self._decode(body) if body.strip() else True
@@ -210,7 +213,7 @@ class HTTPBackend:
 
     def _unreached(self, reason: str) -> NoReturn:
         self._failures += 1
-        if self._failures >= FAILURES:  # and again with each that fails until one does not
+        if self._failures >= FAILURES:  # after the pause, each further failure begins another one
             self._closed_until = asyncio.get_running_loop().time() + self._pause
         self._fail(reason)
 
@@ -220,7 +223,7 @@ class HTTPBackend:
         raise unavailable("try again in a moment")
 
     def _note(self, reason: str | None) -> None:
-        """Say when it begins to fail, and when that is over."""
+        """Log when the backend begins to fail, and when it works again; `reason` is None for a success."""
         if (reason is not None) == self._failing:
             return
         self._failing = reason is not None
@@ -231,9 +234,10 @@ class HTTPBackend:
 
 
 def socket_id_of(connection_id: str) -> str:
-    """A connection's id in the form that Pusher's have, which Pusher's server libraries insist on: itself, if it has.
+    """A connection's id in Pusher's form of two numbers, on which Pusher's server libraries insist.
 
-    Nothing depends on it here: of an answer, the signature is not looked at.
+    An id that has that form already is returned as it is. The gateway does not depend on the result: it does not check
+    the signature in an answer.
     """
     if _SOCKET_ID.fullmatch(connection_id):
         return connection_id

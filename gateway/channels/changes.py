@@ -1,4 +1,4 @@
-"""What happens to channels, as hooks and webhooks are told it."""
+"""Changes of channels and of their members, as hooks and webhooks are given them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ CHANNEL_EVENTS = {Event.ONLINE: "channel-occupied", Event.OFFLINE: "channel-vaca
 MEMBER_EVENTS = {Event.ONLINE: "member-added", Event.OFFLINE: "member-removed"}
 
 EVENTS = (*MEMBER_EVENTS.values(), *CHANNEL_EVENTS.values())
-"""Their names."""
+"""The names of all of them."""
 
 
 class ChannelChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody came into a presence channel, or went; or a channel is occupied, or vacated; once each."""
+    """A member came into a presence channel, or left it; or a channel became occupied, or vacant.
+
+    Each happens once in the whole cluster.
+    """
 
     event: str
     tenant: str
     channel: str
     user_id: str | None
-    """The member; None where the channel itself is occupied or vacated."""
+    """The member; None if it is about the channel itself."""
     profile: Profile
     version: int
-    """Grows with each change of the member, or of the channel."""
+    """Grows by one with each change of this member, or of this channel."""
     at: int
     """When, in Unix milliseconds."""
 
     @property
     def info(self) -> Any:
-        """What is told of a member besides the id: what is JSON, an object mostly."""
+        """What other members are told about this one besides the id: any JSON, usually an object."""
         return msgspec.json.decode(member_info(self.profile))
 
 
 def change_of(transition: Transition) -> ChannelChange | None:
-    """The change that a transition is in the store of channels; None for one that tells of none."""
+    """The change that a transition of the store of channels stands for; None if it stands for none."""
     event = transition.event
     if event is None or PART not in transition.tenant:
         return None

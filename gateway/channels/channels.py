@@ -24,6 +24,7 @@ from gateway.errors import (
     RequestError,
     StoreUnavailableError,
     UnavailableError,
+    store_away,
 )
 from gateway.presence.model import Ending
 from gateway.runtime.tasks import end
@@ -48,14 +49,17 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 HISTORY_LIMIT = 1000
-"""Events that one answer brings at the most."""
+"""Events of a channel's history in one answer, at the most."""
+
+RETRY = 0.25
+"""Seconds to wait before a command is repeated that the store could not be given."""
 
 REMOVAL, REAUTHORIZATION = "channel-removal", "channel-reauthorization"
-"""Under which the bus has that users have to leave a channel, or that it is asked again whether they may be there."""
+"""Topics of the bus: users have to leave a channel; whether a user may be in their channels has to be asked again."""
 
 
 class _Removal(msgspec.Struct, frozen=True):
-    """Take a user, or everyone, out of a channel on other nodes."""
+    """Take a user, or everyone if `user_id` is None, out of a channel on other nodes."""
 
     tenant: str
     channel: str
@@ -70,13 +74,13 @@ class _Reauthorization(msgspec.Struct, frozen=True):
 
 
 def _reading_of(removal: _Removal) -> Reading:
-    """A removal as recovery keeps it: nobody is told of it, but whoever was away is taken out by it."""
+    """A removal in the form that recovery keeps. It has no text to send, but takes a client that was away out."""
     scope = scope_of(removal.tenant, removal.channel)
     return (("removal", scope, removal.user_id),), b"", frozenset()
 
 
 def _removals(owner: tuple[str, str], room: str | int) -> Sequence[Target]:
-    """By which of these a user is taken out of a room; none where it is no channel's."""
+    """The targets of removals that take a user out of a room; none for a room that is no channel."""
     channel = channel_in(room) if isinstance(room, str) else None
     if channel is None:
         return ()
@@ -85,7 +89,7 @@ def _removals(owner: tuple[str, str], room: str | int) -> Sequence[Target]:
 
 
 def _as_of_now(subscriber: Subscriber, asker: Asker) -> Asker:
-    """Who asks, by the token that they have now."""
+    """The asker with the token that their connection has now, which may have been refreshed since they asked."""
     if subscriber.live is None:
         return asker
     now = asker_of(subscriber.live)
@@ -95,20 +99,20 @@ def _as_of_now(subscriber: Subscriber, asker: Asker) -> Asker:
 class Channels:
     """Lets connections into channels, says things in them, and knows who is there.
 
-    Whether somebody may enter is decided before, by the door: `authorization.Authorizer`, or a signature.
+    It does not decide who may enter: the door has asked an `authorization.Authorizer`, or checked a signature, before.
 
     Args:
-        membership: who is in them.
-        log: what is said in them.
-        audience: this node's connections in them.
-        authorizer: who may be in them, where that is asked again.
-        bus: how other nodes hear of a removal.
+        membership: knows who is in which channel, on all nodes.
+        log: takes what is said to all nodes, and keeps the histories.
+        audience: this node's connections in channels.
+        authorizer: is asked again when rights may have changed.
+        bus: tells other nodes of removals.
         clock: the time.
-        subscriptions: how many connections are in channels, on all nodes.
-        visibility: who may see whom; None where everyone sees everyone.
-        recovery: what keeps events for those who lost their connection; None where nobody recovers.
-        namespaces: of Socket.IO, whose clients recover.
-        most: channels that one connection may be in.
+        subscriptions: counts the connections in channels, on all nodes.
+        visibility: who may see whom; None if everyone sees everyone.
+        recovery: keeps events for clients that lost their connection; None without recovery.
+        namespaces: the namespaces of Socket.IO whose clients recover.
+        most: how many channels one connection may be in.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway, or a bound
@@ -132,17 +136,20 @@ class Channels:
         self.rooms = Rooms()
         self.most = most
         self.refused = 0
-        """How often a connection asked for one channel more than it may be in."""
+        """How often a connection was refused because it is in as many channels as it may be."""
         self.on_end: list[Callable[[Subscriber], Awaitable[None]]] = []
         """Called with a subscriber whose connection has ended."""
         self.on_said: dict[str, Callable[[Said], None]] = {}
-        """By event: called with each that was said in any channel, when this node's clients have been told."""
+        """By event name: called with each such event that was said in any channel, after this node's clients were
+        told."""
         self.on_client_event: Callable[[Said, str | None], None] = lambda _said, _member: None
-        """Called with each that a client of this node has told the others in a channel, and as which member of it."""
+        """Called with each event that a client of this node has sent to the others in a channel, and the user id that
+        it has there as a member, or None."""
         self.on_cache_miss: Callable[[str, str], None] = lambda _tenant, _channel: None
-        """Called with a tenant and a cache channel that a client of this node found empty."""
+        """Called with a tenant and a cache channel when a client of this node enters it and nothing is cached."""
         self.of_user: Callable[[str, str], Sequence[LiveConnection]] = lambda _tenant, _user_id: ()
-        """The live connections of a user to this node: natively they hear what is said to the user."""
+        """Returns a user's live connections to this node, by tenant and user id. Native ones among them hear what is
+        said to the user, whether or not they are in a channel."""
         self._audience = audience
         self._authorizer = authorizer
         self._bus = bus
@@ -163,7 +170,7 @@ class Channels:
     # A connection's channels
 
     def entry(self, subscriber: Subscriber, channel: str, asker: Asker | None) -> Entry:
-        """Begin to let somebody in, before it is asked whether they may; see `join`."""
+        """Begin to let somebody in. Call it before asking whether they may enter, and pass the result to `join`."""
         entry = Entry(subscriber, channel, asker)
         self._entries.add(entry)
         return entry
@@ -180,27 +187,27 @@ class Channels:
         answer: Callable[[Joined], None] = lambda _joined: None,
         goes_on: bool = False,
     ) -> Joined:
-        """Let a connection into a channel; it hears all that is said from this answer on, and misses nothing between.
+        """Let a connection into a channel. It misses nothing between the answer and the events that it hears after it.
 
-        A connection that is in it already is answered as if it had just come.
+        A connection that is in the channel already is answered as if it had just come.
 
         Args:
-            subscriber: whose connection, which `leave` or `end` takes out again.
+            subscriber: the connection. `leave` or `end` takes it out again.
             channel: which.
-            person: as whom, as the authorizer, or a signature, has it; None but for a presence channel.
-            entry: what was begun before that was asked; None where nobody was.
-            since: the position of the last event of it that the client has: what came after is in the answer. 0 asks
-                for all that is kept, None for nothing.
-            limit: how many events of that at the most.
-            answer: called with what is returned, before the connection is told what was said meanwhile.
-            goes_on: whether its client was in it when it lost its connection.
+            person: as whom it enters, as the authorizer or a signature says; None unless it is a presence channel.
+            entry: what `entry` returned before the authorizer was asked; None if nobody was asked.
+            since: the position of the last event of the channel that the client has; the answer has those after it.
+                0 asks for everything that is kept, None for nothing.
+            limit: how many of these events the answer may have.
+            answer: called with the answer before the connection is sent what was said in the meantime.
+            goes_on: whether the client recovers, and was in the channel when it lost its connection.
 
         Raises:
-            InvalidPayloadError: the channel's name is none.
-            ForbiddenError: the connection is in as many channels as it may be, or its user was taken out, or may not be
-                in it any more, since `entry` began.
-            UnavailableError: the store is away, and the history was asked for, or the client could go on elsewhere as
-                if it had not come; the connection is not in the channel.
+            InvalidPayloadError: this is no name of a channel.
+            ForbiddenError: the connection is in as many channels as it may be; or its user was removed from the
+                channel, or lost the right to it, after `entry` was called.
+            UnavailableError: the store is away, and the history was asked for, or a recovery on another node would not
+                know of this channel. The connection is not in the channel.
         """
         check_name(channel)
         async with subscriber.turn(channel):
@@ -211,13 +218,13 @@ class Channels:
                 if is_new and not goes_on:
                     await self.rooms.settle(subscriber)
                 history = None if since is None else await self._history(subscriber.tenant, channel, since, limit)
-            except BaseException as error:  # a cancellation, too: nobody would begin to tell it what is said
+            except BaseException as error:  # a cancellation, too: nothing would ever be sent to it
                 if is_new:
                     await self._leave(subscriber, channel, Ending.GOODBYE)
                 if isinstance(error, StoreUnavailableError):
-                    raise UnavailableError("the store is away; try again in a moment") from None
+                    raise store_away() from None
                 raise
-            # In one turn of the loop: what is published from here on is news to whoever has this.
+            # From here on in one turn of the loop, so that nothing is published between the answer and `begin`.
             person, members = subscriber.channels[channel], None
             if person is not None:
                 self._audience.catch_up(subscriber, channel)
@@ -234,7 +241,8 @@ class Channels:
 
     async def _enter(self, subscriber: Subscriber, channel: str, person: Person | None, entry: Entry | None) -> None:
         if entry is not None:
-            # From the last of these lines on it is found among those who are in the channel.
+            # Ask again if rights have changed in the meantime. Nothing is awaited between the last of these checks and
+            # `audience.join`, so a removal finds the connection either by its entry or in the audience.
             while entry.take_doubt(person) and entry.asker is not None:
                 person = await self._authorizer.person(_as_of_now(subscriber, entry.asker), channel)
             entry.check(person)
@@ -253,29 +261,30 @@ class Channels:
             self._audience.leave(subscriber, channel)
             self.rooms.put(subscriber, channel, inside=False)
             if isinstance(error, StoreUnavailableError):
-                raise UnavailableError("the store is away; try again in a moment") from None
+                raise store_away() from None
             raise
 
     def go_on(self, subscriber: Subscriber, channels: Sequence[str]) -> None:
-        """Let a client that goes on where it lost its connection hear what is said in its channels, from now on.
+        """Let a client that recovers hear what is said in its channels from now on, before it has joined them again.
 
-        To join them again takes its time: what is said meanwhile would be lost. Each is followed by a `join`, or by
-        `give_up`.
+        Joining takes a while, and what is said in the meantime would be lost. `join` or `give_up` has to follow for
+        each of the channels.
         """
         for channel in channels:
             self._audience.join(subscriber, channel)
 
     def give_up(self, subscriber: Subscriber, channel: str) -> None:
-        """Let a client hear nothing of a channel that it could not be let into again."""
+        """Undo `go_on` for a channel that the client could not join again."""
         if channel not in subscriber.channels:
             self._audience.leave(subscriber, channel)
             self.rooms.put(subscriber, channel, inside=False)
 
     async def leave(self, subscriber: Subscriber, channel: str) -> bool:
-        """Take a connection out of a channel; whether it was in it.
+        """Take a connection out of a channel; return whether it was in it.
 
         Raises:
-            UnavailableError: the store is away; it is out here, but its client could go on elsewhere as if it were not.
+            UnavailableError: the store is away. The connection has left, but if its client recovers on another node, it
+                may be put back into the channel.
         """
         async with subscriber.turn(channel):
             was_in = channel in subscriber.channels
@@ -304,12 +313,12 @@ class Channels:
         await self.membership.leave(subscriber.tenant, channel, person, ending)
 
     async def remove(self, tenant: str, channel: str, user_id: str | None = None) -> int:
-        """Take a user's connections, or all, out of a channel, on every node.
+        """Take a user's connections, or all if `user_id` is None, out of a channel, on every node.
 
-        Those are, too, whose client has lost its connection and can go on with it, wherever it is when it is back.
+        A client that has lost its connection is taken out, too, if it recovers later, on any node.
 
         Returns:
-            How many of this node were.
+            How many connections of this node were in it.
         """
         removal = _Removal(tenant, check_name(channel), user_id)
         self._bus.publish(REMOVAL, removal)
@@ -318,9 +327,12 @@ class Channels:
         return len(found)
 
     def _remove(self, removal: _Removal, *, own: bool) -> Sequence[Subscriber]:
-        """Let those hear nothing more who are to leave, and not be put back; return who is to be told of it.
+        """Stop sending to those who have to leave, and keep them from being put back by recovery.
 
-        At once: what is said from now on is not for them, and who is away may be back any time.
+        It is done at once, without waiting for the store: what is said from now on is not for them.
+
+        Returns:
+            Those who have to be counted out of the channel and told.
         """
         tenant, channel, user_id = removal.tenant, removal.channel, removal.user_id
         if self._recovery is not None:
@@ -336,25 +348,28 @@ class Channels:
         for subscriber in found:
             self._audience.leave(subscriber, channel)
             self.rooms.put(subscriber, channel, inside=False)
-        return [each for each in found if channel in each.channels]  # the others are told by what lets them in
+        return [each for each in found if channel in each.channels]  # the others are being put back, and told by that
 
     async def _take_all_out(self, subscribers: Sequence[Subscriber], channel: str) -> None:
         await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in subscribers))
 
     async def _take_out(self, subscriber: Subscriber, channel: str) -> None:
         await self._end(subscriber, channel, Ending.KICKED)
-        with suppress(UnavailableError):  # wherever it goes on, the removal is known, or its rights are asked for again
+        with suppress(
+            UnavailableError
+        ):  # if it recovers elsewhere, that node knows the removal, or asks for its rights
             await self.rooms.settle(subscriber)
         subscriber.listener.removed(channel)
 
     async def _on_removal(self, removal: _Removal) -> None:
-        # What others say after it does not wait until the store knows of it.
+        # In a task: later messages of the bus must not wait until the store knows of it.
         self._later_on(self._take_all_out(self._remove(removal, own=False), removal.channel))
 
     async def reauthorize(self, tenant: str, user_id: str) -> None:
-        """Ask again, on every node, whether a user may be in the channels they are in; where not, they are taken out.
+        """Ask again, on every node, whether a user may be in their channels, and take them out where they may not.
 
-        Whom a signature let in stays: that was its maker's word. So does everyone while nobody can be asked.
+        A user whom a signature let in stays, since whoever signed it vouched for them. So does everyone while the
+        authorizer cannot be asked.
         """
         self._bus.publish(REAUTHORIZATION, _Reauthorization(tenant, user_id))
         await self._reauthorize(tenant, user_id)
@@ -363,7 +378,7 @@ class Channels:
         for entry in self._entries:
             entry.doubted.add((tenant, user_id))
         for subscriber, channel in self._audience.places_of(tenant, user_id):
-            if channel not in subscriber.channels:  # yet: of that it is asked where they are let in
+            if channel not in subscriber.channels:  # it is about to enter, and `_enter` sees the doubt
                 continue
             if subscriber.asker is None or kind_of(channel) is Kind.PUBLIC:
                 continue
@@ -375,11 +390,11 @@ class Channels:
                 _log.warning("a user could not be authorized again, and stays", channel=channel, error=str(error))
 
     async def _on_reauthorization(self, asked: _Reauthorization) -> None:
-        self._later_on(self._reauthorize(asked.tenant, asked.user_id))  # whoever is asked may take their time
+        self._later_on(self._reauthorize(asked.tenant, asked.user_id))  # in a task: the authorizer may be slow
 
     # What is said
 
-    async def say(  # noqa: PLR0913 - each is another thing that is said of it
+    async def say(  # noqa: PLR0913 - each is another property of the event
         self,
         tenant: str,
         channels: Sequence[str],
@@ -393,26 +408,27 @@ class Channels:
         budget: str | None = None,
         owner: str | None = None,
     ) -> Sequence[Said]:
-        """Say something in one or several channels; every node tells all who are in them, in one order.
+        """Say something in one or several channels: every node sends it to all who are in them, in one order.
 
         Args:
             tenant: whose channels.
             channels: which.
-            event: the event's name, any but the gateway's own.
-            data: anything that JSON can hold; `msgspec.Raw` for what is JSON already.
+            event: the event's name.
+            data: anything that JSON can hold; `msgspec.Raw` if it is JSON already.
             sender: the user who says it; None for a backend.
-            source: the id of a connection that is not told; None for nobody.
-            keep: whether the channels' histories have it.
-            once: a name under which it is said only once; None for what may be repeated.
-            budget: of whom it counts for, as `ChannelLog.say` has it.
-            owner: to whom it is said, where one of the channels is that user's own; None where its name says so.
+            source: the id of the one connection that is not sent it; None if all are.
+            keep: whether it is kept in the channels' histories.
+            once: a name under which it is said only once; None if it may be repeated.
+            budget: the name of a budget that it counts against, as for `ChannelLog.say`; None for none.
+            owner: the user to whom it is said, if one of the channels is that user's own and its name does not tell
+                whose it is; None otherwise.
 
         Raises:
-            InvalidPayloadError: a channel's name is none, or the data is no JSON or too large.
+            InvalidPayloadError: a channel's name is not valid, or the data is not JSON or too large.
             RateLimitedError: the budget is used up.
-            UnavailableError: the store is away. Whether it was said is not known; under `once`, say it again.
+            UnavailableError: the store is away. It is not known whether it was said; with `once` it can be repeated.
         """
-        text = data if isinstance(data, msgspec.Raw) else msgspec.Raw(encoded(data))
+        text = data if isinstance(data, msgspec.Raw) else msgspec.Raw(wire.encode_given(data))
         drafts = [
             Draft(
                 tenant=tenant,
@@ -429,10 +445,10 @@ class Channels:
         try:
             return await self.log.say(drafts, self._clock(), once=once, budget=budget)
         except StoreUnavailableError:
-            raise UnavailableError("the store is away; try again in a moment") from None
+            raise store_away() from None
 
     async def say_to_others(self, subscriber: Subscriber, channel: str, event: str, data: msgspec.Raw) -> None:
-        """Say something for a client to the others who are in a channel with it; the history does not have it.
+        """Say something for a client to the others in a channel (a client event). It is not kept in the history.
 
         Raises:
             UnavailableError: the store is away.
@@ -447,7 +463,7 @@ class Channels:
         """Read what was said in a channel; see `ChannelLog.history`.
 
         Raises:
-            InvalidPayloadError: the channel's name is none, or the limit is not from 1 to `HISTORY_LIMIT`.
+            InvalidPayloadError: the channel's name is not valid, or the limit is not from 1 to `HISTORY_LIMIT`.
             UnavailableError: the store is away.
         """
         check_name(channel)
@@ -456,7 +472,7 @@ class Channels:
         try:
             return await self.log.history(tenant, channel, self._clock(), after=after, limit=limit)
         except StoreUnavailableError:
-            raise UnavailableError("the store is away; try again in a moment") from None
+            raise store_away() from None
 
     async def _history(self, tenant: str, channel: str, since: int, limit: int) -> History:
         return await self.log.history(tenant, channel, self._clock(), after=since, limit=limit)
@@ -471,9 +487,9 @@ class Channels:
             heed(said)
 
     def _reading(self, said: Said) -> Reading | None:
-        """Whom something is for, its text, and who is skipped, as recovery keeps it; None for what nobody recovers.
+        """An event in the form that recovery keeps: its targets, its text, and the clients to skip.
 
-        Whoever was away is not told that somebody typed then: nobody would tell when that was over.
+        None if it is not kept for recovery. Typing is not: a client that was away would never be told that it ended.
         """
         if said.event == USER_TYPING:
             return None
@@ -484,11 +500,11 @@ class Channels:
         return tuple(targets), wire.encode((native_name(said.event), said.data)), skipped
 
     def tell(self, said: Said) -> None:
-        """Tell this node's clients alone something, as if it had been said."""
+        """Send an event to the clients of this node only, as if it had been said."""
         self._audience.tell(said, None)
 
     def _tell_users(self, said: Said, mark: Any) -> None:
-        """Tell the native connections of users what is said to them, those that have not been told in the channel."""
+        """Send an event to the native connections of the users whom it is for, unless they got it in the channel."""
         for user_id in heard_by(said):
             for live in self.of_user(said.tenant, user_id):
                 if live.connection.id == said.source or not is_native(live):
@@ -500,18 +516,18 @@ class Channels:
     # Who is there
 
     def members(self, tenant: str, channel: str) -> Sequence[Person]:
-        """The members of a presence channel, by user id; those who are invisible are not among them."""
+        """The members of a presence channel, by user id, without those who are invisible."""
         return self.membership.members(tenant, channel)
 
     def members_seen_by(self, subscriber: Subscriber, channel: str) -> Sequence[Person]:
-        """The members of a presence channel that a subscriber may know of, itself included, by user id."""
+        """The members of a presence channel that a subscriber may see, including its own user, by user id."""
         own = subscriber.channels.get(channel)
         found = {
             person.user_id: person
             for person in self.membership.members(subscriber.tenant, channel)
             if sees(self._visibility, subscriber, person.user_id)
         }
-        if own is not None:  # who is invisible, or cannot be told to the store now, is there to themselves
+        if own is not None:  # a user sees themselves, even while invisible or while the store is away
             found.setdefault(own.user_id, own)
         return [found[user_id] for user_id in sorted(found)]
 
@@ -520,11 +536,11 @@ class Channels:
         return self._audience.of(tenant, channel)
 
     def occupied(self, tenant: str, prefix: str = "") -> Sequence[Occupancy]:
-        """The channels that anybody is in, by name."""
+        """The channels that anybody is in and whose names begin with `prefix`, ordered by name."""
         return [self.occupancy(tenant, channel) for channel in self.membership.occupied(tenant, prefix)]
 
     def occupancy(self, tenant: str, channel: str) -> Occupancy:
-        """How occupied a channel is; one that nobody is in has no subscriptions."""
+        """How many members and subscriptions a channel has."""
         return Occupancy(
             channel=channel,
             users=self.membership.count(tenant, channel) if is_presence(channel) else None,
@@ -534,7 +550,7 @@ class Channels:
     # What presence says
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Take news of presence in: who is invisible now is so in channels, too."""
+        """Take in new transitions of presence: a user who became invisible, or visible, becomes so in channels, too."""
         for transition in transitions:
             tenant, user_id = transition.tenant, transition.user_id
             if self.membership.has(tenant, user_id):
@@ -555,25 +571,6 @@ class Channels:
         task.add_done_callback(self._later.discard)
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Cancel what is still under way, and close the log."""
         await end(list(self._later))
         await self.log.close()
-
-
-RETRY = 0.25
-"""Seconds to wait after the store failed, before it is told again."""
-
-
-def encoded(data: object) -> bytes:
-    """What is said, as JSON.
-
-    Raises:
-        InvalidPayloadError: it is none, or nested too deep.
-    """
-    try:
-        text = wire.encode(data)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidPayloadError(f"data must be JSON: {error}") from None
-    if wire.is_too_deep(text):
-        raise InvalidPayloadError(f"data may be nested {wire.MAX_NESTING} deep")
-    return text

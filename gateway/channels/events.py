@@ -1,4 +1,4 @@
-"""The events that the gateway itself says in channels: what each kind of client calls them, and whom they are for."""
+"""The events that the gateway itself says in channels: their names for each kind of client, and whom they are for."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ if TYPE_CHECKING:
 NEW_MESSAGE, MESSAGE_READ, USER_TYPING, NEW_ACTIVITY = "new-message", "message-read", "user-typing", "new-activity"
 
 USER_STATUS = "user.status"
-"""For subscribers by the doors of Laravel and Pusher only: native clients hear ``user-status-changed`` as presence has
-it, whatever channels they are in."""
+"""Only for clients of Laravel Echo and of Pusher. Native clients hear ``user-status-changed`` instead, whatever
+channels they are in."""
 
 LARAVEL_NAMES = {
     NEW_MESSAGE: "message.sent",
     MESSAGE_READ: "message.read",
     USER_TYPING: "user.typing",
 }
-"""What clients of Laravel Echo and of Pusher hear of what native clients hear, by its native name. Other events have
-one name by every door."""
+"""The names that clients of Laravel Echo and of Pusher know events by, by their native names. All other events have one
+name."""
 
 _NATIVE_NAMES = {name: native for native, name in LARAVEL_NAMES.items()}
 
 _PERSONAL = frozenset({NEW_MESSAGE, MESSAGE_READ})
-"""What one of two says in their conversation, and to the other."""
+"""Events that are said in the channel of two users' conversation, and in the own channel of one of them, too."""
 
 
 def laravel_name(event: str) -> str:
-    """What an event that was said in a channel is called by the doors of Laravel Echo and of Pusher."""
+    """The name of an event for clients of Laravel Echo and of Pusher."""
     return LARAVEL_NAMES.get(event, event)
 
 
 def native_name(event: str) -> str:
-    """What it is called natively, also where a backend of Laravel's said it."""
+    """The name of an event for native clients, even if a Laravel backend said it under its own name."""
     return _NATIVE_NAMES.get(event, event)
 
 
 def heard_by(said: Said) -> Sequence[str]:
-    """The users whose native connections all hear something, without being in its channel.
+    """The users whose native connections all hear an event, whether or not they are in its channel.
 
-    What is said to a user, that user hears. A message, or its mark of being read, is said twice, to a user and in their
-    conversation: natively it is that in the conversation which both of them hear, with all their connections.
+    An event in a user's own channel is heard by that user. A message, or the news that it was read, is said twice: in
+    the recipient's own channel and in the conversation. Native connections of both users hear the one in the
+    conversation, and not the other; if the ids are too long for a conversation, they hear the other.
     """
     owner, personal = owner_in(said), said.event in _PERSONAL and said.sender is not None
     if not personal or said.sender is None:
@@ -57,5 +58,5 @@ def heard_by(said: Said) -> Sequence[str]:
 
 
 def owner_in(said: Said) -> str | None:
-    """Whose own channel something was said in; None for another channel."""
+    """The user in whose own channel an event was said; None if it is no user's own channel."""
     return said.owner or owner_of(said.channel)

@@ -1,20 +1,19 @@
-"""The log of channels: what is said is appended once, in one order, and told by every node.
+"""The log of channels: what is said in them, appended once, in one order, and heard by every node.
 
-This is the port; its adapters are `log_memory` and `log_redis`, and ``tests/test_channel_log.py`` is for both.
+This is the port. Its adapters are `log_memory` (one process) and `log_redis` (many processes);
+``tests/test_channel_log.py`` holds both to this contract:
 
-**The contract**
-
-- `say` appends all of its drafts in one step, or none. Every node, the one that says it included, hears each event
-  once, in one order for all, and the history of a channel has that order.
-- What is kept of a channel is bounded by number and by time, which its position tells. `history` knows whether
-  something between the position that it is asked for and what it still has is gone. Of what is older than anything
-  that is kept it knows nothing: the answer is then that something may be gone.
-- A name given as `once` makes what is said under it again the same as the first time, for as long as `Kept.again`:
-  nothing is said, and the caller gets what was said then. One copy of it is kept, however many channels it is for.
-- What counts for a `budget` is refused, whole, where that is used up. It fills again by as much as it holds in the
-  time that a history is kept; so of what counts for it there is at no time more than twice as much.
-- Each method raises `StoreUnavailableError` where the store cannot be reached. Whether a draft was said is then not
-  known; under `once`, it can be given again.
+- `say` appends all of its drafts in one step, or none. Every node, including the one that says it, hears each event
+  once. The order is the same for all nodes and in the histories.
+- The history of a channel is bounded in number and in time. `history` tells whether an event behind the position that
+  it is asked for has been deleted; if the position is older than everything that is kept, it says that one may have
+  been.
+- If something is said again under the same `once` within `Kept.again`, nothing is said, and the caller gets what was
+  said the first time. One copy of it is kept, however many channels it was said in.
+- A `budget` bounds how much of one sender's events is kept. What exceeds it is refused as a whole. It is refilled
+  evenly, in the time that a history is kept; so no more than twice the budget is kept at any time.
+- Each method raises `StoreUnavailableError` if the store cannot be reached. It is then not known whether something was
+  said; with `once`, it can be repeated.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 TOPIC = "channel"
-"""Under which the bus has what is said."""
+"""The topic of the bus for what is said."""
 
 TIME_BITS = 20
-"""Of a position, those behind the milliseconds of its time: as the ids of Redis's streams have it."""
+"""The lower bits of a position, below its time in Unix milliseconds; ids of Redis's streams are mapped to the same."""
 
 OVERHEAD = 400
-"""Bytes that an event, a name and a mark of being read each take besides the text."""
+"""Bytes that an event, a name given as `once` and a receipt each take besides the text."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,21 +51,21 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     ttl: int = 86_400_000
     """Milliseconds that one is kept."""
     again: int = 3_600_000
-    """Milliseconds that a name given as `once` is known."""
+    """Milliseconds that a name given as `once` is remembered."""
     budget: int = 16_777_216
-    """Bytes, about, that one sender's events may take at once."""
+    """Bytes, about, that one sender's events may take at the same time."""
 
     def cost(self, sizes: Collection[int], *, named: bool) -> int:
-        """Bytes of what is kept of one sender's event, about.
+        """Bytes, about, that keeping one event takes from its sender's budget.
 
         Args:
-            sizes: of the event's text, for each channel whose history has it.
-            named: whether it is kept under a name, too.
+            sizes: the size of the event's text, once for each channel whose history keeps it.
+            named: whether it is kept under a name given as `once`, too.
         """
         kept = [*sizes] if self.events else []
         if named:
             kept.append(max(sizes, default=0))
-        # One that says more than fits at all waits for all there is: it is kept for its time as well.
+        # Never more than the whole budget: a larger event has to wait for a full one, but can be said.
         return min(self.budget, sum(kept) + OVERHEAD * (1 + len(kept)))
 
 
@@ -75,9 +74,8 @@ class ChannelLog(ABC):
 
     def __init__(self) -> None:
         self.hear: Callable[[Said, bool], None] = lambda _said, _own: None
-        """Called on every node with each event, in the one order. The second argument is for `Recovery.record`: True
-        where the event is that of the bus's message which this node published last; False for the one that is being
-        handled."""
+        """Called on every node with each event, in their order. The second argument is `own` of `Recovery.record`: True
+        if the event is in the message that this node published last, False if it is in the one being handled."""
 
     @abstractmethod
     async def say(
@@ -88,14 +86,14 @@ class ChannelLog(ABC):
         Args:
             drafts: in the order in which they are said.
             now: Unix milliseconds.
-            once: a name, unique in the gateway, under which this is said only once; None for what may be repeated. Its
-                drafts are the same but for the channel.
-            budget: a name, unique in the gateway, of whom it counts for; None for what counts for nobody.
+            once: a name, unique in the cluster, under which this is said only once; None if it may be repeated. With a
+                name, the drafts may differ in the channel only.
+            budget: a name, unique in the cluster, of the budget that this counts against; None for none.
 
         Raises:
-            InvalidPayloadError: one is too large to travel.
+            InvalidPayloadError: a draft is too large for the bus.
             RateLimitedError: the budget is used up; nothing was said.
-            StoreUnavailableError: the store is away.
+            StoreUnavailableError: the store cannot be reached.
         """
 
     @abstractmethod
@@ -106,26 +104,26 @@ class ChannelLog(ABC):
             tenant: whose channel.
             channel: which.
             now: Unix milliseconds.
-            after: the position of the last event that the caller has; None for one that wants the last ones. 0 is
-                before all that is young enough to be kept.
-            limit: how many at the most; where there are more after a position, the first of them are left out, and
-                `History.recovered` is False.
+            after: the position of the last event that the caller has; None for the last events, and 0 for all that are
+                kept.
+            limit: how many at the most. If there are more, the oldest of them are left out, and `History.recovered` is
+                False.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of whatever the adapter holds."""
+        """Release the adapter's resources."""
 
     def _tell(self, said: Said, *, own: bool) -> None:
-        """Call `hear`, which costs nobody else what is said next, whatever becomes of it."""
+        """Call `hear`. If it fails, that is logged, and the next events are heard all the same."""
         try:
             self.hear(said, own)
         except Exception:
-            _log.exception("what was said in a channel could not be told", channel=said.channel)
+            _log.exception("an event of a channel could not be sent to this node's clients", channel=said.channel)
 
 
 def used_up(kept: Kept, wait: float) -> RateLimitedError:
-    """What is raised where a budget is used up, for so many seconds."""
+    """The error for a sender whose budget is used up; `wait` is the seconds until it suffices."""
     return RateLimitedError(
         f"{kept.budget} bytes of this user's messages are kept already (MESSAGE_BUDGET); older ones have to go first",
         wait,
@@ -133,5 +131,5 @@ def used_up(kept: Kept, wait: float) -> RateLimitedError:
 
 
 def first_kept(now: int, kept: Kept) -> int:
-    """The position behind which events are young enough to be kept."""
+    """The position behind which events are recent enough to be kept."""
     return max(0, now - kept.ttl) << TIME_BITS

@@ -1,12 +1,12 @@
 """Which channels are occupied, and who is in them: counted over connections and nodes, as presence is.
 
-A member of a channel is to it what a user is to a tenant: there while one of their connections is, held for a moment
-when the last one is lost, gone once, in the whole cluster, when their node is killed. So it is presence's own store
-that counts them, a second one beside the first, in which each channel is a tenant; and in one more of its tenants the
-channels themselves are online, while they are occupied.
+A member is to a channel what a user is to a tenant: there while one of their connections is, kept for a moment when the
+last one is lost, and gone exactly once, in the whole cluster, when their node is killed. So a second store of the kind
+that presence has counts them, in which each channel is a tenant. One more tenant of that store holds the channels
+themselves: they are "online" in it while they are occupied.
 
-This node's connections are counted here, and the store is told of the first and of the last: a user with ten tabs in a
-channel, or a channel with ten thousand subscribers, is one connection there for each node.
+Each node counts its own connections, and tells the store of the first and the last: a user with ten tabs in a channel,
+or a channel with ten thousand subscribers, is one connection per node to the store.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from gateway.presence.view import View
 
 DOOR = "channels"
-"""The door that the store is told of."""
+"""The name of the door in the connections that the store is told of."""
 
 _NEVER = 1 << 42
-"""Milliseconds, a hundred years: nobody turns away from a channel by being silent."""
+"""Milliseconds, a hundred years: a silent member does not become away."""
 
 FORGET = 60_000
-"""Milliseconds after which it is forgotten that somebody was in a channel."""
+"""Milliseconds after which the store forgets a member who has left."""
 
 
 def timing_of(timing: Timing) -> Timing:
-    """The durations that membership follows, from those of presence."""
+    """The durations that membership follows, derived from those of presence."""
     return Timing(
         away_after=_NEVER,
         ttl=timing.ttl,
@@ -50,7 +50,10 @@ def timing_of(timing: Timing) -> Timing:
 
 
 class _Place:
-    """What this node counts for in the store: a channel that is occupied here, or a user who is in one here."""
+    """A channel that is occupied by connections of this node, or a member with connections to this node.
+
+    Each is one connection in the store.
+    """
 
     __slots__ = ("connection", "count", "entering")
 
@@ -61,12 +64,12 @@ class _Place:
 
 
 class Membership:
-    """This node's hand on the store of channels, and its picture of all of them.
+    """Gives this node's commands to the store of channels, and answers reads from this node's view of it.
 
     Args:
-        tracker: where commands go.
-        follower: what keeps the view at the end of the store's log.
-        presence: who is invisible, and is so in channels, too.
+        tracker: gives commands to the store.
+        follower: reads the store's log into the view.
+        presence: the view of presence: users who are invisible in it are invisible in channels, too.
     """
 
     def __init__(self, tracker: Tracker, follower: Follower, presence: View) -> None:
@@ -76,39 +79,39 @@ class Membership:
         self._presence = presence
         self._places: dict[tuple[str, str], _Place] = {}
         self._scopes: dict[tuple[str, str], dict[str, None]] = {}
-        """The scopes in which a user is by this node, by tenant and user id."""
+        """By tenant and user id, the scopes of the presence channels that the user is in on this node."""
         self._opened = 0
+        """How many connections this node has opened in the store, which makes their ids unique."""
         self._changed: set[str] = set()
-        """The scopes of channels whose count here has changed since it was asked for."""
+        """The scopes of channels whose count on this node has changed since the last `take_changed`."""
 
     # Commands
 
     async def enter(self, tenant: str, channel: str, person: Person | None) -> None:
-        """Count one more connection of this node in a channel; the view shows it when this returns.
+        """Count one more connection of this node in a channel. When this returns, the view shows it.
 
-        Where it raises, nothing is counted.
+        If it raises, the connection is not counted.
 
         Args:
             tenant: whose channel.
             channel: which.
-            person: whose connection; None but for a presence channel.
+            person: the member that it is; None unless it is a presence channel.
 
         Raises:
-            StoreUnavailableError: the user is invisible, and the store, which has to know, is away.
+            StoreUnavailableError: the store is away, and cannot be told that the user is invisible.
         """
         self._changed.add(scope_of(tenant, channel))
         entering = [self._enter(scope_of(tenant), channel, NOBODY)]
         try:
             if person is not None:
                 scope = scope_of(tenant, channel)
-                self._follow(
-                    tenant, person.user_id, scope
-                )  # before the store is told: it may become otherwise meanwhile
+                # Before the store is told, so that a change of visibility in the meantime is followed.
+                self._follow(tenant, person.user_id, scope)
                 await self._hide(tenant, person.user_id, scope)
                 entering.append(self._enter(scope, person.user_id, person.profile))
-                self._follow(tenant, person.user_id, scope)  # again: their last connection but this one may have left
+                self._follow(tenant, person.user_id, scope)  # again, since their last other connection may have left
             await asyncio.gather(*entering)
-            if person is not None:  # of one who was there a while ago the store may just have forgotten that
+            if person is not None:  # again: the store may just have forgotten a member who left a while ago
                 await self._hide(tenant, person.user_id, scope_of(tenant, channel))
         except BaseException:
             is_in = len(entering) > 1
@@ -118,24 +121,24 @@ class Membership:
             raise
 
     async def leave(self, tenant: str, channel: str, person: Person | None, ending: Ending) -> None:
-        """Count one connection less. The last one's ending decides how long its user stays."""
+        """Count one connection less. The ending of a member's last one decides how long they stay."""
         self._changed.add(scope_of(tenant, channel))
         ended = [self._leave(scope_of(tenant), channel)]
         if person is not None:
             scope = scope_of(tenant, channel)
             ended.append(self._leave(scope, person.user_id))
             self._follow_no_more(tenant, person.user_id, scope)
-        # Nothing is awaited before this: whoever is cancelled here is counted no more all the same.
+        # Nothing is awaited before this, so the connection is counted out even if the caller is cancelled here.
         await asyncio.gather(*(self.tracker.disconnect(place.connection, ending) for place in ended if place))
 
     async def follow_visibility(self, tenant: str, user_id: str) -> None:
-        """Let a user be seen, or not be seen, in the channels they are in here, as they are in presence now."""
+        """Make a user as visible in the channels that they are in on this node as they are in presence."""
         await asyncio.gather(
             *(self._hide(tenant, user_id, scope) for scope in tuple(self._scopes.get((tenant, user_id), ())))
         )
 
     def has(self, tenant: str, user_id: str) -> bool:
-        """Whether a user is in a presence channel by this node."""
+        """Whether a user is in a presence channel on this node."""
         return (tenant, user_id) in self._scopes
 
     def _follow(self, tenant: str, user_id: str, scope: str) -> None:
@@ -157,7 +160,7 @@ class Membership:
             connection = Connection(
                 tenant=scope,
                 user_id=name,
-                # Another one each time: the store may hear of the last end after this beginning.
+                # A new id each time: the store may hear of the end of the last connection after this one.
                 id=f"{self.tracker.node}:{self._opened}",
                 node=self.tracker.node,
                 door=DOOR,
@@ -170,7 +173,7 @@ class Membership:
         return asyncio.shield(place.entering)
 
     def _leave(self, scope: str, name: str) -> _Place | None:
-        """Count one less; return the place that this node has no more by it."""
+        """Count one connection less; return the place if that was its last one, otherwise None."""
         place = self._places.get((scope, name))
         if place is None:
             return None
@@ -180,7 +183,7 @@ class Membership:
         return self._places.pop((scope, name))
 
     async def _hide(self, tenant: str, user_id: str, scope: str) -> None:
-        # While the store is told, it may become otherwise; and the view may show later what it was told.
+        # Visibility may change again while the store is told. What it was told is kept here, since the view may lag.
         told = self._is_hidden(scope, user_id)
         while (hidden := (tenant, user_id) in self._presence.hidden) != told:
             await self.tracker.set_status(scope, user_id, Choice(Chosen.INVISIBLE if hidden else Chosen.ONLINE))
@@ -193,11 +196,11 @@ class Membership:
     # Reads
 
     def members(self, tenant: str, channel: str) -> list[Person]:
-        """A presence channel's members whom everyone may see, by user id."""
+        """A presence channel's members, by user id, without those who are invisible."""
         return [person_of(status) for status in self._view.online(scope_of(tenant, channel))]
 
     def is_member(self, tenant: str, channel: str, user_id: str) -> bool:
-        """Whether a user is in a presence channel, as others are told it."""
+        """Whether a user is in a presence channel, and visible."""
         return self._view.status(scope_of(tenant, channel), user_id).online
 
     def count(self, tenant: str, channel: str) -> int:
@@ -209,7 +212,7 @@ class Membership:
         return self._view.status(scope_of(tenant), channel).online
 
     def occupied(self, tenant: str, prefix: str = "") -> Iterator[str]:
-        """The channels that anybody is in, by name."""
+        """The channels that anybody is in and whose names begin with `prefix`, ordered by name."""
         for status in self._view.online(scope_of(tenant)):
             if status.user_id.startswith(prefix):
                 yield status.user_id
@@ -220,7 +223,7 @@ class Membership:
         return 0 if place is None else place.count
 
     def take_changed(self) -> set[str]:
-        """The scopes of channels whose count here has changed since the last call."""
+        """The scopes of channels whose count on this node has changed since the last call."""
         changed, self._changed = self._changed, set()
         return changed
 
@@ -233,7 +236,7 @@ class Membership:
 
 
 def person_of(status: UserStatus) -> Person:
-    """The member that the store has as somebody's presence in a channel."""
+    """The member whose presence in a channel this is."""
     return Person(user_id=status.user_id, profile=status.profile)
 
 

@@ -1,4 +1,4 @@
-"""The words of channels. Times are integers of Unix milliseconds."""
+"""The types of channels. Times are integers of Unix milliseconds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from gateway.connections.live import LiveConnection
 
 ADDED, REMOVED = "member-added", "member-removed"
-"""What tells the members of a presence channel of another, as codecs are given it; natively, events of these names."""
+"""The events that tell of a member who came or went, as codecs are given them. Native clients hear them as they are."""
 
 MAX_INFO = 2048
-"""Bytes of what is said of a member besides the id, as JSON: Pusher's ``user_info``, within its two kilobytes."""
+"""Bytes of a member's information besides the id, as JSON: Pusher's ``user_info``, with Pusher's limit."""
 
 
 NATIVE_DOORS = frozenset({"socketio", "websocket"})
-"""Those whose clients speak the gateway's own events."""
+"""The doors whose clients are native: they speak the gateway's own events."""
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,11 +36,11 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
     user_id: str
     profile: Profile = NOBODY
-    """What a token, or an authorizer, says of them: ``profile.info_json`` is Pusher's ``user_info``."""
+    """From their token, or from the authorizer, whose Pusher ``user_info`` is ``profile.info_json``."""
 
     @property
     def info(self) -> msgspec.Raw:
-        """What others are told of them besides the id, as JSON."""
+        """What other members are told about them besides the id, as JSON."""
         return member_info(self.profile)
 
 
@@ -51,22 +51,22 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     channel: str
     event: str
     data: msgspec.Raw
-    """As JSON: encoded once, whatever hears it."""
+    """As JSON: encoded once for all kinds of clients."""
     sender: str | None = None
-    """The id of the user who said it; None for a backend."""
+    """The id of the user who says it; None for a backend."""
     source: str | None = None
-    """The id of the one connection that is not told of it; None where all are."""
+    """The id of the one connection that is not sent it; None if all are."""
     keep: bool = True
-    """Whether it is kept for the channel's history; what is only of the moment, as typing is, is not."""
+    """Whether it is kept in the channel's history. Events of the moment, such as typing, are not."""
     owner: str | None = None
-    """Whose own channel it is, where its name does not say that."""
+    """The user whose own channel it is, if the channel's name does not tell; None otherwise."""
 
 
 class Said(Draft, frozen=True, kw_only=True):
-    """An event that was said in a channel: every node tells its clients of it in the same order."""
+    """An event that was said in a channel. Every node sends these to its clients in the same order."""
 
     position: int
-    """Where it stands; grows along everything that is said in the tenant's channels. 0 for what is not kept."""
+    """Its place in the log of channels, which grows with each event; 0 for an event that is not kept."""
     at: int
 
 
@@ -76,9 +76,9 @@ class History(msgspec.Struct, frozen=True):
     events: Sequence[Said]
     """Oldest first."""
     position: int
-    """Up to where it was read: whoever names it later hears what came after."""
+    """Up to where it was read. Given as `after` later, it brings what was said since."""
     recovered: bool
-    """Whether nothing is missing between the position that was asked for and the first of `events`."""
+    """Whether no event is missing between the position that was asked for and the first of `events`."""
 
 
 class Asker(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,25 +88,25 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     connection_id: str
     """Pusher's and Echo's ``socket_id``."""
     identity: Identity | None = None
-    """Whom a token proved it to be; None for one who has shown none."""
+    """The user whom a token proved them to be; None if they have shown no token."""
     headers: Mapping[str, str] = {}
     """``Authorization`` and ``Cookie`` as the client sent them, for an authorizer that is asked over HTTP."""
 
     def __repr__(self) -> str:
-        return f"<Asker {self.connection_id}>"  # of what it holds, some is secret
+        return f"<Asker {self.connection_id}>"  # the headers are secret
 
 
 def asker_of(live: LiveConnection) -> Asker:
-    """Who asks by a live connection, as they are now: a token that was renewed is another."""
+    """The asker at a live connection, with the token that it has now."""
     headers = {} if live.token is None else {"Authorization": f"Bearer {live.token}"}
     identity = live.identity
     return Asker(tenant=identity.tenant, connection_id=live.connection.id, identity=identity, headers=headers)
 
 
 class ChannelCodec(Codec, Protocol):
-    """How one kind of client is told what happens in channels.
+    """Encodes what happens in channels for one kind of client.
 
-    `encode` is given `ADDED` and `REMOVED`, each with a `wire.MemberChanged`.
+    Its `encode` is given the events `ADDED` and `REMOVED`, each with a `wire.MemberChanged`.
     """
 
     def encode_said(self, said: Said) -> Any:
@@ -114,25 +114,25 @@ class ChannelCodec(Codec, Protocol):
 
 
 class Listener(Member, Protocol):
-    """The client at the other end, as its door reaches it."""
+    """A client, as its door writes to it."""
 
     @property
     def codec(self) -> ChannelCodec:
         """How to encode for it."""
 
     def removed(self, channel: str) -> None:
-        """Tell it that it was taken out of a channel: by a backend, or since it may not be in it any more."""
+        """Tell it that it was taken out of a channel, by a backend or because it may not be in it any more."""
 
 
 class Subscriber:
     """One connection, as channels know it.
 
     Args:
-        tenant: whose.
+        tenant: of its user.
         connection_id: unique over all nodes and doors.
-        listener: what reaches its client.
-        user_id: whose connection it is; None while nobody knows.
-        live: its place in presence; None for one that has none (yet).
+        listener: writes to its client.
+        user_id: whose connection it is; None while that is not known.
+        live: the connection as presence knows it; None if it is not, or not yet, part of presence.
     """
 
     def __init__(
@@ -150,19 +150,19 @@ class Subscriber:
         self.user_id = user_id
         self.live = live
         self.channels: dict[str, Person | None] = {}
-        """The channels that it is in, or is about to be, and as whom; None but for a presence channel."""
+        """The channels that it is in, or is entering, and as which member; None unless it is a presence channel."""
         self.asker: Asker | None = None
-        """As whom it asked last to enter a channel; None for one that a signature lets in."""
+        """As whom it last asked to enter a channel; None if it never did, and was let in by signatures."""
         self.granted: dict[str, tuple[Entry, Person | None]] = {}
-        """Of one that goes on where it lost its connection, the channels that it is about to be put back into, and as
-        whom."""
+        """While it recovers, the channels that it may be put back into, and as which member."""
         self.ended = False
+        """Whether the connection has ended."""
         self._turns: dict[str, tuple[asyncio.Lock, list[None]]] = {}
-        """By channel, for those that something is done about now: by whom, and who waits."""
+        """By channel, a lock and an entry for each task that holds it or waits for it; the last one deletes it."""
 
     @asynccontextmanager
     async def turn(self, channel: str) -> AsyncIterator[None]:
-        """Do one thing after the other about a channel: to leave it, one has to be in it."""
+        """Hold this connection's lock for a channel, so that joining and leaving it happen one after the other."""
         lock, takers = self._turns.setdefault(channel, (asyncio.Lock(), []))
         takers.append(None)
         try:
@@ -174,13 +174,13 @@ class Subscriber:
                 del self._turns[channel]
 
     def member_id(self, channel: str) -> str | None:
-        """As whom it is in a presence channel, whoever's connection it is; None where it is not in one."""
+        """The user id of the member that it is in a presence channel, which may differ from `user_id`; None if none."""
         person = self.channels.get(channel)
         return None if person is None else person.user_id
 
     @property
     def recovers(self) -> bool:
-        """Whether its client may go on where it lost its connection: what is said reaches it by `live`."""
+        """Whether its client can recover, and therefore is written to by `live`, which marks what it was told."""
         return self.live is not None and self.live.mark is not None
 
     @property
@@ -193,14 +193,15 @@ class Subscriber:
 
 
 class Entry:
-    """One way into a channel, from when it is asked whether somebody may be there until they are, or are not.
+    """An attempt to enter a channel, from before the authorizer is asked until the connection is in, or is refused.
 
-    What happens meanwhile holds for them as for those who are in it. It counts as long as somebody refers to it.
+    It notes removals and changed rights that come in between, which hold for it as for those who are in the channel.
+    `Channels` keeps weak references only: an entry that nobody refers to any more is over.
 
     Args:
-        subscriber: who comes in.
-        channel: where.
-        asker: as whom they ask; None where nobody is asked, since a signature lets them in.
+        subscriber: who wants to enter.
+        channel: which.
+        asker: as whom they ask; None if nobody is asked, because a signature lets them in.
     """
 
     def __init__(self, subscriber: Subscriber, channel: str, asker: Asker | None) -> None:
@@ -208,22 +209,22 @@ class Entry:
         self.channel = channel
         self.asker = asker
         self.removed: set[tuple[str, str | None]] = set()
-        """By tenant, the users who were taken out meanwhile; None for everyone."""
+        """Tenant and user id of those who were removed from the channel meanwhile; None as user id is everyone."""
         self.doubted: set[tuple[str, str]] = set()
-        """By tenant, the users of whom it has to be asked again."""
+        """Tenant and user id of those whose rights have to be asked for again."""
 
     def check(self, person: Person | None) -> None:
-        """Let somebody in.
+        """Check that the user, or the member that they are in the channel, may still enter.
 
         Raises:
-            ForbiddenError: they were taken out meanwhile.
+            ForbiddenError: they were removed from the channel meanwhile.
         """
         tenant, users = self.subscriber.tenant, self._users(person)
         if any((tenant, user_id) in self.removed for user_id in (*users, None)):
             raise ForbiddenError(f"this user was just taken out of {self.channel}; join it again to ask anew")
 
     def take_doubt(self, person: Person | None) -> bool:
-        """Whether it has to be asked again; it is not from now on."""
+        """Return whether the authorizer has to be asked again, and forget that it has."""
         doubted, self.doubted = self.doubted, set()
         return any((self.subscriber.tenant, user_id) in doubted for user_id in self._users(person))
 
@@ -238,17 +239,17 @@ def is_native(live: LiveConnection) -> bool:
 
 
 class Joined(msgspec.Struct, frozen=True, kw_only=True):
-    """How a channel is found by who enters it."""
+    """The answer to a connection that enters a channel."""
 
     channel: str
     person: Person | None
-    """As whom; None but for a presence channel."""
+    """The member that it is; None unless it is a presence channel."""
     members: Sequence[Person] | None
-    """All whom it may see, itself included, by user id; None but for a presence channel."""
+    """All members that it may see, itself included, by user id; None unless it is a presence channel."""
     history: History | None
-    """What was said since the position that was asked for; None where none was."""
+    """What was said since the position that it asked for; None if it asked for none."""
     position: int
-    """Up to where that was read; 0 where nobody asked."""
+    """Up to where the history was read; 0 if it asked for none."""
 
 
 class Occupancy(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,6 +257,6 @@ class Occupancy(msgspec.Struct, frozen=True, kw_only=True):
 
     channel: str
     users: int | None
-    """How many members it has; None but for a presence channel."""
+    """How many members it has; None unless it is a presence channel."""
     subscriptions: int
     """How many connections are in it, on all nodes, as of a second ago."""

@@ -1,6 +1,6 @@
 """How many connections are in a channel, on all nodes, as of a second ago.
 
-Presence counts users, of whom a node has one however many connections they have: what each node counts is told here.
+The store of channels cannot tell: it counts a channel once for each node. So each node shares its own counts here.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 INTERVAL = 1.0
-"""Seconds between two times that counts are told."""
+"""Seconds between two exchanges of counts."""
 
 RETRY_REFUSED = 5.0
-"""The same, where Redis is there and refuses."""
+"""Seconds to wait after Redis has answered with an error."""
 
 CHUNK = 500
-"""Channels that are told of at a time."""
+"""Channels in one step of an exchange."""
 
 _COUNT = Script((files("gateway.channels") / "lua" / "count.lua").read_text())
 
 
 class Subscriptions:
-    """The counts, for one node that is alone; `RedisSubscriptions` has those of many.
+    """The counts of a single node; `RedisSubscriptions` adds those of other nodes.
 
     Args:
-        membership: what counts this node's.
+        membership: counts this node's connections.
     """
 
     def __init__(self, membership: Membership) -> None:
         self.listeners: list[Callable[[str, str, int], object]] = []
-        """Called with a tenant, a channel and its count where that is another than a second ago. Must not block."""
+        """Called with a tenant, a channel and its count when that has changed, once a second. They must not block."""
         self._membership = membership
         self._elsewhere: dict[str, int] = {}
-        """By scope of the channel; none are 0."""
+        """Connections to other nodes, by scope of the channel; without those that are 0."""
         self._told: dict[str, int] = {}
-        """What listeners were told last; none are 0."""
+        """What listeners were told last, by scope; without those that are 0."""
 
     def count(self, tenant: str, channel: str) -> int:
         """How many connections are in a channel."""
         return self._elsewhere.get(scope_of(tenant, channel), 0) + self._membership.here(tenant, channel)
 
     async def run(self) -> None:
-        """Tell and hear, until cancelled."""
+        """Exchange counts, until cancelled."""
         while True:
             try:
                 await self.exchange()
             except StoreUnavailableError as error:
-                _log.debug("how many are in channels on other nodes is not to be had", error=str(error))
+                _log.debug("the subscription counts of other nodes cannot be read", error=str(error))
             except Exception:
-                _log.exception("how many are in channels on other nodes cannot be read; trying again")
+                _log.exception("the subscription counts of other nodes cannot be read; trying again")
                 await asyncio.sleep(RETRY_REFUSED)
             await asyncio.sleep(INTERVAL)
 
     async def exchange(self) -> None:
-        """Tell what has changed now."""
+        """Tell the listeners what has changed."""
         self._tell(self._membership.take_changed())
 
     async def close(self) -> None:
@@ -94,14 +94,15 @@ class Subscriptions:
 
 
 class RedisSubscriptions(Subscriptions):
-    """The counts of all nodes: each tells where its own have changed, and hears where the sums have.
+    """The counts of all nodes: each writes its own changes to Redis, and reads which sums have changed.
 
     Args:
-        membership: what counts this node's.
+        membership: counts this node's connections.
         client: how to reach Redis.
         prefix: what its keys begin with.
         node: this node's name, new with each start.
-        keep: seconds that a node's counts hold which is not heard of any more; three times `INTERVAL` at the least.
+        keep: seconds after which the counts of a node are dropped that is not heard of any more; at least three times
+            `INTERVAL`.
         clock: the time, in Unix milliseconds.
     """
 
@@ -115,21 +116,21 @@ class RedisSubscriptions(Subscriptions):
         self._keep = round(max(keep, 3 * INTERVAL) * 1000)
         self._clock = clock
         self._position = b""
-        """Of the last change that was heard of; empty for one that has to hear all."""
+        """The position of the last change that was read; empty to read all sums."""
         self._sums: dict[str, int] = {}
-        """As Redis has them; none are 0."""
+        """The sums over all nodes in Redis, by scope; without those that are 0."""
         self._mine: dict[str, int] = {}
-        """What Redis has of this node; none are 0."""
+        """This node's counts in Redis, by scope; without those that are 0."""
         self._untold: set[str] = set()
-        """Channels whose counts here Redis has to be told."""
+        """The scopes whose counts on this node have to be written to Redis."""
         self._touched: set[str] = set()
-        """Channels whose counts may be others than before."""
+        """The scopes whose counts may have changed."""
 
     async def exchange(self) -> None:
-        """Tell and hear now.
+        """Write this node's changes, read those of the sums, and tell the listeners.
 
         Raises:
-            StoreUnavailableError: what others count stays as it was, and what is to be told is told later.
+            StoreUnavailableError: the counts of other nodes stay as they were; this node's changes are written later.
         """
         changed = self._membership.take_changed()
         self._untold |= changed
@@ -141,20 +142,20 @@ class RedisSubscriptions(Subscriptions):
         self._tell(touched)
 
     async def close(self) -> None:
-        """Count no more: the node goes. What it counted would run out."""
+        """Take this node's counts out of Redis, where they would otherwise expire only after `keep`."""
         with suppress(Exception):
             while (await self._run(0, [], []))[1]:
                 pass
         await self._commands.close()
 
     async def _round(self, scopes: list[str]) -> bool:
-        """Tell some, and hear; whether there are more of nodes that ran out."""
+        """Do one step of an exchange; return whether counts of expired nodes are left to be removed."""
         counts = {scope: self._membership.here(*parse_scope(scope)) for scope in scopes[:CHUNK]}
         names = await self._commands.send("ZRANGEBYSCORE", f"{self._base}:nodes", "-inf", self._clock())
         out = [name.decode() for name in names if name != self._node.encode()]
         told = [part for scope, count in counts.items() for part in (scope, count)]
         known, left, position, is_all, found = await self._run(self._keep, out, told)
-        if not known:  # they ran out, and the sums are without them
+        if not known:  # this node's counts had expired, so that the sums are without them: write all of them again
             self._untold |= {scope_of(tenant, channel) for tenant, channel, _count in self._membership.all_here()}
             self._touched |= set(self._mine)
             self._mine.clear()
