@@ -17,7 +17,7 @@ from gateway.presence.model import Event as PresenceEvent
 from gateway.presence.watching import WatchList
 from gateway.recovery.direct import Direct, Event
 from gateway.recovery.offsets import Mark, Offset, short
-from gateway.recovery.sessions import FORMER, RoomName, Session, Sessions
+from gateway.recovery.sessions import EVERYONE, FORMER, RoomName, Session, Sessions
 from gateway.wire import encode
 
 if TYPE_CHECKING:
@@ -260,9 +260,9 @@ class Recovery:
         """Keep the session of a client that was lost, which had been told up to a position of the log."""
         watched, tenant = self._watched(session), session.owner[0]
         if watched is not None:
-            session.silent_of = self.history.silent_of(tenant, watched.users, told)
+            session.untold = self.history.silent_of(tenant, watched.users, told)
         elif self._visibility is None:
-            session.silent = self.history.silent_until(tenant, told)
+            session.untold = {EVERYONE: [self.history.silent_until(tenant, told)]}
         self.sessions.lose(session)
 
     async def run(self) -> None:
@@ -285,7 +285,7 @@ class Recovery:
     ) -> tuple[Session | None, bool]:
         """The session of a client that a node told last, and whether it is known what that node passed over."""
         if node != self.node and (session := await self.directory.take(node, pid, owner)) is not None:
-            return session, session.silent is not None or session.silent_of is not None
+            return session, session.untold is not None
         here = self.sessions.find(pid, owner, namespace)
         # One from before it was on that node is out of date; one that went on from there, it has not heard of.
         return here if here is not None and node in (self.node, here.origin) else None, node == self.node
@@ -474,12 +474,12 @@ class Recovery:
             later = without_flickers(later)
         if len(later) > SINGLY:
             return missed + _batch(later, position, later[-1].position)
+        untold = found.session.untold or {}
         if watched is None and self._visibility is None:
-            silent = [] if found.session.silent is None else [found.session.silent]
-            told = self.history.told(tenant, position, later, silent)
+            told = self.history.told(tenant, position, later, untold.get(EVERYONE, ()))
         else:
             users = {} if watched is None else watched.users
-            told = self.history.told_of(tenant, position, later, users, found.session.silent_of or {})
+            told = self.history.told_of(tenant, position, later, users, untold)
         return missed + [_Told(change.position, text=text) for change in told if (text := change.event) is not None]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from gateway.presence.history import Span
 from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Mark
 
@@ -17,7 +18,10 @@ OVERHEAD = 1000
 """Bytes that a session takes besides the names of its rooms, and whom it watches."""
 
 SPAN = 24
-"""Bytes that a part of the log takes that nobody was told of."""
+"""Bytes that one span of `Session.untold` takes."""
+
+EVERYONE = ""
+"""The key of `Session.untold` for a client that hears of everyone. It is no user's id."""
 
 FORMER = 8
 """Names of former connections that a session keeps."""
@@ -46,11 +50,10 @@ class Session(msgspec.Struct):
     placed: Mark | None = None
     """Up to where on the bus its node had heard when its rooms were as they are: whoever was taken out of one before
     has none of it left. None where its node does not say."""
-    silent: tuple[int, int] | None = None
-    """Of a lost one that hears of everyone: the part of the presence log that its node told nobody of, up to where it
-    had told its client. None where other nodes cannot know: its node may have more, and has not found out yet."""
-    silent_of: dict[str, list[tuple[int, int]]] | None = None
-    """The same of a lost one that watches: such parts of each user's, by their ids."""
+    untold: dict[str, list[Span]] | None = None
+    """Once the connection is lost: the spans of the presence log, up to where its client had been told, that its node
+    told nobody of, because the changes cancelled out. By user id, or `EVERYONE` for a client that hears of everyone.
+    None if its node has not said: there may be some, and other nodes cannot know."""
     watched: WatchList | None = None
     """Whom it watches; None for one that never watched anybody."""
     jti: str | None = None
@@ -79,8 +82,8 @@ class Session(msgspec.Struct):
     def size(self) -> int:
         """Bytes that it takes, about."""
         rooms = sum(len(room) if isinstance(room, str) else 8 for room in self.rooms)
-        silent = sum(len(user) + SPAN * len(spans) for user, spans in (self.silent_of or {}).items())
-        return OVERHEAD + rooms + silent + (0 if self.watched is None else self.watched.size)
+        untold = sum(len(user) + SPAN * len(spans) for user, spans in (self.untold or {}).items())
+        return OVERHEAD + rooms + untold + (0 if self.watched is None else self.watched.size)
 
 
 class Directory(Protocol):
