@@ -1,6 +1,6 @@
-"""Events to one user or to a room, kept for those who lost their connection and are about to be back.
+"""Recent events to users and rooms, kept for clients that lost their connection and are about to be back.
 
-They are kept once on each node, whoever they are for: each node hears them all by the bus.
+Every node hears all of them by the bus, and keeps each once, since a client may come back to any node.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from gateway.recovery.offsets import Mark
 
 Target = tuple[str, str, object]
-"""Whom an event is for: ``("user", tenant, user id)``, or ``("room", namespace, room)``, where None is everyone."""
+"""Whom an event is for: ``("user", tenant, user id)``, or ``("room", namespace, room)``, where a room of None is
+everyone in the namespace."""
 
 OVERHEAD = 300
 """Bytes that an event takes besides its text."""
 
 REMEMBERED = 50_000
-"""Targets of which it is known when their last event was that is kept no more."""
+"""Targets for which the last discarded event is remembered."""
 
 
 class Event:
@@ -33,17 +34,22 @@ class Event:
     ) -> None:
         self.targets = targets
         self.text = text
-        """A JSON array of its name and its arguments; None for one that JSON cannot hold, which is not kept."""
+        """A JSON array of its name and arguments; None if JSON cannot hold it. A client that missed such an event
+        cannot recover."""
         self.sender = sender
+        """The short name of who published it,"""
         self.number = number
+        """and how many messages they had published with it."""
         self.position = position
-        """On the bus; None as long as it is not known."""
+        """Its position on the bus; None while that is not known."""
         self.skipped: frozenset[str] = frozenset()
-        """Clients of a room, by their names in the namespace, that it is not for."""
+        """Clients of a room that it is not for, by their ids in the namespace."""
         self.log = 0
-        """The position of the presence log when it was published."""
+        """The position of the presence log, as this node had read it, when it was published."""
         self.at = 0
+        """When it was added, in Unix milliseconds."""
         self.added = 0
+        """How many events had been added with it."""
 
     @property
     def size(self) -> int:
@@ -51,7 +57,7 @@ class Event:
         return OVERHEAD + len(self.text or b"")
 
     def is_past(self, mark: Mark) -> bool:
-        """Whether a client that has been told up to a mark has not been told of it."""
+        """Whether it lies past a mark: a client with this mark has not been told of it."""
         if self.sender == mark.sender and self.number <= mark.number:
             return False
         return self.position is None or self.position > mark.bus
@@ -68,13 +74,13 @@ class _Line:
 
 
 class Direct:
-    """The events of some time.
+    """The recent events of all targets.
 
     Args:
         clock: the time, in Unix milliseconds.
         horizon: milliseconds that an event is kept.
-        limit: bytes of all events, about; past it the oldest go first.
-        limit_each: bytes of the events of one target.
+        limit: bytes of all events, about; past it the oldest are discarded.
+        limit_each: bytes of the events of one target, likewise.
     """
 
     def __init__(self, clock: Callable[[], int], horizon: int, limit: int, limit_each: int) -> None:
@@ -86,14 +92,14 @@ class Direct:
         self._limit_each = limit_each
         self._lines: dict[Target, _Line] = {}
         self._order: OrderedDict[tuple[int, Target], Event] = OrderedDict()
-        """In the order in which they were published here."""
+        """All of them, in the order in which they were added."""
         self._added = 0
         self._unplaced: dict[int, Event] = {}
-        """Of this node, by number: their position is not known yet."""
+        """This node's events whose position is not known yet, by number."""
         self._forgotten: OrderedDict[Target, dict[str, Event]] = OrderedDict()
-        """The last event of each sender that was let go of, without its text."""
+        """By target and sender, the last event that was discarded, without its text; of `REMEMBERED` targets."""
         self._lost: dict[str, Event] = {}
-        """The same of targets that are not remembered."""
+        """By sender, the last such event of all other targets."""
 
     def add(self, event: Event, log: int) -> None:
         """Keep an event, published when the node had followed the presence log up to `log`."""
@@ -115,12 +121,12 @@ class Direct:
         self.forget(now)
 
     def place(self, number: int, position: int) -> None:
-        """Take note where a message of this node stands on the bus."""
+        """Take note of the position of a message that this node has published."""
         if (event := self._unplaced.pop(number, None)) is not None:
             event.position = position
 
     def forget(self, now: int) -> None:
-        """Let go of what is too old at `now`, or too much."""
+        """Discard the oldest events: those too old at `now`, and as many as exceed the limit."""
         while self._order:
             (_added, target), event = next(iter(self._order.items()))
             if self.size <= self._limit and now - event.at <= self._horizon:
@@ -128,7 +134,7 @@ class Direct:
             self._let_go(target, self._lines[target])
 
     def begin_anew(self) -> None:
-        """Forget everything, even what was let go of: some was never here."""
+        """Forget everything, because events were missed: what is kept is not complete any more."""
         self.size = 0
         for kept in (self._lines, self._order, self._unplaced, self._forgotten, self._lost):
             kept.clear()
@@ -137,12 +143,12 @@ class Direct:
         """The events of some targets that a client has not been told of, in the order of the bus.
 
         Args:
-            targets: whom it hears for.
-            mark: up to where it has been told.
-            names: what it is called in the namespace, and was.
+            targets: the targets that the client belongs to.
+            mark: how far it has been told.
+            names: its present and former ids in the namespace; events that skip one of them are left out.
 
         Returns:
-            None where some of them are kept no more.
+            None if some of them are not kept any more.
         """
         if any(event.is_past(mark) for event in self._lost.values()):
             return None
@@ -168,7 +174,7 @@ class Direct:
         self.size -= event.size
         if not line.events:
             del self._lines[target]
-        if event.position is None:  # and perhaps never has one
+        if event.position is None:  # and its message may never come back from the bus
             self._unplaced.pop(event.number, None)
         last = self._forgotten.setdefault(target, {})
         last[event.sender] = Event((), None, event.sender, event.number, event.position)
@@ -176,6 +182,6 @@ class Direct:
         if len(self._forgotten) > REMEMBERED:
             for sender, each in self._forgotten.popitem(last=False)[1].items():
                 known = self._lost.get(sender)
-                # What channels say has no number of its own, and always a position.
+                # Events of channels all have the number 0, and always a position.
                 if known is None or (known.number, known.position or 0) < (each.number, each.position or 0):
                     self._lost[sender] = each

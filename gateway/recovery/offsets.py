@@ -1,11 +1,12 @@
-"""What a client remembers with each event: up to where it has been told. It means the same on every node.
+"""Offsets: how far a client has been told. Each event carries one, and it means the same on every node.
 
-As text, ``<node>.<log>.<bus>.<number>``: the node whose word it is, a position of the presence log, a position of the
-bus, and how many messages of that node's own have been told, whose position on the bus it did not know yet. Numbers are
-base64 of their bytes. Two forms are rarer: ``<log>~<to>~<heard>`` stands for the first events of a batch, and a fifth
-part names another node as the one whose messages are counted.
+As text it is ``<node>.<log>.<bus>.<number>``: the node that sent it, a position of the presence log, a position of the
+bus, and the number of the last message that this node itself has published, whose position on the bus it may not know
+yet. Numbers are the base64 of their bytes. There are two rarer forms: ``<log>~<to>~<heard>`` in place of ``<log>`` says
+how many events of a batch the client has, and a fifth part names another node as the publisher that ``<number>`` is of.
 
-Clients send it back, and may send anything: it says what they have heard, and nothing of what they may hear.
+Clients send their last offset back when they reconnect, and may send anything: it says what they have been told, and
+gives them no right to anything.
 """
 
 from __future__ import annotations
@@ -25,32 +26,33 @@ _TEXT = re.compile(
 
 
 def short(node: str) -> str:
-    """What names a node, or another sender on the bus, in an offset: the random end of its name."""
+    """The short name, in offsets, of a node or another sender on the bus: the random end of its name."""
     return node[-8:]
 
 
 class Mark(NamedTuple):
-    """Up to where on the bus a client has been told."""
+    """How far a client has been told of the bus."""
 
     bus: int
-    """Every message up to this position."""
+    """It has been told every message up to this position,"""
     sender: str
+    """and of this sender"""
     number: int
-    """And of this sender every message up to this number."""
+    """every message up to this number."""
 
 
 class Offset(NamedTuple):
-    """Up to where a client has been told."""
+    """How far a client has been told of the presence log and of the bus."""
 
     node: str
-    """Where its session is."""
+    """The short name of the node that has its session."""
     log: int
-    """Every change up to this position of the log."""
+    """It has been told every change up to this position of the log."""
     mark: Mark
     to: int = 0
-    """Where the batch ends that begins behind `log`; 0 outside of one."""
+    """Within a batch that tells of the changes behind `log`: the position that the batch reaches; otherwise 0."""
     heard: int = 0
-    """How many events of the batch it has heard."""
+    """How many events of that batch it has."""
 
     def __str__(self) -> str:
         log = _pack(self.log)
@@ -62,7 +64,7 @@ class Offset(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Self | None:
-        """Read one; None for what is none."""
+        """Read an offset; None if it is not one."""
         if not isinstance(text, str) or len(text) > _LONGEST or (found := _TEXT.fullmatch(text)) is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Recovery: what a client missed while it was away, put together from what this node and its store still have."""
+"""Recovery: a client that reconnects gets what it missed, from this node's memory, the store's log and the bus."""
 
 from __future__ import annotations
 
@@ -33,76 +33,77 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 PATIENCE = 1.0
-"""Seconds that this node has to hear what another has told a client already."""
+"""Seconds that this node waits to hear what another node has told the client already."""
 
 POLL = 0.01
 """Seconds between looks whether it has."""
 
 SINGLY = 100
-"""Changes of presence that a client is told one by one; what is more than that it is told as its net effect, as whoever
-stayed was told by flushes. Past it, thousands who come back at once would each be told of all others' absence."""
+"""Changes of presence that a client is told one by one. If there are more, it is told their net effect only. Otherwise
+each of thousands who come back at once would be told of the absence of all the others."""
 
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
 
 CHANGED = PresenceEvent.CHANGED
-"""What a user is told of themselves."""
+"""The event that tells a user of their own status."""
 
 Reading = tuple[tuple["Target", ...], bytes | None, frozenset[str]]
-"""Of a message on the bus: whom it is for, its text as `Event` has it, and who is skipped."""
+"""A message of the bus in the form that recovery keeps: its targets, its text as in `Event`, the clients to skip."""
 
 
 class Return(msgspec.Struct):
-    """A client that is back, before it is known what it missed."""
+    """A client that is back, and what was read for it, before it is decided whether it can recover."""
 
     session: Session
-    """As it was."""
+    """As it was when the connection was lost."""
     offset: Offset
     began: int
-    """From where on this node had heard the bus when it was looked for."""
+    """The position from which on this node had heard the bus when the session was looked for."""
     certain: bool
-    """Whether it is known what its client was told nobody of by the node that it was last on."""
+    """Whether `Session.untold` is known to be complete."""
     reached: int | None = None
-    """Up to where on the log `changes` were read; None where this node has them."""
+    """Up to where `changes` were read from the store's log; None if this node's history has all that was missed."""
     changes: list[Change] = []
+    """The tenant's changes that were read from the store's log."""
     events: list[Event] = []
-    """From before this node heard the bus."""
+    """Events from before this node heard the bus."""
 
 
 class Recovered(msgspec.Struct):
-    """A client that goes on where it was."""
+    """A client that goes on with its session."""
 
     offset: Offset
-    """Up to where it has been told, with this node as the place of its session."""
+    """How far it has been told before `missed`, with this node as the place of its session."""
     rooms: list[RoomName]
-    """What it was in."""
+    """The rooms that it is in again."""
     watched: WatchList | None
-    """Whom it watches; None for one that never watched anybody."""
+    """Whom it watches; None if it never watched anybody."""
     missed: list[tuple[str, bytes]]
-    """The offset and the text of each event it missed, in order; a text is a JSON array of name and arguments."""
+    """The offset and the text of each event it missed, in order. A text is a JSON array of name and arguments."""
     replaced: str | None
-    """The name of the connection that it takes the place of; None where that has ended."""
+    """The id of its former connection, if that is still alive and has to be closed; None if it has ended."""
     removed: list[RoomName] = []
-    """What it was in, and was taken out of while it was away."""
+    """The rooms that it was taken out of while it was away."""
 
 
 class Recovery:
-    """Sessions, and what was said while their clients were away.
+    """Keeps sessions and recent events, and finds what a client that is back has missed.
 
     Args:
         node: this node's whole name.
         window: milliseconds that a lost session is kept.
-        horizon: milliseconds that what was said is kept: the window, and the time until a loss is found.
-        buffer: bytes that one session may have missed.
-        memory: bytes of all that is kept: a quarter for sessions and for events to users and rooms each, half for
-            changes.
+        horizon: milliseconds that events and changes are kept: the window, and the time until a loss is noticed.
+        buffer: bytes that a client may have missed at the most; with more, it begins anew.
+        memory: bytes of all that is kept: a quarter for sessions, a quarter for events to users and rooms, and half
+            for changes of presence.
         clock: the time, in Unix milliseconds.
-        bus: what nodes hear of each other by.
-        store: whose log is read where `history` does not go back far enough.
-        view: up to where this node has followed it.
-        directory: where other nodes find sessions.
-        visibility: who may see whom; None where everyone sees everyone.
-        hears_everyone: whether those hear of everyone who never watched anybody; else they hear of nobody.
+        bus: carries events between nodes.
+        store: its log is read if `history` does not go back far enough.
+        view: shows how far this node has followed the log.
+        directory: where nodes find each other's sessions.
+        visibility: who may see whom; None if everyone sees everyone.
+        hears_everyone: whether a client that never watched anybody hears of everyone; otherwise it hears of nobody.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway, or a bound
@@ -127,11 +128,12 @@ class Recovery:
         self.sessions = Sessions(clock, window, memory // 4, directory)
         self.directory = directory
         self.readers: dict[str, Callable[[msgspec.Raw], Reading | None]] = {}
-        """By topic of the bus: how a message is read that this node did not hear; None for one that nobody recovers."""
+        """By topic of the bus, a function that reads a message which was published before this node heard the bus; it
+        returns None for one that is not recovered."""
         self.removals: Callable[[tuple[str, str], RoomName], Sequence[Target]] = lambda _owner, _room: ()
-        """By which targets an event is known that takes a user, by tenant and id, out of a room; none where none do."""
+        """Given a user, by tenant and id, and a room: the targets of events that take the user out of the room."""
         self.is_revoked: Callable[[Session], bool] = lambda _session: False
-        """Whether the token that a session had last has been revoked: nobody goes on with it."""
+        """Whether the last token of a session has been revoked, so that nobody may go on with it."""
         self._nobody = None if hears_everyone else WatchList()
         self._buffer = buffer
         self._clock = clock
@@ -145,21 +147,21 @@ class Recovery:
     # What is said
 
     def mark(self) -> Mark:
-        """Up to where on the bus clients of this node have been told."""
+        """How far clients of this node have been told of the bus."""
         return Mark(self._bus.told, self.node, self._bus.last)
 
     def record(self, targets: Sequence[Target], text: bytes | None, skipped: Iterable[str] = (), *, own: bool) -> Mark:
-        """Keep an event that is about to be written.
+        """Keep an event that is about to be sent to clients.
 
         Args:
             targets: whom it is for.
-            text: see `Event`.
-            skipped: who of these it is not for.
-            own: it is that of the message which this node published last, not of the one which is handled. While that
-                takes its time, others say something, too.
+            text: as in `Event`.
+            skipped: the clients among these that it is not for, by their ids.
+            own: True if it is in the message that this node has just published; False if it is in the message of the
+                bus that is being handled. Both may be going on at the same time.
 
         Returns:
-            The mark of the event.
+            The mark of a client that has been told of it.
         """
         self._look_for_gaps()
         current = None if own else self._bus.current
@@ -176,16 +178,18 @@ class Recovery:
     # Who is back
 
     async def find(self, namespace: str, owner: tuple[str, str], auth: object, *, presence: bool) -> Return | None:
-        """Look for the session that a client names; nothing of it is changed, but that no other node has it any more.
+        """Look for the session that a client names, and read what it may have missed. `begin` has to follow.
+
+        The session is not changed, except that no other node can take it any more.
 
         Args:
-            namespace: which the client connects to.
-            owner: whom its token proves it to be.
-            auth: what it sent with its CONNECT packet.
+            namespace: to which the client connects.
+            owner: tenant and user id of its token.
+            auth: the payload of its CONNECT packet.
             presence: whether it hears of presence.
 
         Returns:
-            None where there is none, or what it missed cannot be had.
+            None if there is no such session, or what the client missed cannot be read.
         """
         if not isinstance(auth, dict):
             return None
@@ -199,7 +203,7 @@ class Recovery:
             try:
                 await self.sessions.withdraw(pid)
             except StoreUnavailableError:
-                if offset.node != self.node:  # in its own place it is as it was, but for the name of its connection
+                if offset.node != self.node:  # a session of this node does not depend on the directory
                     raise
             return await self._look_back(Return(session, offset, self._bus.began, certain), presence=presence)
         except StoreUnavailableError:
@@ -218,15 +222,18 @@ class Recovery:
         presence: bool,
         token: tuple[str | None, int | None] = (None, None),
     ) -> tuple[Session, Recovered | None]:
-        """Begin a connection's session: the one that was found, with what its client missed, or a new one.
+        """Begin a connection's session: go on with the one that was found, or make a new one.
 
         Args:
             namespace: of the connection.
-            owner: whom its token proves it to be.
-            sid: its name in the namespace.
-            found: the session that it goes on with; None for a new one.
+            owner: tenant and user id of its token.
+            sid: its id in the namespace.
+            found: what `find` returned.
             presence: whether it hears of presence.
-            token: the id of its token, and when that was issued, as `Session` has them.
+            token: its token's id, and when that was issued, as in `Session`.
+
+        Returns:
+            The session, and how the client goes on with it; None as the second if the session is a new one.
         """
         jti, issued_at = token
         removed = [] if found is None else self._removed(found)
@@ -243,12 +250,12 @@ class Recovery:
         here = self.sessions.find(was.pid, owner, namespace)
         replaced = here.sid if here is not None and self.sessions.is_live(here) else None
         former, rooms = was.names[:FORMER], list(was.rooms)
-        # The connection that it was of may live on, and goes on with a list of its own.
+        # A copy, since the former connection may still be alive, and change its list.
         watched = None if was.watched is None else was.watched.copy()
         session = Session(was.pid, namespace, owner, sid, former, rooms, watched=watched, origin=found.offset.node)
         session.jti, session.issued_at, session.placed = jti, issued_at, was.placed
         self.sessions.begin(session)
-        # With the last of it a client has been told all, also what it was not to be told.
+        # With the last of the missed events the client is up to date, also with events that are not for it.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
         if presence:
             now = now._replace(log=max(found.offset.log, self._view.position))
@@ -257,7 +264,7 @@ class Recovery:
         return session, Recovered(offset if missed else now, session.rooms, watched, missed, replaced, removed)
 
     def lose(self, session: Session, told: int) -> None:
-        """Keep the session of a client that was lost, which had been told up to a position of the log."""
+        """Keep the session of a lost connection, whose client had been told up to the position `told` of the log."""
         watched, tenant = self._watched(session), session.owner[0]
         if watched is not None:
             session.untold = self.history.silent_of(tenant, watched.users, told)
@@ -266,7 +273,7 @@ class Recovery:
         self.sessions.lose(session)
 
     async def run(self) -> None:
-        """Let go of what is too old, and let other nodes find sessions, until cancelled."""
+        """Discard what is too old, and keep the directory up to date, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.directory.run())
             tasks.create_task(self._forget())
@@ -283,21 +290,22 @@ class Recovery:
     async def _session(
         self, pid: str, owner: tuple[str, str], namespace: str, node: str
     ) -> tuple[Session | None, bool]:
-        """The session of a client that a node told last, and whether it is known what that node passed over."""
+        """The session of a client whose last offset names a node, and whether its `untold` is complete."""
         if node != self.node and (session := await self.directory.take(node, pid, owner)) is not None:
             return session, session.untold is not None
         here = self.sessions.find(pid, owner, namespace)
-        # One from before it was on that node is out of date; one that went on from there, it has not heard of.
+        # A session here from before the client was on that node is out of date. But one that was gone on with here,
+        # coming from that node, is the right one: the client was lost again before it got an offset of this node.
         return here if here is not None and node in (self.node, here.origin) else None, node == self.node
 
     def _look_for_gaps(self) -> None:
-        """Begin anew where messages of other nodes were missed: nobody here knows for whom they were."""
+        """Forget all events if messages of the bus were missed, since it is not known for whom they were."""
         if self._began != self._bus.began:
             self._began = self._bus.began
             self.direct.begin_anew()
 
     async def _look_back(self, found: Return, *, presence: bool) -> Return | None:
-        """Read what this node does not have of what a client missed; None where nobody has it."""
+        """Read from the bus and the store what this node does not have; None if they do not have it either."""
         offset, tenant = found.offset, found.session.owner[0]
         if not await self._reach(offset, presence=presence):
             return None
@@ -315,7 +323,7 @@ class Recovery:
         return found
 
     async def _reach(self, offset: Offset, *, presence: bool) -> bool:
-        """Wait until this node has heard what the client has been told; whether it has."""
+        """Wait until this node has heard everything that the client has been told; return whether it has."""
         position = max(offset.log, offset.to) if presence else 0
         try:
             async with asyncio.timeout(PATIENCE):
@@ -326,7 +334,7 @@ class Recovery:
         return True
 
     async def _read_events(self, after: int) -> list[Event] | None:
-        """Read from the bus what was said before this node heard it; None where that cannot be had."""
+        """Read the events that were published before this node heard the bus; None if they are not kept."""
         began = self._bus.began
         messages = await self._bus.read_back(after)
         if messages is None:
@@ -343,14 +351,14 @@ class Recovery:
         return events
 
     def _removed(self, found: Return) -> list[RoomName]:
-        """The rooms that a client was taken out of since its session knew that it was in them."""
+        """The rooms that a client was taken out of after `Session.rooms` was written."""
         session, mark = found.session, found.session.placed or found.offset.mark
         removed = []
         for room in session.rooms:
             if targets := self.removals(session.owner, room):
                 events = self.direct.missed(targets, mark, ())
                 early = (event for event in found.events if event.is_past(mark))
-                # Where nobody knows any more it may ask to be let in.
+                # If it is not known any more, the client is taken out, and may ask to be let in again.
                 if events is None or events or any(not set(targets).isdisjoint(event.targets) for event in early):
                     removed.append(room)
         return removed
@@ -379,7 +387,7 @@ class Recovery:
         return missed if sum(len(place) + len(text) for place, text in missed) <= self._buffer else None
 
     def _mark_after(self, event: Event, mark: Mark) -> Mark:
-        """What a client has been told that had a mark, and has now heard this event and all that it missed before."""
+        """The mark of a client that had `mark`, and was then told this event and all that it missed before it."""
         if event.position is None:
             return Mark(self._bus.told, event.sender, event.number)
         number = max(event.number, mark.number) if event.sender == mark.sender else mark.number
@@ -405,7 +413,7 @@ class Recovery:
         return None if any(event.text is None for event in early) else early + events
 
     def _since(self, session: Session, position: int) -> list[Change] | None:
-        """The changes after a position that a session's client hears of; None where they are not all here."""
+        """The changes after a position that a session's client hears of; None if not all of them are kept here."""
         watched = self._watched(session)
         tenant = session.owner[0]
         if watched is None:
@@ -413,20 +421,20 @@ class Recovery:
         return self.history.since_of(tenant, position, watched.users)
 
     def _watched(self, session: Session) -> WatchList | None:
-        """Whom a session's client hears of; None for everyone."""
+        """The watch list by which a session's client hears of users; None if it hears of everyone."""
         return self._nobody if session.watched is None else session.watched
 
     def _changes(self, found: Return) -> list[_Told] | None:
-        """The presence events that a client missed; None where they are kept no more."""
+        """The presence events that a client missed; None if they cannot be made any more."""
         tenant, offset = found.session.owner[0], found.offset
         watched = self._watched(found.session)
         if watched is not None and offset.to and offset.to <= watched.narrowed:
-            return None  # a batch that it heard the beginning of told of others, too, and is not to be made again
+            return None  # it has the beginning of a batch for a longer watch list, which cannot be made again
         if found.reached is None:
             changes = self._since(found.session, offset.log)
         else:
             since = self.history.since(tenant, found.reached, known=True)
-            # What was read, and this node has not published yet, is told as it comes.
+            # What was read ahead of this node's view is left out: it is told when the view gets there.
             known = [change for change in found.changes if change.position <= self._view.position]
             changes = None if since is None else known + since
             if changes is not None and watched is not None:
@@ -444,7 +452,7 @@ class Recovery:
         if not self._view.has_set(*owner):
             return self._told(found, begun, later)
         if any(change.transition.user_id == owner[1] for change in begun):
-            return None  # it may have been told otherwise of itself, and the batch is not to be made again
+            return None  # a batch with events about the user themselves cannot be made again: they see other statuses
         own = [change for change in later if change.transition.user_id == owner[1]]
         told = self._told(found, begun, [change for change in later if change.transition.user_id != owner[1]])
         if own:
@@ -454,7 +462,7 @@ class Recovery:
         return told
 
     def _seen(self, found: Return, visibility: Visibility, changes: Sequence[Change]) -> list[Change] | None:
-        """Of changes, those of whom a client may see; None where that is not as it was when it was told last."""
+        """The changes of users whom a client may see; None if the rule's answers have changed while it was away."""
         (tenant, viewer), offset = found.session.owner, found.offset
         if offset.to or offset.log <= visibility.changed_at.get(tenant, -1):
             return None
@@ -465,7 +473,13 @@ class Recovery:
         return [change for change in changes if seen[change.transition.user_id].now]
 
     def _told(self, found: Return, begun: Sequence[Change], later: Sequence[Change]) -> list[_Told]:
-        """What tells of changes, in the order of the log."""
+        """The events that tell of changes, in the order of the log.
+
+        Args:
+            found: the client.
+            begun: the changes of the batch that it has the beginning of.
+            later: the changes after these.
+        """
         tenant, offset = found.session.owner[0], found.offset
         watched = self._watched(found.session)
         missed = _batch(begun, offset.log, offset.to, offset.heard) if offset.to else []
@@ -484,17 +498,16 @@ class Recovery:
 
 
 class _Told(NamedTuple):
-    """A presence event, and up to where on the log a client has been told with it."""
+    """A presence event, and how far a client has been told when it has it: `log`, `to` and `heard` as in `Offset`."""
 
     log: int
     to: int = 0
     heard: int = 0
-    """The last two as an `Offset` has them."""
     text: bytes = b""
 
     @property
     def position(self) -> int:
-        """Where it stands among other events."""
+        """The position on the log by which it is sorted among other events."""
         return self.to or self.log
 
 
@@ -504,7 +517,7 @@ def _is_watched(change: Change, watched: WatchList) -> bool:
 
 
 def _batch(changes: Sequence[Change], after: int, to: int, heard: int = 0) -> list[_Told]:
-    """The net effect of changes behind a position, up to another, but for what has been heard of it."""
+    """The events of a batch: the net effect of the changes behind `after`, up to `to`, without the first `heard`."""
     events = net_changes(change.transition for change in changes)
     told = [_Told(after, to, number, encode(event)) for number, event in enumerate(events, 1)]
     if told:

@@ -1,4 +1,4 @@
-"""Sessions: what a client can come back to, by its private id, on this node and on others."""
+"""Sessions: what a client gets back when it reconnects and names its private id, on this node or on another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 OVERHEAD = 1000
-"""Bytes that a session takes besides the names of its rooms, and whom it watches."""
+"""Bytes that a session takes besides its rooms, its watch list and its `untold` spans."""
 
 SPAN = 24
 """Bytes that one span of `Session.untold` takes."""
@@ -24,58 +24,58 @@ EVERYONE = ""
 """The key of `Session.untold` for a client that hears of everyone. It is no user's id."""
 
 FORMER = 8
-"""Names of former connections that a session keeps."""
+"""How many ids of former connections a session keeps."""
 
 MAX_WATCHED_BYTES = 65_536
-"""How large the watch list of a session may be: a thousand ids of forty characters. A larger one ends the session, and
-its client begins anew."""
+"""How large the watch list of a session may be: a thousand ids of forty characters. With a larger one the client cannot
+recover, and begins anew."""
 
 RoomName = str | int
-"""Of python-socketio's rooms, those that other nodes can be told of."""
+"""The type of the names of python-socketio's rooms that a session can keep; others cannot travel to other nodes."""
 
 
 class Session(msgspec.Struct):
-    """What of a connection outlives it."""
+    """The part of a connection that outlives it, for its client to go on with after a reconnect."""
 
     pid: str
-    """The private id: whoever names it, and is its owner, goes on with it."""
+    """The private id. A client that names it, and is its owner, goes on with the session."""
     namespace: str
     owner: tuple[str, str]
     """Tenant and user id of the verified token."""
     sid: str
-    """The connection's name in the namespace."""
+    """The connection's id in the namespace."""
     former: list[str] = []
-    """What it was called before, latest first: a connection may break before what was for these has been heard."""
+    """The ids of its former connections, latest first: events may have been sent to these that it has not got."""
     rooms: list[RoomName] = []
     placed: Mark | None = None
-    """Up to where on the bus its node had heard when its rooms were as they are: whoever was taken out of one before
-    has none of it left. None where its node does not say."""
+    """Up to where its node had heard the bus when it wrote `rooms`. Removals before that are reflected in `rooms`. None
+    if its node does not say."""
     untold: dict[str, list[Span]] | None = None
     """Once the connection is lost: the spans of the presence log, up to where its client had been told, that its node
     told nobody of, because the changes cancelled out. By user id, or `EVERYONE` for a client that hears of everyone.
     None if its node has not said: there may be some, and other nodes cannot know."""
     watched: WatchList | None = None
-    """Whom it watches; None for one that never watched anybody."""
+    """Whom it watches; None if it never watched anybody."""
     jti: str | None = None
-    """The id of the token that its connection had last; None for one that has none."""
+    """The id of the last token of its connection; None if that has none."""
     issued_at: int | None = None
-    """When that was issued, in Unix milliseconds; None where it does not say."""
+    """When that token was issued, in Unix milliseconds; None if it does not say."""
     origin: str = ""
-    """The node whose client it was before, as its offset said; empty for one that is new."""
+    """The node that its client was on before this one, from the client's offset; empty for a new session."""
 
     @property
     def tenant(self) -> str:
-        """Its owner's."""
+        """Its owner's tenant."""
         return self.owner[0]
 
     @property
     def user_id(self) -> str:
-        """Its owner."""
+        """Its owner's user id."""
         return self.owner[1]
 
     @property
     def names(self) -> list[str]:
-        """What it is called, and was."""
+        """The ids of its connection and of the former ones."""
         return [self.sid, *self.former]
 
     @property
@@ -87,110 +87,112 @@ class Session(msgspec.Struct):
 
 
 class Directory(Protocol):
-    """Where other nodes find a node's sessions. What is put or dropped is done soon."""
+    """Where nodes find each other's sessions. `put` and `drop` return at once, and take effect soon after."""
 
     def put(self, session: Session) -> None:
-        """Let other nodes find a session, as it is now."""
+        """Publish a session, as it is now, for other nodes to take."""
 
     def drop(self, pid: str) -> None:
-        """Let nobody find a session any more."""
+        """Withdraw a session."""
 
     def settling(self, pid: str) -> Awaitable[None] | None:
-        """Wait until no other node can find a session as it was before it was put or dropped last.
+        """Return what to wait for until the last `put` or `drop` of a session has taken effect; None if it has.
 
-        Returns:
-            None where that is so already. It raises StoreUnavailableError where that cannot be told now.
+        Awaiting it raises `StoreUnavailableError` if the directory cannot be reached.
         """
 
     async def take(self, node: str, pid: str, owner: tuple[str, str]) -> Session | None:
-        """Take a session over from another node; None where there is none of this owner. Of several, one has it.
+        """Take a session over from another node. If several nodes try, one gets it.
+
+        Returns:
+            None if there is no such session, or it is not this owner's.
 
         Raises:
-            StoreUnavailableError: this cannot be told now.
+            StoreUnavailableError: the directory cannot be reached.
         """
 
     async def run(self) -> None:
-        """Do what was put and dropped, and keep it from running out, until cancelled."""
+        """Carry out what was put and dropped, and keep what was put from expiring, until cancelled."""
 
     async def close(self) -> None:
-        """Do now what was put and dropped, and let go of whatever is held; `run` has ended, or is about to."""
+        """Carry out what is left, and release all resources. Call it when `run` has ended, or is about to."""
 
 
 class NoDirectory:
-    """The directory of a node that is alone."""
+    """The directory of a node that is alone: no other node looks for its sessions, or has any."""
 
     def put(self, session: Session) -> None:
-        """Nobody looks."""
+        """Do nothing."""
 
     def drop(self, pid: str) -> None:
-        """Nobody looks."""
+        """Do nothing."""
 
     def settling(self, pid: str) -> Awaitable[None] | None:  # noqa: ARG002 - the port's
-        """Nobody looks."""
+        """Return None: there is nothing to wait for."""
         return None
 
     async def take(self, node: str, pid: str, owner: tuple[str, str]) -> Session | None:  # noqa: ARG002 - the port's
-        """Nobody has any."""
+        """Return None: there is no other node."""
         return None
 
     async def run(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing."""
 
 
 class Sessions:
-    """This node's sessions: of live connections, and of lost ones for some time.
+    """This node's sessions: those of live connections, and for a while those of lost ones.
 
     Args:
         clock: the time, in Unix milliseconds.
-        window: milliseconds that a lost one is kept.
-        limit: bytes of all that are lost; past it the oldest go first.
+        window: milliseconds that a lost session is kept.
+        limit: bytes of all lost sessions; past it the oldest are dropped.
         directory: where other nodes find them.
     """
 
     def __init__(self, clock: Callable[[], int], window: int, limit: int, directory: Directory) -> None:
         self.size = 0
-        """Bytes of those that are lost, about."""
+        """Bytes of all lost sessions, about."""
         self._clock = clock
         self._window = window
         self._limit = limit
         self._directory = directory
         self._live: dict[str, Session] = {}
         self._lost: OrderedDict[str, tuple[int, int, Session]] = OrderedDict()
-        """By private id, in the order in which they were lost: when, and their size."""
+        """By private id, in the order in which they were lost: the time of the loss, the size, and the session."""
 
     def __len__(self) -> int:
         return len(self._live) + len(self._lost)
 
     def begin(self, session: Session) -> None:
-        """Keep the session of a live connection, in place of one of the same id."""
+        """Add the session of a live connection, in place of one with the same private id."""
         self._remove(session.pid)
         self._live[session.pid] = session
         self._directory.put(session)
 
     def change(self, session: Session) -> None:
-        """Let other nodes know what has changed of a session."""
+        """Publish what has changed of a session."""
         if self._live.get(session.pid) is session:
             self._directory.put(session)
 
     def settling(self, session: Session) -> Awaitable[None] | None:
-        """Wait until other nodes find a session as it is now, or not at all; see `Directory.settling`."""
+        """Return what to wait for until other nodes see a session as it is now; see `Directory.settling`."""
         return self._directory.settling(session.pid)
 
     async def withdraw(self, pid: str) -> None:
-        """Let no other node find a session here that is about to go on: it would be as it was before.
+        """Keep other nodes from taking a session that is about to be gone on with here.
 
         Raises:
-            StoreUnavailableError: whether others can find it is not known.
+            StoreUnavailableError: it is not known whether they still can.
         """
         self._directory.drop(pid)
         if (waiting := self._directory.settling(pid)) is not None:
             await waiting
 
     def lose(self, session: Session) -> None:
-        """Keep a session whose connection was lost, unless a newer connection has gone on with it."""
+        """Keep a session whose connection was lost, unless a newer connection has already gone on with it."""
         if self._live.get(session.pid) is not session:
             return
         now = self._clock()
@@ -201,13 +203,13 @@ class Sessions:
         self.forget(now)
 
     def end(self, session: Session) -> None:
-        """Forget a session for good, unless a newer connection has gone on with it."""
+        """Forget a session for good, unless a newer connection has already gone on with it."""
         if self._live.get(session.pid) is session:
             del self._live[session.pid]
             self._directory.drop(session.pid)
 
     def find(self, pid: object, owner: tuple[str, str], namespace: str) -> Session | None:
-        """The session of an id, if it is this owner's; it stays where it is. None where there is none."""
+        """Find a session by its private id, and leave it where it is; None if this owner has no such session."""
         self.forget(self._clock())
         if not isinstance(pid, str):
             return None
@@ -217,11 +219,11 @@ class Sessions:
         return session if session is not None and (session.owner, session.namespace) == (owner, namespace) else None
 
     def is_live(self, session: Session) -> bool:
-        """Whether its connection counts as alive."""
+        """Whether its connection is alive, as far as is known."""
         return self._live.get(session.pid) is session
 
     def forget(self, now: int) -> None:
-        """Let go of those whose time is over at `now`, or that are too many."""
+        """Drop the oldest lost sessions: those too old at `now`, and as many as exceed the limit."""
         while self._lost:
             pid, (at, _size, _session) = next(iter(self._lost.items()))
             if self.size <= self._limit and now - at <= self._window:
@@ -236,5 +238,5 @@ class Sessions:
 
 
 def rooms_of(names: Any) -> list[RoomName]:
-    """Of python-socketio's rooms, those that a session keeps: named by a text or a number, as all are that travel."""
+    """Those of python-socketio's rooms that a session can keep, sorted."""
     return sorted((name for name in names if isinstance(name, str | int)), key=str)
