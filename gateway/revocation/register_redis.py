@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.redis.connection import Client
 
 CHUNK = 200
-"""Revocations that one script keeps or reads: a millisecond in which Redis serves nobody else."""
+"""Revocations that one script adds or reads at the most. It takes a millisecond, in which Redis serves nobody else."""
 
 _FOLDER = files("gateway.revocation") / "lua"
 _PUT = Script((_FOLDER / "put.lua").read_text())

@@ -1,4 +1,4 @@
-"""What is revoked: one node's copy, which is all that a connection or a request is checked by."""
+"""Which tokens are revoked: this node's copy, against which every connection and request is checked."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 MOST = 100_000
-"""Revocations that are kept at the most: some 30 MB on each node. Past it a further one is refused; one that names a
-user takes the place of all their tokens'."""
+"""Revocations that are kept at the most, which take some 30 MB on each node. Further ones are refused. One that names a
+user takes one place for all of the user's tokens."""
 
 TTL = 2_592_000.0
-"""Seconds that a revocation is kept for whose tokens' expiry is not given: 30 days."""
+"""Seconds that a revocation is kept if the caller does not say when the tokens expire: 30 days."""
 
 MAX_JTI = 512
-"""Characters of a token's id. A longer one is as none."""
+"""Characters of a token's id at the most. A token with a longer id counts as one without."""
 
 AHEAD = 60_000
-"""Milliseconds that the time before which tokens were issued may lie ahead, for a caller whose clock does."""
+"""Milliseconds that ``issuedBefore`` may lie in the future, for callers whose clock is ahead."""
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -109,43 +109,43 @@ class Revocation(msgspec.Struct, frozen=True):
         return cls(tenant, min(until, LAST_TIME), user_id, jti, before)
 
     def joined_with(self, other: Revocation) -> Revocation:
-        """Both of one name as one: what either takes back, for as long as either does."""
+        """Combine two revocations of the same name: it covers what either does, for as long as either does."""
         return msgspec.structs.replace(self, before=max(self.before, other.before), until=max(self.until, other.until))
 
     def covers(self, issued_at: int | None) -> bool:
-        """Whether a token of its id, user or tenant is meant. One that does not say when it was issued is."""
+        """Whether a token of its id, user or tenant is revoked by it. One that does not say when it was issued is."""
         return self.jti is not None or issued_at is None or issued_at < self.before
 
 
 def is_jti(value: object) -> bool:
-    """Whether a token of this id can be revoked by it."""
+    """Whether a token can be revoked by this id."""
     return isinstance(value, str) and 0 < len(value) <= MAX_JTI and UNPRINTABLE.search(value) is None
 
 
 def _milliseconds(time: datetime) -> int:
     if time.tzinfo is None:
         raise InvalidPayloadError("a time must say its zone, as 2026-01-31T12:00:00Z does")
-    return max(0, int(time.timestamp() * 1000))  # no token is older, and Redis's script reads digits
+    return max(0, int(time.timestamp() * 1000))  # no token is older than 1970, and the Lua script takes digits only
 
 
 class Bearer(Protocol):
-    """Whoever was let in by a token."""
+    """Somebody who was let in by a token, and what the token says."""
 
     @property
     def tenant(self) -> str:
-        """Whose user."""
+        """The user's tenant."""
 
     @property
     def user_id(self) -> str:
-        """Who."""
+        """The user."""
 
     @property
     def jti(self) -> str | None:
-        """The token's id; None for one that has none."""
+        """The token's id; None if it has none."""
 
     @property
     def issued_at(self) -> int | None:
-        """When it was issued, in Unix milliseconds; None where it does not say."""
+        """When the token was issued, in Unix milliseconds; None if it does not say."""
 
 
 class Revocations:
@@ -167,7 +167,7 @@ class Revocations:
         return name in self._by_name
 
     def cover(self, bearer: Bearer) -> bool:
-        """Whether a token is revoked: three looks into tables, or one where nothing is."""
+        """Whether a token is revoked. It takes three look-ups, or one if nothing is revoked."""
         if not self._by_name:
             return False
         tenant, issued_at = bearer.tenant, bearer.issued_at
@@ -180,7 +180,7 @@ class Revocations:
         return of_all is not None and of_all.covers(issued_at)
 
     def add(self, revocation: Revocation) -> bool:
-        """Take one in; whether it is news."""
+        """Add a revocation; return whether it revokes more than was known."""
         known = self._by_name.get(revocation.name)
         joined = revocation if known is None else known.joined_with(revocation)
         if joined == known:
@@ -195,12 +195,12 @@ class Revocations:
         return True
 
     def forget(self, now: int) -> None:
-        """Let go of those whose tokens have expired."""
+        """Remove the revocations whose tokens have all expired."""
         for revocation in [each for each in self._by_name.values() if each.until <= now]:
             self.remove(revocation)
 
     def remove(self, revocation: Revocation) -> None:
-        """Let go of one; what is not there changes nothing."""
+        """Remove a revocation; one that is not known is ignored."""
         if self._by_name.pop(revocation.name, None) is None:
             return
         if revocation.jti is not None:
@@ -212,28 +212,28 @@ class Revocations:
 
 
 class Register(Protocol):
-    """Where nodes find each other's revocations."""
+    """Where nodes share revocations, and where they survive a restart."""
 
     async def put(self, revocations: Sequence[Revocation], now: int) -> Sequence[Revocation]:
-        """Let all nodes know, across restarts; one that is known already is joined with this one.
+        """Add revocations. One whose name is there already is combined with it; see `Revocation.joined_with`.
 
         Returns:
-            Those that found no place: as many are kept as may.
+            Those that were refused, because as many are kept as may be.
 
         Raises:
-            StoreUnavailableError: whether they are kept is not known; they can be put again.
+            StoreUnavailableError: it is not known whether they were added; they can be put again.
         """
 
     async def follow(self, now: int) -> tuple[Sequence[Revocation], bool]:
-        """Read what is new since the last call, or all at the first.
+        """Read what is new since the last call, or everything at the first call.
 
         Returns:
-            The news; and whether they go on from the last call. Where not, something that was there may be lost, all
-            that is there is among the news, and whoever knows more gives it back.
+            The news, and whether they go on from the last call. If not, the register may have lost something; the news
+            are then everything that it has, and the caller puts back whatever else it knows.
 
         Raises:
-            StoreUnavailableError: there is no telling now.
+            StoreUnavailableError: the register cannot be reached.
         """
 
     async def close(self) -> None:
-        """Let go of whatever is held."""
+        """Release all resources."""

@@ -1,4 +1,4 @@
-"""Revoking tokens, on this node at once, and on all others by what Redis keeps."""
+"""Revoking tokens: on this node at once, and on all others by a register in Redis."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 TOPIC = "revoked"
-"""Of the bus: there is something to read in the register."""
+"""The topic of the bus that tells nodes to look into the register."""
 
 LOOK = 1.0
-"""Seconds between looks into the register, for what the bus did not tell."""
+"""Seconds between looks into the register, in case a message of the bus was lost."""
 
 RETRY = 0.25
-"""The same, while nothing is known yet."""
+"""Seconds between looks until the register has been read for the first time."""
 
 RETRY_REFUSED = 5.0
-"""The same, where Redis is there and refuses."""
+"""Seconds to wait after Redis has answered with an error."""
 
 FORGET = 30_000
-"""Milliseconds between looks for what has run out."""
+"""Milliseconds between looks for revocations that have expired."""
 
 
 class Nudge(msgspec.Struct, frozen=True):
-    """Look into the register now."""
+    """A message of the bus: look into the register now."""
 
 
 class Revoker:
     """Revokes tokens, and follows what other nodes revoke.
 
     Args:
-        register: where nodes find each other's; None in a process that is alone, which forgets with its end.
-        bus: how other nodes are told to look there.
+        register: where nodes share revocations; None for a single node, which forgets them when it ends.
+        bus: tells other nodes to look into the register.
         clock: the time, in Unix milliseconds.
-        most: how many are kept.
+        most: how many revocations are kept.
     """
 
     def __init__(self, register: Register | None, bus: Bus, clock: Callable[[], int], *, most: int = MOST) -> None:
         self.known = Revocations()
         """This node's copy."""
         self.on_news: Callable[[Sequence[Revocation]], None] = lambda _news: None
-        """Called with what is revoked from now on."""
+        """Called with revocations that are new to this node, to close the connections that they cover."""
         self._register = register
         self._bus = bus
         self._clock = clock
@@ -63,9 +63,9 @@ class Revoker:
         if register is None:
             self._loaded.set()
         self._waiting: dict[str, Revocation] = {}
-        """What is to be put into the register, by name."""
+        """Revocations of this node that have yet to be put into the register, by name."""
         self._lost: list[Revocation] = []
-        """What is to be given back to it."""
+        """Revocations that the register has lost, and has yet to be given back."""
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._forgot_at = 0
@@ -73,11 +73,11 @@ class Revoker:
             bus.subscribe(TOPIC, Nudge, self._on_nudge)
 
     def check(self, bearer: Bearer) -> None:
-        """Let a token's bearer pass, or not.
+        """Check that a token is not revoked.
 
         Raises:
             TokenInvalidError: the token is revoked.
-            NotReadyError: this node has just started, and does not know yet what is revoked.
+            NotReadyError: this node has just started, and has not read the register yet.
         """
         if not self._loaded.is_set():
             raise NotReadyError("this node is starting, and the store has not answered yet; try again in a moment")
@@ -85,11 +85,11 @@ class Revoker:
             raise TokenInvalidError("the token has been revoked; get a new one")
 
     async def revoke(self, revocation: Revocation) -> None:
-        """Refuse tokens from now on: on this node when this is called, on all when it returns, or some moments later.
+        """Refuse tokens from now on: on this node at once, on all others within moments after this returns.
 
         Raises:
-            UnavailableError: there are as many revocations as may be, and it is not among them.
-            StoreUnavailableError: this node refuses them, and lets the others know when the store is back.
+            UnavailableError: as many revocations are kept as may be; this one was not added.
+            StoreUnavailableError: this node refuses the tokens, and tells the others when the store is back.
         """
         if revocation.name not in self.known and len(self.known) >= self._most:
             self.known.forget(self._clock())
@@ -107,21 +107,21 @@ class Revoker:
             raise full(self._most)
 
     async def load(self) -> None:
-        """Read what is revoked; until then nobody is let in.
+        """Read the register. Until that has succeeded once, nobody is let in.
 
         Raises:
-            StoreUnavailableError: the store is away; `run` goes on trying.
+            StoreUnavailableError: the store cannot be reached; `run` goes on trying.
         """
         if self._register is not None:
             async with self._turn:
                 await self._exchange(self._register)
 
     async def loaded(self) -> None:
-        """Return when this node knows what is revoked."""
+        """Return when the register has been read for the first time."""
         await self._loaded.wait()
 
     async def run(self) -> None:
-        """Follow the register, and forget what has run out, until cancelled."""
+        """Follow the register, and remove revocations that have expired, until cancelled."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK if self._loaded.is_set() else RETRY):
@@ -140,9 +140,9 @@ class Revoker:
                 self.known.forget(now)
 
     async def close(self) -> None:
-        """Put what waits into the register, if it is there, and let go of it."""
+        """Put what waits into the register, and close it."""
         if self._register is not None:
-            with suppress(Exception):  # the node goes; whoever revoked has been told that not all know
+            with suppress(Exception):  # the node stops; the callers have been told that not all nodes know
                 async with self._turn:
                     await self._put(self._register)
             await self._register.close()
@@ -151,27 +151,26 @@ class Revoker:
         self._wake.set()
 
     async def _exchange(self, register: Register) -> None:
-        news, continues = await register.follow(self._clock())  # first: what cannot be put keeps nobody from hearing
+        news, continues = await register.follow(self._clock())  # first, so that a failing `put` does not prevent it
         if not continues:
             self._lost = self._beyond(news)
             if self._lost:
                 _log.warning(
-                    "the store has lost revocations, or begun anew; giving back what is known", lost=len(self._lost)
+                    "the store has lost revocations; giving back those that this node knows", lost=len(self._lost)
                 )
         self._apply(news)
         self._loaded.set()
         if self._waiting:
             await self._put(register)
         if self._lost:
-            await register.put(self._lost, self._clock())  # what finds no place is refused here all the same
+            await register.put(self._lost, self._clock())  # those that it refuses hold on this node all the same
             self._lost = []
             self._bus.publish(TOPIC, Nudge())
 
     def _beyond(self, found: Sequence[Revocation]) -> list[Revocation]:
-        """What is known here of which the register, which has just been read whole, has less or nothing.
+        """The revocations known here that the register, which has just been read as a whole, lacks or has less of.
 
-        Where it does not go on, it need not have lost anything: the last change that is known here may be of one that
-        was revoked once more since.
+        There may be none: that a `follow` does not go on from the last one does not mean that anything was lost.
         """
         there = {each.name: each for each in found}
         now = self._clock()
@@ -182,16 +181,16 @@ class Revoker:
         ]
 
     async def _put(self, register: Register) -> None:
-        """Put what waits into the register. What finds no place there is not kept here either."""
+        """Put what waits into the register. What it refuses is not kept here either."""
         waiting = list(self._waiting.values())
         full = await register.put(waiting, self._clock())
         for revocation in waiting:
-            if self._waiting[revocation.name] == revocation:  # else it was revoked further meanwhile
+            if self._waiting[revocation.name] == revocation:  # otherwise it has been extended meanwhile
                 del self._waiting[revocation.name]
         for revocation in full:
             self.known.remove(revocation)
         if full:
-            _log.error("as many revocations as may be; some were not taken", refused=len(full))
+            _log.error("as many revocations are kept as may be; further ones were refused", refused=len(full))
         self._bus.publish(TOPIC, Nudge())
 
     def _apply(self, revocations: Sequence[Revocation]) -> None:
@@ -201,7 +200,7 @@ class Revoker:
 
 
 def full(most: int = MOST) -> UnavailableError:
-    """Why a revocation is not taken."""
+    """The error for a caller whose revocation is refused because of `MOST`."""
     return UnavailableError(
         f"{most} revocations are kept, and no more; revoke by userId, which takes one place for all tokens of a user, "
         "and give expiresAt, so that a place is free again when the tokens have expired"
