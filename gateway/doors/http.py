@@ -1,6 +1,6 @@
-"""The HTTP door: section 4 of the contract, as one table of operations.
+"""The HTTP door: one table of operations.
 
-The table makes the routes, decides who may call and what they send, and is what ``/openapi.json`` is made from.
+The routes, the checks of callers and payloads, and ``/openapi.json`` are all made from this table.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ _MAX_SAFE_INTEGER = 2**53 - 1
 
 
 _ASKED_HEADERS = "Authorization, Content-Type, X-API-Key, X-CSRF-TOKEN, X-Requested-With, X-Socket-ID"
-"""What pages of other origins may send; the last three are what Laravel's front ends do."""
+"""The headers that pages of other origins may send. The last three are sent by Laravel's front ends."""
 
 _READS = frozenset({"GET", "HEAD"})
 """The methods that change nothing."""
 
 MAX_FIELDS = 20
-"""Fields of a form."""
+"""Fields of a form at the most."""
 
 CLOCK_TOLERANCE = 1000
 """Milliseconds that this machine's clock may differ from Redis's before an operator is told."""
@@ -101,7 +101,7 @@ class Call(msgspec.Struct, frozen=True):
 
     @property
     def viewer(self) -> str | None:
-        """Whose eyes the answer is for; None for a service, which sees everyone."""
+        """The user who reads the answer; None for a service, which may see everyone."""
         return None if self.identity is None else self.identity.user_id
 
 
@@ -120,14 +120,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     form: bool = False
     """Whether the body may also be a form."""
     status: int = 200
-    """Of the answer."""
+    """The HTTP status of the answer."""
     deprecated: bool = False
     operation_id: str | None = None
-    """What ``/openapi.json`` calls it; None for what its path makes."""
+    """Its ``operationId`` in ``/openapi.json``; None to derive it from the path."""
 
     @property
     def media(self) -> tuple[str, ...]:
-        """What a body may be."""
+        """The content types that the body may have."""
         return ("application/json", *(["application/x-www-form-urlencoded"] if self.form else []))
 
 
@@ -143,13 +143,13 @@ class HTTPDoor:
     Args:
         settings: sizes and rates.
         origins: which pages may read the answers.
-        connections: whose pages hear of a change before an answer knows of it.
-        cluster: which live connections to close, and to notify.
-        tracker: where commands go.
-        sight: what reads are answered from.
-        store: what explains a user.
-        authenticator: what verifies tokens and service keys.
-        revoker: what takes tokens back.
+        connections: this node's. Those of the caller hear of a change before an answer shows it.
+        cluster: closes and notifies connections on all nodes.
+        tracker: executes commands.
+        sight: answers reads.
+        store: explains a user's status, and reads sessions.
+        authenticator: verifies tokens and service keys.
+        revoker: revokes tokens.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway
@@ -178,17 +178,17 @@ class HTTPDoor:
         self._heartbeats: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self.around: Callable[[Handler, str], Handler] | None = None
-        """Called with what handles a call and what that is, returns what traces it; None where nothing does."""
+        """Given a handler and the operation's name, returns a handler that traces it. None without tracing."""
         self.refused = dict.fromkeys(CODES, 0)
         """Calls that were answered with an error, by code."""
         self.operations = self._table()
 
     def add(self, operations: Sequence[Operation]) -> None:
-        """Put the rows of another file into the table; before `routes`."""
+        """Add rows to the table. Call it before `routes`."""
         self.operations += tuple(operations)
 
     def routes(self) -> list[web.RouteDef]:
-        """The routes of the table, each with what a browser asks before a request from another origin."""
+        """The routes of the table, and one per path for the preflight requests of browsers (CORS)."""
         methods: dict[str, list[str]] = {}
         for operation in self.operations:
             methods.setdefault(operation.path, []).append(operation.method)
@@ -340,7 +340,7 @@ class HTTPDoor:
         return wire.user_online_status(self._status(call, call.path["id"]), self._tracker.now())
 
     def _status(self, call: Call, user_id: str) -> UserStatus:
-        """What a caller is told of a user, who may be the caller."""
+        """A user's status as the caller is told it; callers are told the truth about themselves."""
         return self._sight.statuses(call.tenant, call.viewer, [user_id], self._tracker.now())[0]
 
     async def _explain(self, call: Call) -> inspection.Explained:
@@ -477,17 +477,17 @@ class HTTPDoor:
         return problem(error, status)
 
     async def _check(self, operation: Operation, request: web.Request) -> Call:
-        """Find out who calls, and that they may, with what they sent in its type."""
+        """Check who calls, that they may, and that what they sent is valid."""
         if request.method not in _READS and not self._origins.allows(request.headers.get("Origin"), request):
-            # A cookie is a token too, and another site's page could send it along.
+            # Against cross-site requests: a cookie may be a token, and a page of any site can make a browser send it.
             raise ForbiddenError("this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         query = {name: value for name, value in request.query.items() if name not in {"token", "tenant"}}
         tenant, identity, reads_only = await self._caller(operation.caller, request)
         if reads_only and operation.method not in _READS:
-            raise ForbiddenError("this key is one of SERVICE_API_KEYS_READONLY: it reads, and changes nothing")
+            raise ForbiddenError("this key is one of SERVICE_API_KEYS_READONLY: it may read, and change nothing")
         if identity is not None:
             self._connections.quotas.admit_request(request, identity, self._tracker.now() / 1000)
-        # A heartbeat records activity itself.
+        # Any request is activity; a heartbeat records it by itself.
         if identity is not None and operation.body is not wire.Heartbeat:
             waiting = self._connections.active(identity, self._tracker.now())
             if waiting is not None:
@@ -505,7 +505,7 @@ class HTTPDoor:
         )
 
     async def _caller(self, caller: Caller, request: web.Request) -> tuple[str, Identity | None, bool]:
-        """Who calls: a tenant, a user of it or None for a service, and whether its key only reads."""
+        """Find out who calls: the tenant, the user or None for a service, and whether a service's key may only read."""
         if caller is Caller.ANYONE:
             return DEFAULT_TENANT, None, False
         if not self._tracker.ready:

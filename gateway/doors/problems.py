@@ -1,4 +1,4 @@
-"""What went wrong with an HTTP call, as RFC 9457 has it."""
+"""HTTP errors as ``application/problem+json`` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Word what aiohttp refuses by itself, such as an unknown path, as the gateway words its own errors."""
+    """Give errors that aiohttp raises by itself, such as for an unknown path, the form of the gateway's own errors."""
     try:
         return await handler(request)
     except OSError as error:
@@ -46,11 +46,11 @@ def _said_of(request: web.Request, error: web.HTTPClientError) -> str:
 
 
 def problem(error: RequestError | RefusedError, status: int | None = None) -> web.Response:
-    """An error as RFC 9457 has it.
+    """Make the response that reports an error, as RFC 9457 describes it.
 
     Args:
         error: what went wrong.
-        status: the HTTP status, where it is not the error's own.
+        status: the HTTP status; None for the error's own.
     """
     status = error.http_status if status is None else status
     retry_after = error.retry_after if isinstance(error, RequestError) else None

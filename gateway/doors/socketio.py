@@ -1,4 +1,4 @@
-"""The Socket.IO door: namespace ``/ws/messages``, section 3 of the contract."""
+"""The Socket.IO door: the namespace ``/ws/messages``."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ NAMESPACE = "/ws/messages"
 
 
 class SocketIODoor(Namespace):
-    """Lets Socket.IO clients in.
+    """Lets Socket.IO clients in, and passes their requests on.
+
+    Methods that refer to "the port" implement `engine.namespace.Namespace`.
 
     Args:
-        connections: where their connections live.
-        requests: what answers them.
-        authenticator: what verifies their tokens.
-        origins: whose cookies may be tokens.
-        counts: where those that are refused are counted.
+        connections: this node's live connections.
+        requests: answers requests.
+        authenticator: verifies tokens.
+        origins: decides whether a page's cookies may be tokens.
+        counts: counts refused connections.
     """
 
     hears_presence = True
@@ -64,11 +66,11 @@ class SocketIODoor(Namespace):
         self._authenticator = authenticator
         self._live: dict[str, LiveConnection] = {}
         self.refused: Callable[[LiveConnection, Sequence[str]], Awaitable[Collection[str]]] | None = None
-        """Called with a connection that goes on, before it is told what it missed, and the rooms it was in; returns
-        those that it may not be in any more. None where nobody asks."""
+        """Called with a connection that recovers, before it is told what it missed, and the rooms it was in; returns
+        those that it may not be in any more. None without channels."""
         self.rejoin: Callable[[LiveConnection, Sequence[str], Sequence[str]], Awaitable[None]] | None = None
-        """Called with a connection that goes on, the rooms it was in, and those that it was taken out of while it was
-        away; None where nobody puts it back."""
+        """Called with a connection that has recovered, the rooms it was in, and the rooms that it was taken out of
+        while it was away. None without channels."""
         connections.on_watch, connections.on_token = self.watched_changed, self.token_changed
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
@@ -102,7 +104,7 @@ class SocketIODoor(Namespace):
             ) from None
 
     async def on_connected(self, sid: str) -> None:
-        """Greet; see the port."""
+        """Greet the client, and put it back into its channels if it recovers; see the port."""
         live = self._live[sid]
         resumption = self.resume(sid)
         self._connections.greet(live, resumption)
@@ -111,36 +113,36 @@ class SocketIODoor(Namespace):
             await self.rejoin(live, rooms, [room for room in resumption.removed if isinstance(room, str)])
 
     async def rooms_lost(self, sid: str, found: Return) -> Collection[object]:
-        """Ask for its rights before it is told what it missed; see the port."""
+        """Find the rooms that a client that recovers may not be in any more; see the port."""
         if self.refused is None:
             return ()
         return await self.refused(self._live[sid], [room for room in found.session.rooms if isinstance(room, str)])
 
     def put(self, sid: str, room: str, inside: bool) -> None:  # noqa: FBT001 - the channels'
-        """Take note of the rooms that a client is to be in again, when it goes on where it lost its connection."""
+        """Put a client into a room, or take it out: recovery keeps rooms, and so puts it into its channels again."""
         if sid not in self._live:
             return
         change = self.server.manager.basic_enter_room if inside else self.server.manager.basic_leave_room
         change(sid, NAMESPACE, room)
 
     def on_acknowledged(self, sid: str, item_id: str) -> None:
-        """Tell the queue; see the port."""
+        """Take note that the client has acknowledged a notification; see the port."""
         live = self._live.get(sid)
         if live is not None:
             self._connections.acknowledge(live, item_id)
 
     def owner(self, sid: str) -> tuple[str, str] | None:
-        """Whose a client is; see the port."""
+        """The tenant and user id of a client; see the port."""
         live = self._live.get(sid)
         return None if live is None else (live.identity.tenant, live.identity.user_id)
 
     def token(self, sid: str) -> tuple[str | None, int | None]:
-        """What a client's token says of itself; see the port."""
+        """The id of a client's token, and when it was issued; see the port."""
         live = self._live.get(sid)
         return (None, None) if live is None else (live.identity.jti, live.identity.issued_at)
 
     def told(self, sid: str) -> int:
-        """Up to where a client has been told; see the port."""
+        """The position of the presence log up to which a client has been told; see the port."""
         live = self._live.get(sid)
         return 0 if live is None else live.told
 
@@ -161,12 +163,12 @@ class SocketIODoor(Namespace):
 
     @cached_property
     def route(self) -> Route:
-        """Where requests go as they come; see the port."""
+        """How requests are answered straight from their frames; see the port."""
         codec = self.codec
         return Route(self.namespace, codec.event, codec.acknowledgement, self._requests.answer_message, self._take)
 
     def client(self, sid: str) -> LiveConnection:
-        """The connection, which requests are answered for; see the port."""
+        """The live connection that `route`'s functions are given; see the port."""
         return self._live[sid]
 
     def _take(self, live: LiveConnection, message: bytes) -> Told:
@@ -184,7 +186,7 @@ class SocketIODoor(Namespace):
         self._complain(live, event, await answer)
 
     def _complain(self, live: LiveConnection, event: str, answer: Reply) -> None:
-        """Tell a client that awaits no answer what was wrong, as an event."""
+        """Tell a client that asked for no acknowledgement what was wrong, by an ``exception`` event."""
         if isinstance(answer, wire.Failure):
             error = answer.error
             live.emit(
@@ -194,10 +196,10 @@ class SocketIODoor(Namespace):
 
 
 def _read_meta(meta: object) -> bytes | None:
-    """What a client says of itself in its handshake, as JSON; None for nothing.
+    """Encode the ``meta`` of a client's handshake as JSON; None for none.
 
     Raises:
-        MetaRefusedError: it is not acceptable; the message says why.
+        MetaRefusedError: it is not valid; the message says why.
     """
     if meta is not None and not isinstance(meta, dict):
         raise MetaRefusedError('auth.meta takes an object, such as {"page": "dashboard"}')

@@ -1,4 +1,4 @@
-"""The plain WebSocket door: ``/ws``, section 5 of the contract."""
+"""The plain WebSocket door: ``/ws``."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _GOODBYES = frozenset({WSCloseCode.OK, 1005, 0})
-"""Close codes that a client chose: 1000, and 1005, or 0 as aiohttp has it, for a close frame without one. A page
-that is left closes with 1001, and may be back in a moment."""
+"""Close codes that count as a goodbye: 1000, and a close frame without a code, which is 1005 or, to aiohttp, 0. Not
+1001, with which browsers close when a page is left or reloaded: it may be back in a moment."""
 
 
 class RequestFrame(msgspec.Struct):
@@ -46,7 +46,7 @@ class RequestFrame(msgspec.Struct):
     event: str
     data: Any = None
     id: int | str | None = None
-    """Comes back with the answer; None leaves it out there, too."""
+    """Comes back in the answer; if it is None, the answer has none either."""
 
 
 _decoder = msgspec.json.Decoder(RequestFrame)
@@ -65,7 +65,7 @@ _CODEC = _TextCodec()
 
 
 class _WebSocketPeer:
-    """One client: a bounded queue, and the task that writes it out."""
+    """One client: a bounded queue of frames, and the task that writes them."""
 
     codec = _CODEC
 
@@ -101,7 +101,7 @@ class _WebSocketPeer:
         self.close(CloseCode.TOO_SLOW)
 
     async def finish(self) -> None:
-        """Let go of everything; the connection is closed, or closes now."""
+        """Wait until the connection is closed, and end the task."""
         if self._closing is not None:
             await self._closing
         self._writer.cancel()
@@ -129,16 +129,16 @@ def _frame_size(frame: str | None) -> int:
 
 
 class WebSocketDoor:
-    """Lets plain WebSocket clients in.
+    """Lets plain WebSocket clients in, and passes their requests on.
 
     Args:
         settings: sizes and times.
-        origins: which pages may connect: a cookie is a token too, and any page's WebSocket would carry it.
-        admission: what lets them in.
-        counts: where those that are refused, or too slow, are counted.
-        connections: where their connections live.
-        requests: what answers them.
-        authenticator: what verifies their tokens.
+        origins: which pages may connect: a cookie may be a token, and a browser sends it with any page's WebSocket.
+        admission: bounds how many connect at the same time.
+        counts: counts connections that are refused, or closed as too slow.
+        connections: this node's live connections.
+        requests: answers requests.
+        authenticator: verifies tokens.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class WebSocketDoor:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one connection, from its upgrade to its end."""
         if not is_ascii(request):
-            raise web.HTTPBadRequest(text="Origin and Sec-WebSocket-Key are ASCII")
+            raise web.HTTPBadRequest(text="Origin and Sec-WebSocket-Key must be ASCII")
         if not self._origins.allows(request.headers.get("Origin"), request):
             raise web.HTTPForbidden(text="this origin is not allowed; see CORS_ALLOWED_ORIGINS")
         ws = CountedWebSocket(self._settings.max_payload, heartbeat=self._settings.ping_interval)
@@ -179,7 +179,7 @@ class WebSocketDoor:
             ) from None
         try:
             await ws.prepare(request)
-        except ConnectionResetError:  # the client has left, and hears no answer either
+        except ConnectionResetError:  # the client has left, so it does not matter what is answered
             return web.Response()
         peer = _WebSocketPeer(request, ws, self._settings.max_send_buffer, self._counts)
         try:
@@ -204,7 +204,7 @@ class WebSocketDoor:
         return ws
 
     async def _wait_for_turn(self, request: web.Request) -> None:
-        # While the node drains, whoever comes is told by a close code, as they are here.
+        # A node that drains does not refuse here: `_open` does, and the client gets a close code.
         with contextlib.suppress(ServerDrainingError):
             turn = self._admission.enter(lambda: request.transport is None or request.transport.is_closing())
             if turn is not None:
@@ -226,9 +226,9 @@ class WebSocketDoor:
         return live
 
     async def _serve(self, live: LiveConnection, ws: web.WebSocketResponse) -> bool:
-        """Answer until the end; whether that was the client's goodbye.
+        """Answer requests until the connection ends; return whether the client said goodbye.
 
-        The close frame itself says so: aiohttp's own `close_code` is 1000 for other endings too.
+        The code is taken from the close frame, since aiohttp's own `close_code` is 1000 after other endings, too.
         """
         while True:
             message = await ws.receive()
