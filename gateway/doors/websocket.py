@@ -134,7 +134,7 @@ class WebSocketDoor:
     Args:
         settings: sizes and times.
         origins: which pages may connect: a cookie may be a token, and a browser sends it with any page's WebSocket.
-        admission: bounds how many connect at the same time.
+        admission: lets handshakes in at a bounded rate.
         counts: counts connections that are refused, or closed as too slow.
         connections: this node's live connections.
         requests: answers requests.
