@@ -1,4 +1,4 @@
-"""``gateway.channels``: what code in the same process says in channels, and asks of them."""
+"""``gateway.channels``: channels for code in the same process."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 class InProcessChannels:
-    """What an application does with channels. Nobody is asked whether it may.
+    """What an application can do with channels. It may do everything: no rule is asked.
 
-    Commands raise `InvalidPayloadError` where an argument is not acceptable, and `UnavailableError` where the store is
-    away; whether something was said is then not known.
+    Commands raise `InvalidPayloadError` if an argument is not valid, and `UnavailableError` if the store is away; it is
+    then not known whether the command was done.
 
     Args:
-        channels: where it is done.
-        messages: likewise.
-        presence: what is known of users.
+        channels: the executor of channels.
+        messages: the executor of messages.
+        presence: the view of presence.
     """
 
     def __init__(self, channels: Channels, messages: Messages, presence: View) -> None:
@@ -46,15 +46,15 @@ class InProcessChannels:
     ) -> int | None:
         """Say something in a channel: all who are in it hear it, on every node, in one order.
 
-        Returns:
-            Where it stands in the channel's history; None for what that has not.
-
         Args:
             channel: which.
-            event: any name but the gateway's own.
+            event: any name that is not one of the gateway's own events.
             data: anything that JSON can hold.
-            keep: whether the channel's history has it.
+            keep: whether it is kept in the channel's history.
             tenant: whose channel.
+
+        Returns:
+            Its position in the channel's history; None if it is not kept.
         """
         check_ids(tenant)
         if not 1 <= len(event) <= wire.MAX_EVENT or event in wire.RESERVED_EVENTS:
@@ -77,17 +77,19 @@ class InProcessChannels:
     ) -> dict[str, Any]:
         """Send a message as a user; all of that user's connections hear it, too.
 
+        Give exactly one of `recipient`, `conversation` and `channel`.
+
         Args:
-            sender: who. What is said of them besides their id is what their token says, while they are online.
+            sender: who. Their name, avatar and role are those of their token, while they are online.
             content: 1 to 10,000 characters.
-            recipient: to whom; or
-            conversation: in which conversation; or
-            channel: in which room, or other channel.
-            client_id: sent again with it, it is the first one.
+            recipient: the user whom it is for.
+            conversation: the id of the conversation.
+            channel: the room, or another channel.
+            client_id: an id of your own: a message that is sent again under it is not a new one.
             tenant: whose users.
 
         Returns:
-            The message, as others hear it.
+            The message as others hear it; under a `client_id` that was used before, the first message.
 
         Raises:
             ForbiddenError: the sender may not write to the recipient.
@@ -113,7 +115,7 @@ class InProcessChannels:
         sender: str | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> int:
-        """Mark as read, for a user, one message, or all that another has sent; returns how many had not been."""
+        """Mark messages to a user as read: one of them, or all from one sender. Returns how many were unread."""
         check_ids(tenant, reader, *([] if sender is None else [sender]))
         if (message_id is None) == (sender is None):
             raise InvalidPayloadError("say what was read by one of message_id and sender")
@@ -130,7 +132,7 @@ class InProcessChannels:
         channel: str | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> None:
-        """Tell a conversation, or a room, that a user types; it is over after 6 s if it is not said again.
+        """Tell a conversation, or a room, that a user types, or has ended. It ends after 6 s if it is not repeated.
 
         Raises:
             ForbiddenError: the user may not write to the recipient.
@@ -163,7 +165,7 @@ class InProcessChannels:
 
         Args:
             channel: which.
-            after: the position of the last event that is known; None for the last ones that are kept.
+            after: the position of the last event that you have; None for the last ones that are kept.
             limit: 1 to 1,000.
             tenant: whose channel.
         """
@@ -172,26 +174,30 @@ class InProcessChannels:
         return msgspec.structs.replace(history, events=await self._messages.with_marks(tenant, history.events))
 
     async def remove(self, channel: str, user_id: str | None = None, *, tenant: str = DEFAULT_TENANT) -> int:
-        """Take a user's connections, or all, out of a channel, on every node; returns how many of this node were."""
+        """Take a user, or everyone if `user_id` is None, out of a channel, on every node.
+
+        Returns:
+            How many connections of this node were in it.
+        """
         check_ids(tenant)
         return await self._channels.remove(tenant, channel, user_id)
 
     async def reauthorize(self, user_id: str, *, tenant: str = DEFAULT_TENANT) -> None:
-        """Ask again whether a user may be in the channels they are in, on every node; where not, they are taken out."""
+        """Ask again, on every node, whether a user may be in their channels, and take them out where they may not."""
         check_ids(tenant, user_id)
         await self._channels.reauthorize(tenant, user_id)
 
     def members(self, channel: str, *, tenant: str = DEFAULT_TENANT) -> Sequence[Person]:
-        """The members of a presence channel, by user id; those who are invisible are not among them."""
+        """The members of a presence channel, by user id, without those who are invisible."""
         check_ids(tenant)
         return self._channels.members(tenant, check_name(channel))
 
     def occupied(self, prefix: str = "", *, tenant: str = DEFAULT_TENANT) -> Sequence[Occupancy]:
-        """The channels that anybody is in, by name."""
+        """The channels that anybody is in and whose names begin with `prefix`, ordered by name."""
         return self._channels.occupied(tenant, prefix)
 
     def person(self, tenant: str, user_id: str) -> Person:
-        """A user, as what they say names them: by what their token says, while they are online."""
+        """A user with the name, avatar and role of their token, while they are online."""
         check_ids(tenant, user_id)
         known = self._presence.hidden.get((tenant, user_id)) or self._presence.status(tenant, user_id)
         return Person(user_id=user_id, profile=known.profile)

@@ -53,27 +53,27 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 ROOMS = ("room-", "presence-room-")
-"""What the names of rooms begin with; what follows is a room's id. Any other channel's id is its name."""
+"""The prefixes of the channels of rooms; the rest of the name is the room's id. Any other channel is its own id."""
 
 MessageRule = Callable[..., "bool | Awaitable[bool]"]
-"""``can_message(sender, recipient)``, both ids: whether the one may write to the other; it may be async. One that takes
-``tenant`` is told it."""
+"""``can_message(sender, recipient)``, given two ids, returns whether the sender may write to the recipient. It may be
+async. If it has a parameter ``tenant``, it is given that, too."""
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a message is said."""
+    """Where a message is said, and whom it is for."""
 
     channels: Sequence[str]
     recipient: str | None = None
-    """The one whom it is for; None in a room, or where that is nobody else than its sender."""
+    """The user who is to read it; None in a room, and for a message that users send to themselves."""
     party: str | None = None
-    """The same, with its sender."""
+    """The user whom it is sent to, even if that is the sender; None in a room."""
     room: str | None = None
-    """The id of a room; None in a conversation."""
+    """The id of the room; None in a conversation."""
 
     @property
     def shared(self) -> str:
-        """The channel in which both sides are told of it: the conversation, or the room."""
+        """The channel that both sides hear: the conversation, or the room."""
         return self.channels[-1]
 
 
@@ -81,14 +81,14 @@ class Messages:
     """Sends messages, and knows who has read them, by the same rules for every door.
 
     Args:
-        channels: where they are said.
-        authorizer: who may be in which channel.
-        receipts: what was read.
-        typists: who types.
+        channels: says them.
+        authorizer: decides who may be in a room.
+        receipts: keeps what was read.
+        typists: keeps who is typing.
         clock: the time.
-        visibility: who may see whom; None where everyone sees everyone. Whoever may not see another, or be seen by
-            them, may not write to them.
-        rule: the application's, of who may write to whom; None where it has none.
+        visibility: who may see whom; None if everyone sees everyone. Users who may not see each other, both ways, may
+            not write to each other.
+        rule: the application's rule of who may write to whom; None if it has none.
     """
 
     def __init__(
@@ -125,23 +125,24 @@ class Messages:
         """Send a message.
 
         Args:
-            tenant: of both.
-            person: who sends it.
-            to: to whom.
-            content: what.
-            client_id: the sender's own name for it: sent again with it, it is the first one. None for one that may be
-                sent again.
-            asker: who asks to be in a room, and whose budget it counts for; None for the application itself, which may.
-            subscriber: the connection that sends it, which is not told; None for another way.
+            tenant: of sender and recipient.
+            person: the sender.
+            to: the recipient, conversation or channel.
+            content: the text.
+            client_id: the sender's own id for it: a message that is sent again under it is not a new one. None if a
+                repeated message is a new one.
+            asker: the sender as they ask to enter a room, and whose budget it counts against; None for a backend, which
+                may write anywhere.
+            subscriber: the connection that sends it, which is not sent the event; None if it comes another way.
 
         Returns:
-            The message as others hear it.
+            The message as others hear it; under a `client_id` that was used before, the first message.
 
         Raises:
-            InvalidPayloadError: the room has no name, or the channel is a user's whom it does not tell.
+            InvalidPayloadError: the channel's name is not valid, or it is a user's own and does not tell whose.
             ForbiddenError: the sender may not write there.
-            RateLimitedError: as much of what the sender has sent is kept as may be.
-            UnavailableError: the store is away. Whether it was sent is not known; under `client_id`, send it again.
+            RateLimitedError: the sender's budget is used up.
+            UnavailableError: the store is away. It is not known whether it was sent; with a `client_id`, repeat it.
         """
         place = await self._place(tenant, person, to, asker, subscriber)
         once = None if client_id is None else PART.join(("message", tenant, person.user_id, client_id))
@@ -152,7 +153,7 @@ class Messages:
         is_new = False
         try:
             if place.recipient is not None:
-                # Before it is said: it might be read at once.
+                # Before the message is said, since it might be read at once.
                 unread = Unread(message_id, person.user_id)
                 is_new = await self._receipts.add(tenant, place.recipient, unread, self._clock())
             said = await self._channels.say(
@@ -167,7 +168,7 @@ class Messages:
                 owner=place.party,
             )
             if place.recipient is not None and said[0].channel != place.channels[0]:
-                await self._receipts.forget(tenant, place.recipient, message_id)  # it had been sent to somebody else
+                await self._receipts.forget(tenant, place.recipient, message_id)  # the first one was to another user
         except RateLimitedError:
             if place.recipient is not None and is_new:
                 with suppress(StoreUnavailableError):
@@ -175,19 +176,19 @@ class Messages:
             raise
         except StoreUnavailableError:
             raise store_away() from None
-        with suppress(UnavailableError):  # it ends by itself
+        with suppress(UnavailableError):  # typing ends by itself after a few seconds
             await self._typists.stop(tenant, place.shared, person.user_id, source)
         return said[0].data
 
     async def mark_read(
         self, tenant: str, person: Person, *, message_id: str | None = None, sender: str | None = None
     ) -> int:
-        """Mark what a user was sent as read: one message, or all that another has sent.
+        """Mark messages to a user as read: one of them, or all from one sender.
 
-        Whoever sent it is told, unless they may not be written to.
+        The sender is told, unless the user may not write to them.
 
         Returns:
-            How many messages had not been read: 0 also for one that is not known any more, or not this user's.
+            How many messages had not been read. An unknown message, or one to somebody else, does not count.
 
         Raises:
             UnavailableError: the store is away; ask again.
@@ -195,7 +196,7 @@ class Messages:
         now = self._clock()
         try:
             found = await self._receipts.unread(tenant, person.user_id, now, message_id=message_id, sender=sender)
-            # Said first, each once, and marked then: asked again after a failure, none is left out, none said twice.
+            # First told, under a name so that it is told once, and then marked: the request can be repeated.
             told = {each.sender for each in found}
             told = {each for each in told if await self._may_write(tenant, person.user_id, each)}
             await asyncio.gather(
@@ -325,7 +326,10 @@ class Messages:
         return Place(channels, None if recipient == sender else recipient, recipient)
 
     async def _may_write(self, tenant: str, sender: str, recipient: str) -> bool:
-        """Whether one user may write to another. Whatever the answer is by, all is asked: it tells nobody by what."""
+        """Whether one user may write to another.
+
+        All rules are asked, even if one has refused, so that the time it takes does not show which one did.
+        """
         allowed = True
         if self._visibility is not None:
             sees = self._visibility.sees(tenant, sender, recipient)
@@ -343,7 +347,7 @@ class Messages:
             if not isinstance(answer, bool):
                 raise TypeError(f"can_message returns True or False, not {type(answer).__name__}")
         except Exception:
-            _log.exception("can_message failed; nobody is written to by it")
+            _log.exception("can_message failed; the message is refused")
             return False
         return answer
 
@@ -365,13 +369,13 @@ def _message(
 
 
 def _id_of(once: str) -> str:
-    """The id of a message that may be sent again: the same each time, so that it is kept once of whom it is for."""
+    """The id of a message with a `client_id`: the same each time it is sent, so that receipts know it only once."""
     digest = hashlib.sha256(once.encode()).digest()
     return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
 def _read_message(said: Said) -> DirectMessage | None:
-    """A message of the gateway's own; None for what a backend calls one."""
+    """Read a message that the gateway has made; None for an event of that name that a backend has said."""
     try:
         message = msgspec.json.decode(said.data, type=DirectMessage)
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""The names of channels, and what a name says of its channel."""
+"""The names of channels, and what a name tells about its channel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.errors import InvalidPayloadError
 from gateway.presence.model import PART
 
 MAX_NAME = 164
-"""Characters: Pusher's limit, and the contract's."""
+"""Characters of a name at the most; Pusher's limit."""
 
 _NAME = re.compile(rf"[A-Za-z0-9_\-=@,.;:]{{1,{MAX_NAME}}}")
 
@@ -27,29 +27,29 @@ _ESCAPED = re.compile(r"(?:[A-Za-z0-9_@,.;:]|=[0-9A-F]{2})+")
 
 
 class Kind(StrEnum):
-    """What a channel is, by its name's beginning."""
+    """The kind of a channel, which its name begins with."""
 
     PUBLIC = "public"
     PRIVATE = "private"
-    """Whoever enters it has to be authorized."""
+    """Only authorized users may enter it."""
     PRESENCE = "presence"
-    """The same, and it has members, who hear of each other."""
+    """Only authorized users may enter it, and it has members, who hear of each other."""
 
 
 def kind_of(channel: str) -> Kind:
-    """What a channel is."""
+    """The kind of a channel."""
     if channel.startswith("private-"):
         return Kind.PRIVATE
     return Kind.PRESENCE if channel.startswith("presence-") else Kind.PUBLIC
 
 
 def is_cache(channel: str) -> bool:
-    """Whether whoever comes into a channel by Pusher's protocol is told what was said in it last."""
+    """Whether clients of Pusher's protocol are sent the last event of a channel when they enter it."""
     return channel.startswith(_CACHES)
 
 
 def is_encrypted(channel: str) -> bool:
-    """Whether only its clients, and the backend, can read what is said in a channel."""
+    """Whether what is said in a channel is encrypted end to end, for its clients and the backend."""
     return channel.startswith(_ENCRYPTED)
 
 
@@ -59,10 +59,10 @@ def is_name(value: object) -> bool:
 
 
 def check_name(value: str) -> str:
-    """Return a channel's name as it is.
+    """Check a channel's name, and return it.
 
     Raises:
-        InvalidPayloadError: it is none.
+        InvalidPayloadError: it is not a valid name.
     """
     if not is_name(value):
         raise InvalidPayloadError(f"a channel's name has 1 to {MAX_NAME} of A-Z a-z 0-9 _ - = @ , . ; :")
@@ -70,24 +70,24 @@ def check_name(value: str) -> str:
 
 
 def scope_of(tenant: str, channel: str = "") -> str:
-    """The world in which a channel's members are what users are in a tenant.
+    """The tenant under which the store of channels keeps a channel's members as users.
 
-    Without a channel, that of the tenant's channels themselves, which are online in it while they are occupied.
+    Without a channel: the tenant under which it keeps the channels themselves, which are online while occupied.
     """
     return f"{tenant}{PART}{channel}"
 
 
 def parse_scope(scope: str) -> tuple[str, str]:
-    """Tenant and channel of a scope; an empty channel for that of channels themselves."""
+    """Split a scope into tenant and channel; the channel is empty for the scope of the channels themselves."""
     tenant, _, channel = scope.partition(PART)
     return tenant, channel
 
 
 def user_channel(user_id: str) -> str:
-    """The channel of what is said to one user: ``private-user.{id}``.
+    """A user's own channel, for what is said to that user: ``private-user.{id}``.
 
-    Where that would be no name, ``private-user=.`` and the id, `escape`d; and where that is too long,
-    ``private-user==.`` and the SHA-256 of the id, in base64 for URLs without padding.
+    If that is not a valid name, ``private-user=.`` and the `escape`d id; if that is too long, ``private-user==.`` and
+    the SHA-256 of the id, in URL-safe base64 without padding.
     """
     for channel in (f"{_USER}{user_id}", f"{_ESCAPED_USER}{escape(user_id)}"):
         if is_name(channel):
@@ -96,12 +96,12 @@ def user_channel(user_id: str) -> str:
 
 
 def is_of_user(channel: str) -> bool:
-    """Whether a channel is of what is said to one user, whoever that is."""
+    """Whether a channel is some user's own."""
     return channel.startswith((_USER, _ESCAPED_USER, _HASHED_USER))
 
 
 def owner_of(channel: str) -> str | None:
-    """Whose channel it is; None for one that is no user's, or whose name does not say whose."""
+    """The user whose own channel it is; None if it is no user's own, or its name does not tell whose."""
     if channel.startswith(_USER):
         return channel.removeprefix(_USER) or None
     if not channel.startswith(_ESCAPED_USER):
@@ -111,12 +111,12 @@ def owner_of(channel: str) -> str | None:
 
 
 def escape(user_id: str) -> str:
-    """A user id in letters, digits and ``_ @ , . ; :`` alone: each other byte is ``=`` and two hexadecimal digits."""
+    """Escape a user id: every byte other than letters, digits and ``_ @ , . ; :`` becomes ``=`` and two hex digits."""
     return _UNSAFE.sub(lambda found: "".join(f"={byte:02X}" for byte in _encoded(found[0])), user_id)
 
 
 def unescape(text: str) -> str | None:
-    """The user id that is `escape`d so; None where none is."""
+    """Undo `escape`; None if the text is not an escaped user id."""
     if _ESCAPED.fullmatch(text) is None:
         return None
     try:
@@ -127,10 +127,10 @@ def unescape(text: str) -> str | None:
 
 
 def conversation_of(one: str, other: str) -> str:
-    """The id of two users' conversation: numbers by size, other ids by their order as text.
+    """The id of two users' conversation, ``{a}-{b}``: numeric ids first, by size, then others in their order as text.
 
     Raises:
-        InvalidPayloadError: it is no name, or nobody could tell from it whose it is: see `parties_of`.
+        InvalidPayloadError: it is not a valid name, or does not tell whose conversation it is; see `parties_of`.
     """
     first, second = _in_order(one, other)
     conversation = f"{first}-{second}"
@@ -143,8 +143,8 @@ def conversation_of(one: str, other: str) -> str:
 def channel_between(one: str, other: str) -> str | None:
     """The channel of two users' conversation: ``private-conversation.{a}-{b}``, in the order of `conversation_of`.
 
-    Where that would be no name, or nobody could tell from it whose it is, ``private-conversation=.`` and both ids,
-    `escape`d. None where that is too long: then they hear each other in their own channels.
+    If that is not a valid name, or does not tell whose it is, ``private-conversation=.`` and both ids, `escape`d. None
+    if that is too long: then the two hear each other in their own channels.
     """
     try:
         return conversation_channel(conversation_of(one, other))
@@ -160,12 +160,12 @@ def conversation_channel(conversation: str) -> str:
 
 
 def is_conversation(channel: str) -> bool:
-    """Whether a channel is of a conversation, whoever's that is."""
+    """Whether a channel is the channel of some conversation."""
     return any(channel.startswith(each) and channel != each for each in (_CONVERSATION, _ESCAPED_CONVERSATION))
 
 
 def parties_in(channel: str) -> tuple[str, str] | None:
-    """The two users whose conversation a channel is; None for another channel, or where nobody could tell."""
+    """The two users whose conversation a channel is; None if it is no conversation, or does not tell whose."""
     if channel.startswith(_CONVERSATION):
         return parties_of(channel.removeprefix(_CONVERSATION))
     if not channel.startswith(_ESCAPED_CONVERSATION):
@@ -176,10 +176,11 @@ def parties_in(channel: str) -> tuple[str, str] | None:
 
 
 def parties_of(conversation: str) -> tuple[str, str] | None:
-    """The two users of ``{a}-{b}``; None where nobody could tell.
+    """The two users of a conversation ``{a}-{b}``; None if it can be read in several ways.
 
-    Ids may have hyphens, and ``a-b-c`` might be of ``a`` and ``b-c`` as well as of ``a-b`` and ``c``, one of whom would
-    read what is another's. Of ids with as many hyphens each, which those of one kind are, there is one reading.
+    Ids may contain hyphens: ``a-b-c`` could be of ``a`` and ``b-c``, or of ``a-b`` and ``c``, and the wrong reading
+    would show somebody another's messages. So both ids must have the same number of hyphens, as ids of one kind (two
+    UUIDs, say) do: then there is only one reading.
     """
     parts = conversation.split("-")
     half, odd = divmod(len(parts), 2)

@@ -1,4 +1,4 @@
-"""Channels for clients that speak the gateway's own events: over Socket.IO, and over a plain WebSocket."""
+"""Channels for native clients, which speak the gateway's own events over Socket.IO or a plain WebSocket."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NativeCodec:
     """Encodes what happens in channels as the gateway's own events.
 
     Args:
-        codec: how a connection's other events are encoded.
+        codec: encodes the connection's other events.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -56,22 +56,22 @@ class NativeCodec:
         return self._codec.encode(events)
 
     def encode_said(self, said: Said) -> Batch:
-        """Encode what was said: the event and its data; who hears it knows the channel by them."""
+        """Encode what was said: the event and its data, which tell the client the channel where it matters."""
         return self._codec.encode([(native_name(said.event), said.data)])
 
 
 @lru_cache(maxsize=8)
 def native(codec: Codec) -> NativeCodec:
-    """The one for a codec: those who share that share what this has encoded."""
+    """The codec of channels for a codec; always the same one, so that connections share what it has encoded."""
     return NativeCodec(codec)
 
 
 class NativeListener:
-    """A live connection, as channels reach it."""
+    """A live connection, as channels write to it."""
 
     def __init__(self, live: LiveConnection) -> None:
         peer: Any = live.peer
-        # What tells of members has a place of its own, not one on the log of presence.
+        # Plain: events about members carry no offset, since they do not come from the log of presence.
         self.codec = native(getattr(peer.codec, "plain", peer.codec))
         self.sink = peer.sink
         self.write = peer.write
@@ -83,18 +83,19 @@ class NativeListener:
 
 
 class ChannelRequests:
-    """Answers what clients ask of channels, and takes them out when they go.
+    """Answers the requests about channels of native clients, and takes them out when they disconnect.
 
     Args:
-        channels: where it is done.
-        authorizer: who may be in which.
+        channels: the executor.
+        authorizer: decides who may be in which channel.
     """
 
     def __init__(self, channels: Channels, authorizer: Authorizer) -> None:
         self._channels = channels
         self._authorizer = authorizer
         self.refresh: Callable[[str, Sequence[Said]], Awaitable[Sequence[Said]]] | None = None
-        """Called with a tenant and the history of a channel, for what its events are by now; None for as they were."""
+        """Given a tenant and the events of a channel's history, returns them brought up to date: messages that have
+        been read since are marked so. None leaves them as they were said."""
 
     def add_to(self, requests: Requests) -> None:
         """Add these requests to the others."""
@@ -119,7 +120,7 @@ class ChannelRequests:
 
     @staticmethod
     def subscriber_of(live: LiveConnection) -> Subscriber:
-        """A live connection's place in channels."""
+        """The subscriber of a live connection, which is made when it is first needed."""
         if live.subscriber is None:
             identity, listener = live.identity, NativeListener(live)
             live.subscriber = Subscriber(
@@ -129,10 +130,10 @@ class ChannelRequests:
         return subscriber
 
     async def refused(self, live: LiveConnection, rooms: Sequence[str]) -> Collection[str]:
-        """Ask, before a client that lost its connection hears what it missed, in which of its rooms it may still be.
+        """Ask in which of its rooms a client may still be, before it recovers and is told what it missed.
 
         Returns:
-            Those in which it may not; it is told so.
+            The rooms in which it may not be any more; it is told so.
         """
         subscriber = self.subscriber_of(live)
         subscriber.asker = asker = asker_of(live)
@@ -153,12 +154,12 @@ class ChannelRequests:
         return lost
 
     async def rejoin(self, live: LiveConnection, rooms: Sequence[str], removed: Sequence[str] = ()) -> None:
-        """Put a client that goes on where it lost its connection back into its channels, and tell it who is there.
+        """Put a client that has recovered back into its channels, and tell it who is there.
 
         Args:
             live: its connection.
-            rooms: what it was in.
-            removed: what it was in as well, and was taken out of while it was away: it is told so.
+            rooms: the rooms that it was in.
+            removed: further rooms, which it was taken out of while it was away: it is told so.
         """
         subscriber = self.subscriber_of(live)
         for room in removed:
@@ -205,7 +206,7 @@ class ChannelRequests:
         return JoinedChannel(**await self._joined(live, request.channel, request.since))
 
     async def _joined(self, live: LiveConnection, channel: str, since: str | None) -> dict[str, Any]:
-        """Let a connection in; what the answer to it says."""
+        """Let a connection into a channel, and return the fields of the answer."""
         is_new = channel not in self.subscriber_of(live).channels
         joined = await self._enter(live, channel, since)
         fields: dict[str, Any] = {"channel": joined.channel}
@@ -219,7 +220,7 @@ class ChannelRequests:
             try:
                 events = await self.refresh(live.identity.tenant, events)
             except RequestError:
-                if is_new:  # whoever is told that it failed is not in the channel
+                if is_new:  # a client whose request failed must not be in the channel
                     await self._channels.leave(self.subscriber_of(live), joined.channel)
                 raise
         return fields | _history(history, events)

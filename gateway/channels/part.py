@@ -1,4 +1,4 @@
-"""Channels, put together: a store of their own beside presence's, what follows it, and the executor."""
+"""Channels as one part of a gateway: their own store, log and view, the executor and the messages, wired together."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ if TYPE_CHECKING:
 
 
 class ChannelsPart:
-    """What of a gateway is there for channels.
+    """Builds everything that channels need, and starts, runs and closes it.
 
     Args:
-        settings: how it runs.
+        settings: how the gateway runs.
         node: this node's name.
         clock: the time.
         scheduler: the event loop.
-        client: how to reach Redis; None without it.
-        bus: what nodes hear of each other by.
-        presence: who is invisible.
-        visibility: who may see whom; None where everyone sees everyone.
-        recovery: what keeps events for those who lost their connection; None where nobody recovers.
-        rule: the application's, of who may be in which channel; None where it has none.
-        message_rule: the application's, of who may write to whom; None where it has none.
-        namespaces: of Socket.IO, whose clients recover.
-        listeners: called with each batch of news of who is in channels, and which are occupied.
-        outbox: where what webhooks tell waits; None where none are sent.
-        notes: what takes in what webhooks tell besides; likewise.
+        client: how to reach Redis; None for the memory store.
+        bus: carries events between nodes.
+        presence: the view of presence.
+        visibility: who may see whom; None if everyone sees everyone.
+        recovery: keeps events for clients that lost their connection; None without recovery.
+        rule: the application's rule of who may be in which channel; None if it has none.
+        message_rule: the application's rule of who may write to whom; None if it has none.
+        namespaces: the namespaces of Socket.IO whose clients recover.
+        listeners: called with each batch of new transitions of the store of channels.
+        outbox: where webhooks wait; None without webhooks.
+        notes: makes the webhooks of what no store commits; None without webhooks.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway
@@ -107,7 +107,7 @@ class ChannelsPart:
         tracker = Tracker(node, self._store, self._follower, clock, away_after=timing.away_after)
         self.membership = Membership(tracker, self._follower, presence)
         self.subscriptions = Subscriptions(self.membership)
-        """How many connections are in a channel, on all nodes; `listeners` are told of changes once a second."""
+        """Counts the connections in channels, on all nodes."""
         if client is not None:
             self.subscriptions = RedisSubscriptions(
                 self.membership, client, settings.redis_prefix, node, keep=settings.node_lease, clock=clock
@@ -146,23 +146,23 @@ class ChannelsPart:
         )
 
     async def start(self) -> None:
-        """Load the first picture of who is where.
+        """Take a lease, and load the first snapshot of who is in which channel.
 
         Raises:
-            StoreUnavailableError: there is none to be had; `run` tries again.
+            StoreUnavailableError: the store cannot be reached; `run` tries again.
         """
         await self.membership.tracker.tick()
         await self._follower.start()
 
     async def run(self) -> None:
-        """Count, and follow, until cancelled."""
+        """Keep the lease, follow the log and exchange counts, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.membership.tracker.run())
             tasks.create_task(self._follower.run())
             tasks.create_task(self.subscriptions.run())
 
     async def close(self) -> None:
-        """Let go of everything; `run` has ended."""
+        """Close everything. Call it when `run` has ended."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._store.close)
             if self.backend is not None:

@@ -1,13 +1,13 @@
-"""Which messages a user has been sent, and has read: what ``mark-read`` goes by.
+"""Receipts: which messages a user has been sent, and has read, for ``mark-read``.
 
-This is the port. Its adapters are `receipts_memory` (one process) and `receipts_redis` (many);
+This is the port. Its adapters are `receipts_memory` (one process) and `receipts_redis` (many processes);
 ``tests/test_receipts.py`` holds both to this contract:
 
-- A command is atomic, over all nodes. Given again, because its answer was lost, it changes nothing more: a message is
-  known by its id, and one that was read stays so.
-- What is kept of one user is bounded in number and in time. Past it the oldest go, and can be marked no more.
-- Only the recipient's own messages are looked at: whoever names another's finds nothing.
-- Each method raises `StoreUnavailableError` where the store cannot be reached.
+- A command is atomic, over all nodes, and repeating it changes nothing more: a message is known by its id, and one that
+  was read stays read.
+- What is kept of one user is bounded in number and in time. The oldest messages go, and cannot be marked any more.
+- Only messages to the user in question are looked at: the id of a message to somebody else is not found.
+- Each method raises `StoreUnavailableError` if the store cannot be reached.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ class Receipts(ABC):
 
     @abstractmethod
     async def add(self, tenant: str, recipient: str, message: Unread, now: int) -> bool:
-        """Take note of a message, before it is said; one that is known stays as it is. Whether it was not."""
+        """Add a message that is about to be said, as unread; return whether it is new. A known one stays as it is."""
 
     @abstractmethod
     async def forget(self, tenant: str, recipient: str, message_id: str) -> None:
-        """Take a message back that was not said; one that is not known is ignored."""
+        """Remove a message that was not said after all; one that is not known is ignored."""
 
     @abstractmethod
     async def unread(
         self, tenant: str, recipient: str, now: int, *, message_id: str | None = None, sender: str | None = None
     ) -> Sequence[Unread]:
-        """What a user has not read, oldest first: the one of this id, or all that this user sent."""
+        """The unread messages of a user, oldest first: the one with this id, or all from this sender."""
 
     @abstractmethod
     async def mark(self, tenant: str, recipient: str, ids: Collection[str], now: int) -> Sequence[str]:
-        """Mark messages as read; returns those that had not been."""
+        """Mark messages as read; return the ids of those that were unread."""
 
     @abstractmethod
     async def read(self, tenant: str, recipient: str, ids: Collection[str], now: int) -> Collection[str]:
-        """Those of some messages that the user has read, as far as is known."""
+        """The ids of those messages that the user is known to have read."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of whatever the adapter holds."""
+        """Release the adapter's resources."""

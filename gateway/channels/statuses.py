@@ -1,8 +1,8 @@
-"""``user.status``: what subscribers by the doors of Laravel and Pusher hear of users in presence channels.
+"""``user.status``: what clients of Laravel Echo and Pusher hear about users in presence channels.
 
-In ``presence-online-users`` they hear who comes online, goes offline, or is otherwise there; in ``presence-room-{id}``
-who enters the room, who leaves it, and who of those in it is otherwise there. Each node tells its own, from the logs of
-presence and of channels, as it tells native clients of presence: it is said once, whatever the number of nodes.
+In ``presence-online-users`` they hear who comes online, goes offline or changes status; in ``presence-room-{id}`` who
+enters or leaves the room, and whose status changes in it. Each node tells its own clients, from the logs of presence
+and of channels, so that each hears it once, however many nodes there are.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ ROOM = "presence-room-"
 
 
 class Statuses:
-    """Tells subscribers of what becomes of users; of each user only the last of an interval.
+    """Sends ``user.status`` to this node's subscribers; of each user only the last change in an interval.
 
     Args:
         audience: this node's subscribers.
         membership: who is in which room.
-        presence: what is known of users.
+        presence: the view of presence.
         scheduler: the event loop.
         interval: seconds that changes in one channel are gathered for.
-        visibility: who may see whom; None where everyone sees everyone.
+        visibility: who may see whom; None if everyone sees everyone.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Statuses:
         """Until when, by the loop's clock, changes in a channel are gathered."""
 
     def publish(self, transitions: Sequence[Transition]) -> None:
-        """Take news of presence in."""
+        """Take in new transitions of presence."""
         for transition in transitions:
             if transition.event is None:
                 continue
@@ -83,7 +83,7 @@ class Statuses:
                     self._put(tenant, channel, status, transition.at, is_online=True)
 
     def publish_members(self, transitions: Sequence[Transition]) -> None:
-        """Take news of who is in channels in."""
+        """Take in new transitions of the store of channels."""
         for transition in transitions:
             tenant, channel = parse_scope(transition.tenant)
             if transition.event not in (Event.ONLINE, Event.OFFLINE) or not channel.startswith(ROOM):

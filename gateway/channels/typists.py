@@ -1,4 +1,4 @@
-"""Who is typing: told when it begins and when it ends, and over by itself where nobody says that it ended."""
+"""Who is typing: told when somebody begins and when they end, and ended after a while if nobody says so."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from gateway.runtime.timers import Scheduler
 
 EXPIRES = 6.0
-"""Seconds after which somebody types no more who was last told to."""
+"""Seconds after the last report that somebody types, after which they count as having ended."""
 
 EVERY = 2.0
-"""Seconds in which somebody who goes on typing is told to only once."""
+"""Seconds in which it is reported only once that somebody goes on typing."""
 
 _Key = tuple[str, str, str]
 """Tenant, channel and user id."""
 
 
 class _Typist:
-    """Somebody who types by this node."""
+    """Somebody who types at a connection to this node."""
 
     __slots__ = ("name", "sources", "told_at")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.sources: set[str | None] = set()
-        """The ids of the connections at which they do; None for over HTTP."""
+        """The ids of the connections at which they type; None stands for HTTP."""
         self.told_at = float("-inf")
 
 
 class Typists:
-    """Tells who types.
+    """Tells channels who is typing.
 
-    That it ended the typist's node says, or else each node tells its own clients, when it has heard no more for
-    `EXPIRES`: also of one whose node was killed.
+    The typist's node says when they end. If it does not, because it was killed, say, each other node tells its own
+    clients when it has heard nothing for `EXPIRES` seconds.
 
     Args:
-        channels: where it is said.
+        channels: where it is told.
         scheduler: the event loop.
         clock: the time.
     """
@@ -62,19 +62,19 @@ class Typists:
         self._typists: dict[_Key, _Typist] = {}
         self._by_source: dict[str, set[_Key]] = {}
         self._ends: dict[_Key, asyncio.TimerHandle] = {}
-        """What tells this node's clients that it is over, of everyone whom they have heard to type."""
+        """The timers that tell this node's clients that somebody has ended, for each whom they heard to type."""
         channels.on_said[USER_TYPING] = self._hear
         channels.on_end.append(self.end)
 
     async def type(self, tenant: str, channel: str, person: Person, *, is_typing: bool, source: str | None) -> None:
-        """Let a channel know that somebody types, or does so no more.
+        """Tell a channel that somebody types, or has ended.
 
         Args:
             tenant: whose channel.
             channel: which.
             person: who.
-            is_typing: whether they do.
-            source: the id of the connection at which they do, which is not told; None for over HTTP.
+            is_typing: whether they type.
+            source: the id of the connection at which they type, which is not sent the event; None for HTTP.
 
         Raises:
             UnavailableError: the store is away.
@@ -102,7 +102,7 @@ class Typists:
             raise
 
     async def stop(self, tenant: str, channel: str, user_id: str, source: str | None) -> None:
-        """Take somebody as typing no more, wherever they do: they have sent what they typed.
+        """End somebody's typing, at all their connections to this node: they have sent what they typed.
 
         Raises:
             UnavailableError: the store is away.
@@ -115,13 +115,13 @@ class Typists:
             await self._stop(key, typist, source)
 
     async def end(self, subscriber: Subscriber) -> None:
-        """Let a connection that has ended type no more."""
+        """End the typing at a connection that has ended."""
         for key in tuple(self._by_source.get(subscriber.connection_id, ())):
             typist = self._typists.get(key)
-            if typist is None:  # it was over meanwhile
+            if typist is None:  # it has ended meanwhile
                 continue
             self._drop(key, typist, subscriber.connection_id)
-            with suppress(UnavailableError):  # those who heard of it find by themselves that it is over
+            with suppress(UnavailableError):  # every node ends it by itself after `EXPIRES`
                 await self._stop(key, typist, None)
 
     async def _stop(self, key: _Key, typist: _Typist, source: str | None) -> None:
@@ -151,8 +151,8 @@ class Typists:
     # Hearing of it
 
     def _hear(self, said: Said) -> None:
-        """Take note of who is told to type, to tell this node's clients when it is over and nobody says so."""
-        if said.sender is None:  # a backend's, which ends it itself
+        """Start a timer for somebody who is reported to type, in case nobody says when they end."""
+        if said.sender is None:  # said by a backend, which has to end it itself
             return
         key = (said.tenant, said.channel, said.sender)
         if (timer := self._ends.pop(key, None)) is not None:
@@ -175,7 +175,7 @@ class Typists:
         self._channels.tell(msgspec.structs.replace(said, data=msgspec.Raw(wire.encode(over)), at=self._clock()))
 
     def close(self) -> None:
-        """Wait for nothing more."""
+        """Cancel all timers."""
         for timer in self._ends.values():
             timer.cancel()
         self._ends.clear()
