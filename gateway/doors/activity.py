@@ -1,4 +1,4 @@
-"""The middleware: requests of the application that a gateway is attached to, as activity of their users."""
+"""A middleware for the application that a gateway is attached to: its requests count as activity of their users."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 User = str | tuple[str, str] | None
-"""A user id, with its tenant behind it where that is not the default one; None for nobody."""
+"""A user id, or user id and tenant if that is not the default one; None for a request of no user."""
 
 UserOf = Callable[[web.Request], User]
 
 WAITING = 1_000
-"""Requests whose activity waits for a key or for the store. What comes past it is not counted: the next will be."""
+"""Requests whose activity may wait for a key or for the store. Any more do not count as activity; later ones will."""
 
 
 STREAM = 1.0
-"""Seconds after which a request that is not answered yet is counted all the same."""
+"""Seconds after which a request counts even if it has not been answered yet."""
 
 
 class ActivityMiddleware:
-    """Records requests as what ``POST /presence/heartbeat`` does, beside them: none waits for it, or fails by it.
+    """Records each request as a heartbeat like ``POST /presence/heartbeat``. No request waits for that, or fails by it.
 
     Args:
-        tracker: where activity is recorded.
-        authenticator: what verifies tokens.
-        origins: whose cookies may be tokens.
-        ours: the gateway's own routes, which know by themselves what is activity.
-        user_of: who makes a request; None looks for a token.
-        every: seconds in which a user is recorded once.
+        tracker: records activity.
+        authenticator: verifies tokens.
+        origins: decides whether a page's cookies may be tokens.
+        ours: the gateway's own routes, which record activity by themselves.
+        user_of: returns the user who makes a request; None to look for a token.
+        every: seconds in which a user is recorded only once.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ActivityMiddleware:
                 return await handler(request)
             gone: set[tuple[str, str]] = set()
             before = RELEASED.set(gone)
-            # When it is answered, so that a logout is the last word; but a stream is not the end of what it began.
+            # Recorded after the answer, so that a logout is not undone; but at once for an answer that takes long.
             timer = asyncio.get_running_loop().call_later(STREAM, self._note, request, gone)
             try:
                 return await handler(request)
@@ -96,7 +96,7 @@ class ActivityMiddleware:
         return activity
 
     def _note(self, request: web.Request, gone: Collection[tuple[str, str]]) -> None:
-        """Record a request, but for a user who was said to go in it; their next one is news."""
+        """Record a request, unless its handler has set the user offline; then the next request counts again."""
         for user in gone:
             self._users.forget(user)
         try:

@@ -1,8 +1,7 @@
-"""The exporter: reads the log beside whoever else does, and has a database take in what others were told.
+"""The exporter: a further reader of the log, which writes into a database what others were told.
 
-It is one node's duty at a time. Nothing of presence waits for it: while the database is away the log waits in the
-store, as it does for a node that is cut off, and what was trimmed meanwhile becomes a gap, which is written down as
-one.
+It is one node's duty at a time. Presence never waits for it. While the database cannot be reached, the log waits in the
+store, as it does for a node that is cut off. What is trimmed from it in the meantime is a gap, and is recorded as one.
 """
 
 from __future__ import annotations
@@ -27,54 +26,55 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 DUTY = "export"
-"""What the lease is called."""
+"""The name of the lease."""
 
 BATCH = 1000
 """Changes in one transaction at the most."""
 
 GATHERED = 0.2
-"""Seconds between transactions of an export that is not behind: what comes meanwhile is one."""
+"""Seconds between transactions while the export is up to date: the changes in between go into one."""
 
 NOTED = 1000
-"""Milliseconds after which the database is told how far the log was read, though nothing in it was of interest."""
+"""Milliseconds after which the database is told how far the log was read, if it had entries but none to be written."""
 
 NOTED_QUIET = 10_000
-"""The same where nothing was in it: so that a gap, should one come, does not begin hours ago."""
+"""Milliseconds after which it is told so if the log had no entries at all, so that a gap never seems to begin hours
+ago."""
 
 GIVEN_BACK = 3.0
-"""Seconds that nodes have to give back what a store has lost, before a snapshot is taken."""
+"""Seconds that nodes have to restore what a store has lost before a snapshot is taken."""
 
 RETRY = 0.25
-"""Seconds to wait after the store failed, before it is asked again."""
+"""Seconds to wait after the store failed before it is asked again."""
 
 BACK_OFF = (0.5, 30.0)
 """Seconds to wait after the database failed, the first time and at the most."""
 
 REMINDER = 60_000
-"""Milliseconds between log lines that say that the database is still away."""
+"""Milliseconds between log lines that say that the database still cannot be reached."""
 
 
 class Target(Protocol):
-    """What is exported to; `gateway.export.database.Database` says more."""
+    """Where presence is exported to; see `gateway.export.database.Database`."""
 
     async def progress(self) -> Progress | None:
-        """Read how far the export has come; None where it has not begun."""
+        """Read how far the export has come; None if it has not begun."""
 
     async def write(self, seen: Progress, then: Progress, changes: Sequence[Change]) -> Progress:
-        """Write what the log told between two positions."""
+        """Write the changes of the log between two positions."""
 
     async def resynchronise(self, seen: Progress | None, snapshot: Snapshot, now: int, reason: str) -> Progress:
         """Go on from a snapshot."""
 
 
 class Exporter:
-    """What takes the log to a database.
+    """Reads the log, and writes it into a database.
 
     Args:
-        store: whose log.
-        database: where to.
-        clock: the time that presence goes by, in Unix milliseconds.
-        sleep: waits for some seconds.
+        store: the store whose log is read.
+        database: where to write.
+        clock: the time of presence, in Unix milliseconds.
+        sleep: waits for some seconds; a test passes its own.
     """
 
     def __init__(
@@ -90,9 +90,9 @@ class Exporter:
         self.errors = 0
         """Transactions that failed."""
         self.gaps = 0
-        """Times that the log did not go on from where the database was."""
+        """How often the log did not go on from where the database was."""
         self.running = False
-        """Whether it is this node that exports."""
+        """Whether this node exports now."""
         self._store = store
         self._tail = Tail(store)
         self._database = database

@@ -1,4 +1,4 @@
-"""An export as a part of a process: the exporter, its database, and the duty that one node has at a time."""
+"""The export as one part of a gateway: the exporter, its database, and the duty that one node has at a time."""
 
 from __future__ import annotations
 
@@ -23,33 +23,35 @@ CLOSE = 5.0
 
 
 class Export:
-    """What takes presence to a database, on whichever node's turn it is.
+    """Exports presence to a database while it is this node's duty.
 
     Args:
         url: the database, as `address.check_url` takes it.
-        source: which gateway's presence it is to hold: the prefix of its keys.
-        store: whose log.
-        clock: the time that presence goes by, in Unix milliseconds.
-        leases: who of all nodes does it.
-        ttl: seconds until another node does it, after this one died.
+        source: names the gateway whose presence the database holds: the prefix of its keys.
+        store: the store whose log is exported.
+        clock: the time of presence, in Unix milliseconds.
+        leases: decides which node exports.
+        ttl: seconds until another node takes over after this one died.
     """
 
     def __init__(
         self, url: str, source: str, store: Store, clock: Callable[[], int], leases: Leases, *, ttl: float
     ) -> None:
-        from gateway.export.database import Database  # noqa: PLC0415 - SQLAlchemy is there for whoever exports
+        from gateway.export.database import Database  # noqa: PLC0415 - SQLAlchemy is only installed for an export
 
         self._database = Database(url, source)
         self._duty = Duty(DUTY, leases, ttl=ttl)
         self.exporter = Exporter(store, self._database, clock)
         _log.info("presence is exported", database=describe(url))
         if is_file(url) and not store.near:
-            _log.warning("SQLite is a file of this machine: nodes on others would each export to one of their own")
+            _log.warning(
+                "SQLite is a file on this machine: a node on another machine would export to a file of its own"
+            )
 
     async def run(self) -> None:
-        """Export whenever it is this node's turn, until cancelled."""
+        """Export while it is this node's duty, until cancelled."""
         await self._duty.run(self.exporter.run)
 
     async def close(self) -> None:
-        """Let go of the database. What is being written is written, or not at all."""
+        """Close the database. A transaction under way is committed as a whole, or not at all."""
         await self._database.close(CLOSE)
