@@ -40,8 +40,8 @@ export class PresenceClient {
   #share;
   #state = 'closed';
   #link = null; // a Connection, or Tabs in place of one
-  #run = null; // made anew with each start: what was begun before gives up
-  #been = false; // whether there was a connection since connect()
+  #run = null; // an object per start: work that was begun before sees that it has changed, and stops
+  #been = false; // whether it has been connected since connect()
   #statuses = new Map();
   #watches = new Map(); // userId -> how many watch
   #listeners = new Map(); // userId -> Set of {listener}
@@ -250,7 +250,7 @@ export class PresenceClient {
     for (const [target, type, handler] of this.#pageEvents()) target?.removeEventListener?.(type, handler);
   }
 
-  // Whom it watches, and what is known of them
+  // Watched users and their statuses
 
   #unwatch(userId, entry) {
     const left = this.#watches.get(userId) - 1;

@@ -1,16 +1,16 @@
 /*
- * Presence gateway, in the browser: one connection, whom it watches, and what is known of them.
+ * Presence gateway, in the browser: one connection to the gateway, the users it watches, and their statuses.
  * Part of presence-client.js.
  */
 
 import { PresenceError, subjectOf } from './presence-token.js';
 
 const NAMESPACE = '/ws/messages';
-const PATIENCE = 15_000; // milliseconds for an answer, after which the connection is taken for dead
-const BATCH = 1000; // as many users as one request may name
-const LINGER = 2000; // milliseconds in which who is not shown any more may be shown again
-const DOUBT = 2000; // milliseconds at most until what an event does not say is asked for
-const FIRST_REST = 1000; // milliseconds until what failed is tried again; twice as long each time
+const PATIENCE = 15_000; // milliseconds to wait for an answer; then the connection is taken for dead
+const BATCH = 1000; // users in one request at the most
+const LINGER = 2000; // milliseconds that a user stays watched who is not shown any more: they may be shown again
+const DOUBT = 2000; // milliseconds at the most until a status is asked for of which an event did not say everything
+const FIRST_REST = 1000; // milliseconds until something that failed is tried again; twice as long each time
 const LONGEST_REST = 30_000;
 const LONGEST_TIMER = 2 ** 31 - 1;
 const TOKEN_CODES = new Set(['TOKEN_MISSING', 'TOKEN_INVALID', 'TOKEN_EXPIRED']);
@@ -20,29 +20,30 @@ const rest = (failures) => Math.min(FIRST_REST * 2 ** failures, LONGEST_REST) * 
 
 /**
  * options: url, path, io, tokens (Tokens), heartbeat (milliseconds).
- * tell: what is called with what comes of it: statuses(list), state(name), error(error), answered(id, answer), stranger().
+ * tell: the functions that it calls: statuses(list), state(name), error(error), answered(id, answer), and stranger() when
+ * the token turns out to be another user's.
  */
 export class Connection {
   #options;
   #tell;
   #socket = null;
   #state = '';
-  #timers = {}; // by what each is for
-  #session = null; // made anew with each connection: what waits for an old one gives up
-  #wanted = new Set();
-  #asked = new Set(); // whom the server is known to let us hear of
-  #doubted = new Set(); // of whom an event did not say all
-  #narrowed = false; // whether it knows that we hear of nobody else
-  #lingered = false; // whether those who are not wanted any more have had their time
+  #timers = {}; // by purpose
+  #session = null; // an object per connection: work that was begun for an older one sees that it has changed, and stops
+  #wanted = new Set(); // user ids to watch
+  #asked = new Set(); // user ids that the server has on our watch list
+  #doubted = new Set(); // user ids of which an event did not say everything
+  #narrowed = false; // whether the server sends us watched users only
+  #lingered = false; // whether LINGER is over for users that are not wanted any more
   #batch = BATCH;
-  #limit = Infinity; // how many may be watched, once that is known
-  #looking = false;
+  #limit = Infinity; // how many users may be watched; found out when the server refuses more
+  #looking = false; // whether anybody can see the page
   #beatAt = -Infinity;
-  #epoch = 0; // counts the connections that began anew: versions may, too
+  #epoch = 0; // counts the connections that did not recover: versions are comparable within one epoch only
   #known = new Map(); // userId -> {status, epoch}
   #failures = 0;
   #refusals = 0;
-  #subject = null;
+  #subject = null; // whose token it is; see subjectOf
 
   constructor(options, tell) {
     this.#options = options;
@@ -57,7 +58,7 @@ export class Connection {
     const { url, path, io, tokens } = this.#options;
     this.#subject = subjectOf(tokens.token ?? '');
     this.#setState('connecting');
-    // Of its own: where the page has other namespaces, they are not to be closed with this one.
+    // forceNew: closing it must not close other namespaces that the page may have.
     const socket = io(url + NAMESPACE, { path, forceNew: true, auth: (send) => this.#authenticate(send) });
     this.#socket = socket;
     socket.on('connect', () => this.#onConnect());
@@ -69,7 +70,7 @@ export class Connection {
     socket.on('user-status-changed', (user) => this.#learn([user]));
   }
 
-  /** goodbye: whether the user is to be offline at once, where this is the last connection; else within the grace. */
+  /** Close. With goodbye, the user is offline at once if this was their last connection; otherwise after the grace. */
   close(goodbye) {
     const socket = this.#socket;
     this.#socket = this.#session = null;
@@ -81,7 +82,7 @@ export class Connection {
     else socket.io.engine.close();
   }
 
-  /** wanted: the ids of all that are shown; looking: whether anybody can see them. */
+  /** Say what to watch. wanted: the ids of all users that are shown; looking: whether anybody can see them. */
   update(wanted, looking) {
     const comes = looking && !this.#looking;
     const back = this.recall([...wanted].filter((userId) => !this.#wanted.has(userId)));
@@ -93,12 +94,12 @@ export class Connection {
     this.#sync();
   }
 
-  /** What is known of some users. */
+  /** The statuses of some users, as far as they are known. */
   recall(userIds) {
     return userIds.map((userId) => this.#known.get(userId)?.status).filter(Boolean);
   }
 
-  /** Say that somebody is there. By several tabs it is said once; now: also where it has just been. */
+  /** Send a heartbeat, unless one was sent just now, by another tab perhaps; with now, send it in any case. */
   beat(now = false) {
     const time = Date.now();
     if (!this.#session || (!now && time - this.#beatAt < this.#options.heartbeat * 0.8)) return;
@@ -106,7 +107,7 @@ export class Connection {
     this.#request('heartbeat').catch((error) => this.#complain(error));
   }
 
-  /** Ask for something; `answered` is called with the id, unless the connection is lost before. */
+  /** Send a request; `answered` is called with its id, unless the connection is lost before. */
   ask(id, event, payload) {
     if (!this.#session) return;
     this.#request(event, payload).then(
@@ -117,14 +118,14 @@ export class Connection {
     );
   }
 
-  /** take: called with the answer as it comes, before what comes behind it is heard. */
+  /** Send a request, and return its answer. take: called with the answer before any later event is handled. */
   #request(event, payload, take = () => {}) {
     const session = this.#session;
     const socket = this.#socket;
     return new Promise((resolve, reject) => {
       const answered = (failed, answer) => {
         if (failed) {
-          // No answer, and no word of a lost connection either: the machine has slept, or the network has changed.
+          // No answer, and the loss was not noticed either: the machine has slept, or the network has changed.
           if (session && session === this.#session) socket.io.engine.close();
           reject(new PresenceError('LOST', `the connection was lost before ${event} was answered`));
         } else if (answer?.event === 'error') {
@@ -160,12 +161,12 @@ export class Connection {
     this.#session = null;
     this.#cancel('renew');
     this.#setState('reconnecting');
-    if (this.#socket.active) return; // socket.io-client comes back by itself
-    if (reason === 'io server disconnect') this.#options.tokens.spend(); // it has ended, or a backend wants us to have another
+    if (this.#socket.active) return; // socket.io-client reconnects by itself
+    if (reason === 'io server disconnect') this.#options.tokens.spend(); // the token has expired, or a backend wants us to get another one
     this.#again();
   }
 
-  /** Connect when some time has passed; seconds, or by how often it has failed. */
+  /** Connect after so many seconds, or, if they are not given, after a time that grows with each failure. */
   #again(seconds) {
     const delay = seconds === undefined ? rest(this.#failures) : seconds * 1000;
     this.#failures += 1;
@@ -187,7 +188,7 @@ export class Connection {
   }
 
   #onRefusal({ message, data }) {
-    if (this.#socket.active) return; // nobody was reached
+    if (this.#socket.active) return; // the server was not reached, and socket.io-client tries again
     this.#setState(this.#epoch ? 'reconnecting' : 'connecting');
     if (TOKEN_CODES.has(data?.code)) {
       this.#replaceToken(data.code, message);
@@ -221,7 +222,7 @@ export class Connection {
     this.#setState('refused');
   }
 
-  /** Whether a token is of the user whom the connection is of; of another one begins anew. */
+  /** Whether a token belongs to the user of this connection. If not, `stranger` is told, and begins anew. */
   #isOurs(token) {
     if (!token || subjectOf(token) === this.#subject) return true;
     this.#tell.stranger();
@@ -253,7 +254,7 @@ export class Connection {
 
   // Whom it watches
 
-  /** Bring the server's list to what is wanted: one request after the other, with all that has come together meanwhile. */
+  /** Make the server's watch list what is wanted: one request after the other, each with all that has gathered. */
   async #sync() {
     const session = this.#session;
     if (!session || session.syncing) return;
@@ -285,8 +286,8 @@ export class Connection {
   #next() {
     const missing = [...this.#wanted].filter((userId) => !this.#asked.has(userId));
     const watch = (count) => ({ event: 'watch-users', userIds: missing.slice(0, count) });
-    if (!this.#narrowed) return watch(this.#batch); // also of nobody: until it is asked, it would hear of everyone
-    if (!this.#looking) return null; // to ask would be activity, and nobody is there
+    if (!this.#narrowed) return watch(this.#batch); // even if it is empty: without a watch list the server sends everyone
+    if (!this.#looking) return null; // a request counts as activity, and nobody is looking
     const extra = [...this.#asked].filter((userId) => !this.#wanted.has(userId));
     if (extra.length && this.#lingered) return { event: 'unwatch-users', userIds: extra.slice(0, BATCH) };
     const room = this.#limit - this.#asked.size;
@@ -312,10 +313,10 @@ export class Connection {
     this.#learn(data.statuses, true);
   }
 
-  /** More than may be watched. How many may, nobody says: it is found by halves. */
+  /** The server refused to watch so many. It does not say how many it allows, so that is found by halving. */
   #overfull(step, error) {
     if ([...this.#asked].some((userId) => !this.#wanted.has(userId))) {
-      this.#lingered = true; // these make room
+      this.#lingered = true; // users that are not wanted any more make room at once
     } else if (step.userIds.length > 1) {
       this.#batch = Math.floor(step.userIds.length / 2);
     } else {
@@ -339,25 +340,25 @@ export class Connection {
     }
   }
 
-  // What is known
+  // Statuses
 
   #onOnline({ userId, status, timestamp: at, version }) {
     const told = { userId, online: true, status, statusText: null, lastActive: at, connectedAt: at, version };
     if (!this.#learn([told])) return;
-    // The event does not have the text that a status may have. Not all who watch the user are to ask at the same time.
+    // The event lacks the status text. It is asked for after a random time, so that not all watchers ask at once.
     this.#doubted.add(userId);
     if (!this.#timers.doubt) this.#after('doubt', Math.random() * DOUBT, () => this.#sync());
   }
 
-  /** Take in what the server said, in the order in which it did; asked: as an answer. Returns whether it was news. */
+  /** Take in statuses, in the order in which the server sent them. asked: they are an answer. Returns whether any was new. */
   #learn(statuses, asked = false) {
     const news = [];
     for (const status of statuses) {
       if (!this.#wanted.has(status.userId) && !this.#asked.has(status.userId)) continue;
       const known = this.#known.get(status.userId);
-      // With version 0 they were never seen, or what was told is taken back.
+      // Version 0: the user was never seen, or we may not see them any more.
       if (known?.epoch === this.#epoch && status.version !== 0) {
-        const hidden = status.invisible || known.status.invisible; // to their own pages, under one version
+        const hidden = status.invisible || known.status.invisible; // a user's own pages: their real status changes without a new version
         if (status.version < known.status.version) continue;
         if (status.version === known.status.version && !asked && !hidden) continue;
       }
@@ -371,7 +372,7 @@ export class Connection {
   // Small things
 
   #complain(error) {
-    if (error.code !== 'LOST') this.#tell.error(error); // that the state says
+    if (error.code !== 'LOST') this.#tell.error(error); // LOST shows in the state
   }
 
   #setState(state) {

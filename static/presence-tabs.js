@@ -1,22 +1,22 @@
 /*
  * Presence gateway, in the browser: one connection for all tabs of a user. Part of presence-client.js.
  *
- * The tab that holds the lock leads: it has the connection, and tells the others what comes of it. When it closes, crashes
- * or sleeps, another leads. The user's connection was lost then, and there is a new one long before its grace is over.
+ * The tab that holds a lock is the leader: it has the connection, and passes everything on to the other tabs. When it
+ * closes, crashes or sleeps, another tab becomes the leader, and connects long before the user's grace is over.
  */
 
 import { PresenceError } from './presence-token.js';
 
-const STALL = 10_000; // milliseconds in which a leader answers; one that does not is asleep
+const STALL = 10_000; // milliseconds in which a leader has to answer; one that does not is asleep
 
-/** Whether this browser has what it takes; it has none of it on a page without TLS that is not of this machine. */
+/** Whether this browser can share a connection. None can on a page without TLS, except on localhost. */
 export const canShare = () => Boolean(globalThis.navigator?.locks && globalThis.BroadcastChannel && globalThis.crypto?.randomUUID);
 
 /**
- * In place of a Connection.
- * name: the same in all tabs that may share.
- * open: makes the Connection, when this tab leads; called with what it is to tell.
- * tell: what is called, as a Connection does.
+ * Has the methods of a Connection, and stands in for it.
+ * name: the same in all tabs that may share a connection.
+ * open: makes the Connection when this tab becomes the leader; called with the functions that it is to call.
+ * tell: the functions that this calls, as for a Connection.
  */
 export class Tabs {
   #id = crypto.randomUUID();
@@ -26,13 +26,13 @@ export class Tabs {
   #channel = null;
   #wanted = new Set();
   #looking = false;
-  #leader = null; // {from, term}: who leads, as it was last heard
+  #leader = null; // {from, term}: the leader, as last heard of
   #stall = 0;
   #closed = false;
-  #release = null; // lets go of the lock by which the others know that this tab lives
-  #withdraw = null; // gives up waiting for the lead
-  #resign = null; // gives up the lead
-  // Of the leader alone:
+  #release = null; // releases the lock that shows the other tabs that this one is alive
+  #withdraw = null; // stops waiting to become the leader
+  #resign = null; // stops being the leader
+  // In the leader only:
   #connection = null;
   #tabs = new Map(); // the others, by id: {wanted, looking, forget}
 
@@ -57,7 +57,7 @@ export class Tabs {
     navigator.locks.request(this.#lockOf(this.#id), living);
   }
 
-  /** goodbye: as a Connection's, where this is the last tab; otherwise the others go on. */
+  /** Close this tab's part. goodbye: as for a Connection, if this is the last tab; otherwise the others go on. */
   close(goodbye) {
     this.#closed = true;
     this.#withdraw?.();
@@ -95,14 +95,14 @@ export class Tabs {
     return `${this.#name} tab ${id}`;
   }
 
-  // Who leads
+  // Electing a leader
 
-  /** Wait for the lead; or take it, from one who is asleep. */
+  /** Wait to become the leader; or, with steal, replace a leader that is asleep. */
   #campaign({ steal = false }) {
     const waiting = new AbortController();
     this.#withdraw?.();
     this.#withdraw = () => waiting.abort();
-    // A request that takes it cannot be withdrawn.
+    // A request that steals the lock cannot be withdrawn.
     navigator.locks.request(this.#name, steal ? { steal } : { signal: waiting.signal }, () => this.#lead()).catch(() => {
       if (!this.#connection) return; // it was withdrawn
       this.#stepDown(false); // another took it: this tab had slept
@@ -111,7 +111,7 @@ export class Tabs {
     });
   }
 
-  /** Lead, until what this returns is kept. */
+  /** Be the leader until the promise that this returns is resolved. */
   #lead() {
     if (this.#closed || this.#connection) return undefined;
     this.#expect(false);
@@ -134,26 +134,26 @@ export class Tabs {
     const connection = this.#connection;
     if (!connection) return;
     this.#connection = null;
-    this.#resign(); // the next one begins before this one's connection is gone
+    this.#resign(); // first, so that the next leader begins before this connection is closed
     connection.close(goodbye);
     for (const { forget } of this.#tabs.values()) forget();
     this.#tabs.clear();
   }
 
   #onState(state) {
-    // It was this tab's token that was refused: it goes, and another one tries its own.
+    // This tab's token was refused: it resigns, and another tab tries with its own.
     if (state === 'refused') this.#tell.state(state);
     else this.#say({ type: 'state', state }, () => this.#tell.state(state));
   }
 
-  /** Say who is here, and be told all anew, also what was said while this tab slept. */
+  /** Announce this tab, and have everything sent again, also what was sent while this tab slept. */
   #greet() {
     if (this.#connection) return;
     this.#post(this.#wish('hello'));
     this.#expect();
   }
 
-  /** Expect an answer of the leader; where none comes, and somebody looks at this tab, it leads. */
+  /** Expect an answer from the leader. If none comes, and somebody looks at this tab, it takes the lead. */
   #expect(still = true) {
     if (!still) {
       clearTimeout(this.#stall);
@@ -166,14 +166,14 @@ export class Tabs {
     }
   }
 
-  // What the tabs say to each other
+  // Messages between tabs
 
   #post(message) {
-    // Not before the others can know when this tab ends; it is all said then.
+    // Not before this tab holds the lock that shows that it is alive; then everything is sent.
     if (this.#release) this.#channel?.postMessage({ ...message, from: this.#id });
   }
 
-  /** Say it to all tabs, as the leader; `here` does what it means to this one. */
+  /** As the leader, send something to all tabs; `here` does in this one what the message does in the others. */
   #say(message, here) {
     this.#post({ ...message, term: this.#leader.term });
     here?.();
@@ -197,7 +197,7 @@ export class Tabs {
       if (term < (this.#leader?.term ?? 0)) return;
       this.#leader = { from, term };
     }
-    if (from !== this.#leader?.from) return; // one that has slept
+    if (from !== this.#leader?.from) return; // a former leader that has slept
     this.#expect(false);
     if (type === 'lead' && to === undefined) this.#greet();
     if (statuses?.length) this.#tell.statuses(statuses);
@@ -227,12 +227,12 @@ export class Tabs {
     }
   }
 
-  /** Hear of it when a tab ends, however it does. Returns what to call when that is of no interest any more. */
+  /** Call back when a tab ends, in whichever way. Returns a function that cancels this. */
   #follows(id) {
     const waiting = new AbortController();
     navigator.locks
       .request(this.#lockOf(id), { mode: 'shared', signal: waiting.signal }, () => this.#forget(id))
-      .catch(() => {}); // it was of no interest any more
+      .catch(() => {}); // it was cancelled
     return () => waiting.abort();
   }
 
@@ -241,7 +241,7 @@ export class Tabs {
     if (this.#connection) this.#gather();
   }
 
-  /** Whom any tab wants, and whether anybody looks at one. */
+  /** The users that any tab wants to watch, and whether anybody looks at one of the tabs. */
   #gather() {
     const wanted = new Set(this.#wanted);
     let looking = this.#looking;

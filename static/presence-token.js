@@ -1,9 +1,9 @@
 /*
- * Presence gateway, in the browser: the token, when it ends, and where a new one comes from.
+ * Presence gateway, in the browser: the token, when it expires, and how a new one is got.
  * Part of presence-client.js.
  */
 
-const LONGEST_MARGIN = 60_000; // milliseconds before its end in which a token is renewed; of short ones, a fifth
+const LONGEST_MARGIN = 60_000; // a token is renewed so many milliseconds before it expires, or a fifth of its life if that is less
 
 /** What went wrong, with the gateway's code. */
 export class PresenceError extends Error {
@@ -15,7 +15,7 @@ export class PresenceError extends Error {
   }
 }
 
-/** The claims of a JWT, unverified; null where it is none. */
+/** The claims of a JWT, unverified; null if it is not a JWT. */
 function claimsOf(token) {
   try {
     const base64 = token.split('.')[1].replaceAll('-', '+').replaceAll('_', '/');
@@ -26,7 +26,7 @@ function claimsOf(token) {
   }
 }
 
-/** Whose a token is, as a text: all of its claims but those that each token has its own of. Null where nobody can say. */
+/** Identifies a token's user: all of its claims as text, without those that differ from token to token. Null if unknown. */
 export function subjectOf(token) {
   const claims = claimsOf(token);
   if (claims?.sub === undefined) return null;
