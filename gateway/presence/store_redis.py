@@ -35,7 +35,7 @@ from gateway.presence.model import (
     UserStatus,
 )
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
-from gateway.redis.commands import Call, Commands, Script
+from gateway.redis.commands import Call, Commands, Script, pairs_of
 from gateway.redis.keys import base_of, outbox_key, queue_key, user_key, user_of
 from gateway.redis.stream import Stream, to_id, to_position
 
@@ -224,7 +224,7 @@ class RedisStore(Store):
             await self._review(self._reviewed, now)
         commits = [Commit(to_position(position or b"0-0"))]
         # The lease that ran out last comes last: it decides how long a user with connections to several nodes stays.
-        for node, _ in sorted((_pairs(out) | _pairs(dying)).items(), key=lambda item: float(item[1])):
+        for node, _ in sorted((pairs_of(out) | pairs_of(dying)).items(), key=lambda item: float(item[1])):
             commits += await self._bury(node.decode(), now)
         for _ in range(SWEEPS):
             if not due:
@@ -282,7 +282,7 @@ class RedisStore(Store):
         found, transitions, leases = await self._together(
             ("HGETALL", key), ("LRANGE", recent, 0, RECENT - 1), ("ZRANGE", self._key("leases"), 0, -1, "WITHSCORES")
         )
-        fields = _pairs(found)
+        fields = pairs_of(found)
         at = {name.removeprefix(b"c:"): node.decode() for name, node in fields.items() if name.startswith(b"c:")}
         texts = await self._together(*(("HGET", self._key("node", node), name) for name, node in at.items()))
         until = _leases(leases)
@@ -336,7 +336,7 @@ class RedisStore(Store):
         key, commits = self._key("node", node), []
         while True:
             # At random, because several nodes may do this at once, and a scan would begin at the same ones each time.
-            found = _pairs(await self._commands.send("HRANDFIELD", key, CHUNK, "WITHVALUES"))
+            found = pairs_of(await self._commands.send("HRANDFIELD", key, CHUNK, "WITHVALUES"))
             keys = [self._key("dying"), key]
             arguments: list[Any] = [node, self._timing.hold_after(Ending.NODE_DIED)]
             for connection, text in found.items():
@@ -382,16 +382,7 @@ def _chunks(items: Sequence[UserStatus]) -> Iterable[Sequence[UserStatus]]:
 
 
 def _leases(found: Sequence[Any]) -> dict[str, int]:
-    return {node.decode(): int(float(score)) for node, score in _pairs(found).items()}
-
-
-def _pairs(reply: Any) -> dict[bytes, bytes]:
-    """A reply of names and values as a dict. Its shape depends on the protocol: a dict, a flat list, or pairs."""
-    if isinstance(reply, dict):
-        return reply
-    if reply and isinstance(reply[0], (list, tuple)):
-        return dict(reply)
-    return dict(zip(reply[::2], reply[1::2], strict=True))
+    return {node.decode(): int(float(score)) for node, score in pairs_of(found).items()}
 
 
 def _written(retention: Retention) -> str:

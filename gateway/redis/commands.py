@@ -206,3 +206,12 @@ def _fail(calls: Sequence[Call], error: Exception) -> None:
         if not call.future.done():
             call.future.set_exception(error)
             call.future.exception()  # not every caller is still there to hear it
+
+
+def pairs_of(reply: Any) -> dict[bytes, bytes]:
+    """A reply of names and values as a dict. Its shape depends on the protocol: a dict, a flat list, or pairs."""
+    if isinstance(reply, dict):
+        return reply
+    if reply and isinstance(reply[0], (list, tuple)):
+        return dict(reply)
+    return dict(zip(reply[::2], reply[1::2], strict=True))

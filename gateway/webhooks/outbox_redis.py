@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from gateway.presence.encoding import transition_of
-from gateway.redis.commands import Commands, Script
+from gateway.redis.commands import Commands, Script, pairs_of
 from gateway.redis.keys import CHANNELS, base_of, outbox_key
 from gateway.webhooks.event import Message, message_of
 from gateway.webhooks.outbox import OVERFLOW, UNREADABLE, Bounds, Letter, Outbox, State, Taken, Waiting
@@ -155,8 +155,7 @@ class RedisOutbox(Outbox):
 
     async def states(self) -> dict[str, State]:
         """Read what is known of each endpoint; see the port."""
-        found = await self._commands.send("HGETALL", self._endpoints)
-        names = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+        names = pairs_of(await self._commands.send("HGETALL", self._endpoints))
         states = {}
         for name, why in sorted((name.decode(), why.decode()) for name, why in names.items()):
             waiting, dead = [self._commands.enqueue("XLEN", key) for key in self._keys(name)]
