@@ -1,8 +1,8 @@
 """Laravel Echo's door: Socket.IO's namespace ``/``, as ``broadcaster: 'socket.io'`` speaks with it.
 
-A page asks for channels by ``subscribe``, with the headers that its backend knows it by. Who it is, is known by a token
-of its handshake, by one among those headers, or by what the application's authorizer says; from then on its user is
-online.
+A page enters a channel by ``subscribe``, with the headers by which its backend knows it. Its user is known by a token
+in its handshake, by one among those headers, or by the answer of the application's authorizer. From then on the user
+is online.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ _log = structlog.get_logger(__name__)
 NAMESPACE = "/"
 
 WHISPER = "client-"
-"""What the events begin with that members of a channel tell each other."""
+"""The prefix of client events, which members of a channel send each other."""
 
 MAX_WHISPER = 10_240
-"""Bytes of one's data, as JSON: Pusher's limit. Large ones would fill the buffers of all who are in the channel."""
+"""Bytes of a client event's data, as JSON; Pusher's limit. Large ones would fill the buffers of a whole channel."""
 
 _FORWARDED = ("Authorization", "X-Csrf-Token")
-"""Of the headers that a page names, those that an authorizer is asked with, besides its cookies."""
+"""The headers of ``subscribe`` that are passed on to the authorizer, besides the page's cookies."""
 
 _UNHEARD = frozenset({"connected", "user-online", "user-offline", "user-status-changed"})
-"""What the gateway tells its own clients, and Echo's know nothing of."""
+"""Events for native clients that Echo does not know."""
 
 
 class EchoCodec(EventCodec):
@@ -111,12 +111,12 @@ class _Whisper(msgspec.Struct):
 
 
 class _Page:
-    """How a page is reached.
+    """Writes to a page.
 
     Args:
         peer: its connection.
-        codec: how it is told.
-        acknowledge: called with the id of what waited for its user, once it is sent: Echo acknowledges nothing.
+        codec: encodes events for it.
+        acknowledge: called with the id of a notification that was queued, when it is sent: Echo acknowledges nothing.
     """
 
     def __init__(self, peer: SocketPeer, codec: EchoCodec, acknowledge: Callable[[str], None]) -> None:
@@ -127,7 +127,7 @@ class _Page:
         self._acknowledge = acknowledge
 
     def removed(self, channel: str) -> None:
-        """Tell it that it was taken out of a channel, as it is told of one that it may not enter."""
+        """Tell it that it was taken out of a channel, in the way that it is told that it may not enter one."""
         self.write(self.codec.batch([("subscription_error", channel, ForbiddenError.http_status)]))
 
     def hand(self, queued: Queued) -> None:
@@ -137,7 +137,7 @@ class _Page:
 
 
 class _Client:
-    """One page, and what is known of it."""
+    """One page: its connection, its user if that is known, and its place in channels."""
 
     def __init__(self, page: _Page, subscriber: Subscriber, request: web.Request, limiter: TokenBucket) -> None:
         self.page = page
@@ -146,7 +146,7 @@ class _Client:
         self.limiter = limiter
         self.identity: Identity | None = None
         self.address: str | None = None
-        """From where it comes, while it is nobody's and counts there; None where no limit asks for that."""
+        """The address that it counts for as long as its user is not known; None if there is no limit per address."""
 
     @property
     def live(self) -> LiveConnection | None:
@@ -154,12 +154,12 @@ class _Client:
 
 
 class EchoDoor(Namespace):
-    """Lets pages in that use Laravel Echo.
+    """Lets pages with Laravel Echo in, and answers their requests.
 
     Args:
-        entrance: what lets them in.
-        channels: where they hear of each other.
-        authorizer: who may be in which channel.
+        entrance: what this door shares with the other doors.
+        channels: the executor of channels.
+        authorizer: decides who may be in which channel.
     """
 
     def __init__(self, entrance: Entrance, channels: Channels, authorizer: Authorizer) -> None:
@@ -179,7 +179,7 @@ class EchoDoor(Namespace):
         }
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:
-        """Let a page in; see the port. One without a token has a time to say who it is."""
+        """Let a page in; see the port. One without a token has `handshake_timeout` to show who it is."""
         token = find_token(request.headers, request.query, self._entrance.origins.cookies(request), auth)
         limiter = TokenBucket(self._settings.rate_limit_events, self._clock() / 1000)
         page = _Page(self.peer(sid), self._codec, partial(self._acknowledge, sid))
@@ -198,7 +198,7 @@ class EchoDoor(Namespace):
             self._entrance.timers.call_later(self._settings.handshake_timeout, self._close_if_nobodys, sid)
 
     async def on_connected(self, sid: str) -> None:
-        """Begin to tell a user's connection what is for it; see the port."""
+        """Greet the page, if its user is known; see the port."""
         self._greet(self._clients[sid])
 
     async def on_disconnect(self, sid: str, reason: str) -> None:
@@ -221,10 +221,10 @@ class EchoDoor(Namespace):
         *,
         acknowledged: bool,
     ) -> Coroutine[Any, Any, None] | wire.Failure | None:
-        """Do what a page asks for; see the port.
+        """Answer a request; see the port.
 
-        Of what else it asks it is told nothing, as by Laravel's server. Echo awaits no answer, so whoever does is a
-        client that has left out its namespace: it would be connected, and hear of nobody.
+        An unknown event is ignored, as Laravel's own server does, unless the client waits for an acknowledgement. Echo
+        never does: it is a client that has forgotten the namespace, and is told so.
         """
         client, handler = self._clients[sid], self._requests.get(event)
         if handler is not None:
@@ -234,7 +234,7 @@ class EchoDoor(Namespace):
     # What a page asks for
 
     async def _read(self, kind: type[Any], handler: Any, client: _Client, args: list[Any]) -> None:
-        """Read a request, count it, and answer it; whatever is wrong with it is told to its page alone."""
+        """Decode a request, count it against the rate limit, and handle it. Errors are told to its page only."""
         channel = ""
         try:
             body = msgspec.convert(args[0] if args else None, kind)
@@ -257,7 +257,7 @@ class EchoDoor(Namespace):
     async def _subscribe(self, client: _Client, asked: _Subscription) -> None:
         channel = asked.channel
         if not is_name(channel):
-            raise InvalidPayloadError("no name of a channel")
+            raise InvalidPayloadError("this is not a valid name of a channel")
         headers = self._headers(client, asked.auth)
         if client.identity is None:
             await self._identify_by(client, headers)
@@ -287,9 +287,9 @@ class EchoDoor(Namespace):
     async def _whisper(self, client: _Client, said: _Whisper) -> None:
         subscriber = client.subscriber
         if said.channel not in subscriber.channels or kind_of(said.channel) is Kind.PUBLIC:
-            return  # as Laravel's server: whispers are for those who are in a private channel
+            return  # as Laravel's server does: client events are for those who are in a private channel
         if is_encrypted(said.channel):
-            return  # whose members could not read it
+            return  # its members could not decrypt it
         data = msgspec.Raw(wire.encode_given(said.data))
         if not said.event.startswith(WHISPER) or len(said.event) > wire.MAX_EVENT or len(bytes(data)) > MAX_WHISPER:
             return
@@ -297,13 +297,13 @@ class EchoDoor(Namespace):
             try:
                 self._connections.quotas.admit_typing(client.identity, self._clock() / 1000)
             except RateLimitedError:
-                return  # a page that is told of it would take itself for one that is not in the channel
+                return  # Echo knows no error but `subscription_error`, which would say that it is not in the channel
         await self._channels.say_to_others(subscriber, said.channel, said.event, data)
 
     # Who it is
 
     def _headers(self, client: _Client, auth: object) -> Mapping[str, str]:
-        """What an authorizer knows a page by: the headers that it named itself, and its cookies."""
+        """The headers that the authorizer is asked with: some that the page gave with the request, and its cookies."""
         named = auth.get("headers") if isinstance(auth, dict) else None
         headers = {
             str(name).title(): value
@@ -317,7 +317,7 @@ class EchoDoor(Namespace):
         return found
 
     async def _identify_by(self, client: _Client, headers: Mapping[str, str]) -> None:
-        """Know a page by a token among its headers. One that is no JWT may be one that an authorizer knows."""
+        """Identify a page by a token among its headers. One that is not a JWT may be one that the authorizer knows."""
         token = find_token(headers, {}, {})
         if token is None:
             return
@@ -331,7 +331,7 @@ class EchoDoor(Namespace):
         self._greet(client)
 
     def _count(self, client: _Client) -> None:
-        """Count a page that is nobody's for its address, as any other connection.
+        """Count a page without a known user against the limit of its address, like any other connection.
 
         Raises:
             TooManyConnectionsError: the address has as many as allowed.
@@ -349,18 +349,18 @@ class EchoDoor(Namespace):
     async def _identify(self, client: _Client, identity: Identity) -> None:
         subscriber = client.subscriber
         counted = client.address is not None
-        self._count_no_more(client)  # what is opened counts by itself
+        self._count_no_more(client)  # `_open` counts it again
         try:
             live = await self._open(client, identity)
         except RefusedError:
             if counted and not subscriber.ended:
                 self._count(client)
             raise
-        if subscriber.ended:  # meanwhile: nobody else would end what was just begun
+        if subscriber.ended:  # while it was opened: nobody else would end it
             await self._connections.end(live, Ending.LOST)
             raise ForbiddenError("the connection has ended")
         before = tuple(subscriber.channels)
-        if identity.tenant != subscriber.tenant:  # what it entered as nobody's was not of its tenant
+        if identity.tenant != subscriber.tenant:  # before its user was known it was in channels of the default tenant
             for channel in before:
                 await self._channels.leave(subscriber, channel)
         client.identity = identity
@@ -382,7 +382,7 @@ class EchoDoor(Namespace):
         )
 
     async def _enter_again(self, client: _Client, channels: Sequence[str]) -> None:
-        """Put a page into the channels of its tenant that it was in, by their names, in the one of nobody's pages."""
+        """Put a page that has turned out to be of another tenant into the channels with the same names there."""
         subscriber = client.subscriber
         asker = Asker(tenant=subscriber.tenant, connection_id=subscriber.connection_id, identity=client.identity)
         for channel in channels:

@@ -1,4 +1,4 @@
-"""One client of the Pusher door: what it may, what it is told, and whose it is."""
+"""One client of the Pusher door: its requests, what it is told, and its user if that is known."""
 
 from __future__ import annotations
 
@@ -55,10 +55,11 @@ MAX_CLIENT_EVENT: Final = 10_240
 """Bytes of a client event's data, as JSON: Pusher's limit."""
 
 _GOODBYES: Final = frozenset({1000, NO_CODE})
-"""Close codes that a client chose. A page that is left closes with 1001, and may be back in a moment."""
+"""Close codes that count as a goodbye. Not 1001, with which browsers close when a page is left or reloaded: it may be
+back in a moment."""
 
 _MAX_NAME: Final = 512
-"""Characters of a user's name."""
+"""Characters of a user's name at the most."""
 
 
 def batch_of(*texts: bytes) -> Batch:
@@ -91,9 +92,9 @@ _CHANNELS: Final = ChannelCodec()
 
 
 class _UserCodec:
-    """Encodes what one signed-in user is told: events of their own, and who of their watchlist comes and goes.
+    """Encodes what one signed-in user is told: events for that user, and who of their watchlist comes and goes.
 
-    Of what else the gateway tells its own clients, Pusher's know nothing.
+    Other events for native clients are left out, since Pusher's clients do not know them.
     """
 
     write_all = staticmethod(write_all)
@@ -118,7 +119,7 @@ _UNHEARD: Final = frozenset({Event.CHANGED.value, "connected", "token-expired", 
 
 
 class ChannelListener:
-    """A client, as channels reach it."""
+    """A client, as channels write to it."""
 
     codec = _CHANNELS
 
@@ -140,12 +141,12 @@ class ChannelListener:
 
 
 class Client:
-    """One client: a `Talker`, and a `Peer` of its connection in presence once it is known whose it is.
+    """One client. It is a `Talker` of the engine and, once its user is known, the `Peer` of a live connection.
 
     Args:
-        door: what it came in by.
+        door: by which it came in.
         request: its handshake.
-        key: the application's that it names.
+        key: the application key in its URL.
     """
 
     wire: Wire
@@ -157,16 +158,16 @@ class Client:
         self.codec = _UserCodec(self)
         self.live: LiveConnection | None = None
         self.signed_in: str | None = None
-        """The id of the user who has signed in; None where nobody has."""
+        """The id of the user who has signed in (Pusher's user authentication); None if nobody has."""
         self._info: object = None
-        """What is said of the user who has signed in."""
+        """The ``user_info`` of the user who has signed in."""
         self._door = door
         self._request = request
         self._key = key
         self._address: str | None = None
-        """Of one that is nobody's yet, the address that it counts for."""
+        """The address that it counts for as long as its user is not known."""
         self._waiting: list[Queued] = []
-        """What waited for its user, who has not signed in."""
+        """Notifications for its user, which it is sent when the user has signed in."""
         self._events = TokenBucket(door.events, now)
         self._subscriptions = TokenBucket(door.subscriptions, now)
         self._patience = TokenBucket(door.patience, now)
@@ -183,12 +184,12 @@ class Client:
         return self.wire.sink
 
     def write(self, batch: Batch | None) -> None:
-        """Send what its user is told; None for nothing."""
+        """Send events for its user; None for none."""
         if batch is not None:
             self.wire.write(batch)
 
     def hand(self, queued: Queued) -> None:
-        """Send what waited for its user, as soon as they have signed in; Pusher's clients acknowledge nothing."""
+        """Send a queued notification when the user has signed in, and acknowledge it: Pusher's clients cannot."""
         if self.signed_in is None or self.live is None:
             self._waiting.append(queued)
             return
@@ -202,7 +203,7 @@ class Client:
     # As a talker
 
     async def begin(self, wire: Wire) -> None:
-        """Let the client in, or not."""
+        """Let the client in, or refuse it."""
         self.wire = wire
         self.subscriber = Subscriber(DEFAULT_TENANT, self.socket_id, ChannelListener(wire))
         door = self._door
@@ -259,7 +260,7 @@ class Client:
         self.close(CloseCode.TOO_SLOW)
 
     async def end(self, code: int | None) -> None:
-        """Let go of everything, and of the user's place here."""
+        """End the connection, in presence and in channels. A second call does nothing."""
         if self._ended:
             return
         self._ended = self._closed = True
@@ -311,7 +312,7 @@ class Client:
             door.connections.quotas.opened(address)
 
     async def _identity(self) -> Identity | None:
-        """Whose the client is, by a token. A cookie that is no good is a page's that another service made."""
+        """The client's user, by a token; None if it has none. A bad cookie is ignored: it may be another service's."""
         request, door = self._request, self._door
         token = find_token(request.headers, request.query, {})
         if token is not None:
@@ -324,7 +325,7 @@ class Client:
             return None
 
     async def _become(self, identity: Identity) -> None:
-        """Be a user's from now on, who is online by it."""
+        """Become a connection of this user, who is online by it from now on."""
         door, request = self._door, self._request
         address = door.connections.quotas.address_of(request)
         door.connections.quotas.closed(self._address)  # it is counted again in the same turn
