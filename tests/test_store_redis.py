@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -19,8 +19,18 @@ from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_server
 from gateway.errors import LeaseLostError, LogTrimmedError, StoreUnavailableError
 from gateway.presence import encoding, store_redis
 from gateway.presence.follower import Follower
-from gateway.presence.model import Beat, Connection, Ending, Profile, Retention, Status, UserStatus
-from gateway.presence.store import RETURNING, Commit, Store
+from gateway.presence.model import (
+    Beat,
+    Choice,
+    Chosen,
+    Connection,
+    Ending,
+    Profile,
+    Retention,
+    Status,
+    UserStatus,
+)
+from gateway.presence.store import RETURNING, Commit, Snapshot, Store
 from gateway.presence.store_redis import CHUNK, RedisStore
 from gateway.presence.tracker import SWEEP_INTERVAL, Tracker
 from gateway.presence.view import View
@@ -651,6 +661,52 @@ async def test_what_changes_while_a_snapshot_is_read_in_pieces_comes_after_it(
     statuses = (await reader.snapshot()).statuses
     assert len(statuses) == MANY + 50
     assert [view.status("acme", status.user_id) for status in statuses] == list(statuses)
+
+
+class Interrupted(RedisStore):
+    """A store of which something else happens while its users are read."""
+
+    meanwhile: Callable[[], Awaitable[object]] | None = None
+
+    async def _together(self, *commands: Sequence[Any]) -> list[Any]:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        return await super()._together(*commands)
+
+
+async def test_a_snapshot_is_as_of_its_position_also_in_what_was_committed_while_it_was_read(
+    open_store: OpenStore,
+) -> None:
+    prefix = fresh_prefix()
+    reader, writer = open_store(prefix, kind=Interrupted), open_store(prefix)
+    assert isinstance(reader, Interrupted)
+    await writer.renew("n1", T)
+    for user in ("alice", "bob", "carol"):
+        await writer.connect(tab(user=user), T)
+
+    async def busy() -> None:
+        await writer.disconnect(tab(), Ending.GOODBYE, T + 1)
+        await writer.connect(tab(user="dave"), T + 1)
+        await writer.set_status("acme", "bob", Choice(Chosen.INVISIBLE, "unseen"), T + 1)
+        await writer.set_status("acme", "bob", Choice(Chosen.INVISIBLE, "quite"), T + 1)
+        await writer.beat("n1", [hold(T + 2, "carol")])
+
+    reader.meanwhile = busy
+    snapshot, again = await reader.snapshot(), await reader.snapshot()
+    assert snapshot.position == again.position == await writer.position()
+    assert {each.user_id: each for each in snapshot.statuses} == {each.user_id: each for each in again.statuses}
+    assert len(snapshot.statuses) == 4
+
+
+async def test_a_snapshot_of_what_redis_loses_meanwhile_is_begun_anew(open_store: OpenStore) -> None:
+    async with redis_server() as server:
+        reader, writer = open_store("gateway", server.url, kind=Interrupted), open_store("gateway", server.url)
+        assert isinstance(reader, Interrupted)
+        await writer.renew("n1", T)
+        await writer.connect(tab(), T)
+        reader.meanwhile = lambda: server.cli("FLUSHALL")
+        assert await reader.snapshot() == Snapshot(0, ())
 
 
 async def test_a_dead_node_of_any_size_is_ended(open_store: OpenStore) -> None:

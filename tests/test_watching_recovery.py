@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import msgspec
+import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from test_fanout import AWAY, OFFLINE, ONLINE, Member
@@ -20,7 +21,7 @@ from gateway.access.limits import Rate
 from gateway.connections.live import LiveConnection
 from gateway.engine.batch import Batch
 from gateway.engine.namespace import MarkingCodec, Resumption
-from gateway.presence.model import Connection, Ending, Profile, Status
+from gateway.presence.model import RESTORED, Connection, Ending, Profile, Status
 from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Offset
 from gateway.recovery.sessions import NoDirectory, Session
@@ -410,3 +411,28 @@ async def test_whoever_comes_back_to_another_node_ends_with_the_view_and_hears_n
     for site, other in zip(pair.sites, pair.others, strict=True):
         other.leave()
         assert site.watching._tenants == {}
+
+
+@pytest.mark.parametrize("rule", [False, True])
+@pytest.mark.parametrize("everyone", [False, True])
+async def test_what_a_store_was_given_back_is_told_to_nobody_who_may_have_heard_it_elsewhere(
+    *, everyone: bool, rule: bool
+) -> None:
+    pair = Pair(everyone=everyone, rule=rule)
+    tab, (first, second) = pair.tab, pair.sites
+    await tab.connect()
+    tab.ask("watch-users", USERS)
+    change(first, [("alice", ONLINE)])  # which the other node does not hear of before the store loses it
+    [lost] = first.committed
+    pair.change([("bob", ONLINE)])
+    first.loop.run_until(first.loop.now + 10)
+    tab.read()
+    assert tab.picture["alice"] == ("online", 1)
+    first.log.position += 1
+    for site in pair.sites:
+        site.follow([msgspec.structs.replace(lost, position=first.log.position, reason=RESTORED)])
+    await tab.lose()
+    tab.site = second
+    recovered = await tab.connect()
+    tab.read()
+    assert not recovered

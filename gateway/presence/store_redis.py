@@ -6,6 +6,7 @@ suite and one state machine test both adapters, so that the two cannot drift apa
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from gateway.presence.model import (
     UserStatus,
 )
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
+from gateway.presence.view import View
 from gateway.redis.commands import Call, Commands, Script, pairs_of
 from gateway.redis.keys import base_of, outbox_key, queue_key, user_key, user_of
 from gateway.redis.stream import Stream, to_id, to_position
@@ -64,6 +66,10 @@ RECENT = 10
 
 SCAN = 1000
 """Users read in one step of a snapshot."""
+
+SNAPSHOTS = 3
+"""How often it is tried to take in what the log says meanwhile: it may be lost then. Of a newer version's log, which
+cannot be read, a snapshot is as it was found."""
 
 BEATS = 500
 """Beats in one script at the most."""
@@ -244,18 +250,21 @@ class RedisStore(Store):
     async def snapshot(self) -> Snapshot:
         """Read the whole state; see the port.
 
-        It is not read in one step. What changes meanwhile stands in the log after the position; that some of it is in
-        the snapshot already does not matter, since applying it again changes nothing.
+        It is not read in one step. What changes meanwhile stands in the log, and is taken in from there: nothing that comes
+        after the position is in the snapshot already.
         """
-        position = await self.position()
-        statuses: dict[bytes, UserStatus] = {}
-        cursor: bytes | int = b"0"
-        while True:
-            cursor, users = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
-            found = await self._together(*(("HMGET", user_key(self._base, u.decode()), *STATUS_FIELDS) for u in users))
-            statuses.update((user, status_of(user.decode(), fields)) for user, fields in zip(users, found, strict=True))
-            if int(cursor) == 0:
-                return Snapshot(position, tuple(statuses.values()))
+        position, statuses, entries = 0, dict[str, UserStatus](), list[Entry]()
+        for _ in range(SNAPSHOTS):
+            position = await self.position()
+            statuses = await self._scan()
+            with suppress(LogTrimmedError):
+                entries = await self._read_up_to_now(position)
+                break
+        users = {user_of(entry.tenant, entry.user_id) for entry in entries}
+        view = View()
+        view.load(Snapshot(position, tuple(statuses.pop(user) for user in users if user in statuses)))
+        view.apply(entries)
+        return Snapshot(view.position, (*statuses.values(), *view.everyone()))
 
     async def read(self, after: int, *, wait: bool) -> Sequence[Entry]:
         """Read the log; see the port."""
@@ -315,6 +324,35 @@ class RedisStore(Store):
         await self._client.aclose()
 
     # One step each
+
+    async def _scan(self) -> dict[str, UserStatus]:
+        """Read every user's status, by user, each as of another moment."""
+        statuses: dict[str, UserStatus] = {}
+        cursor: bytes | int = b"0"
+        while True:
+            cursor, names = await self._commands.send("SSCAN", self._key("users"), cursor, "COUNT", SCAN)
+            users = [name.decode() for name in names]
+            found = await self._together(*(("HMGET", user_key(self._base, user), *STATUS_FIELDS) for user in users))
+            statuses.update((user, status_of(user, fields)) for user, fields in zip(users, found, strict=True))
+            if int(cursor) == 0:
+                return statuses
+
+    async def _read_up_to_now(self, after: int) -> list[Entry]:
+        """Read the log past a position, at least as far as it goes now.
+
+        Raises:
+            LogTrimmedError: it does not go on from there.
+        """
+        end, entries = await self.position(), list[Entry]()
+        if end < after:
+            raise LogTrimmedError("the log ends before what was read of it")
+        while after < end:
+            read = await self.read(after, wait=False)
+            if not read:
+                raise LogTrimmedError(f"the log has nothing past {to_id(after)}")
+            entries += read
+            after = read[-1].position
+        return entries
 
     async def _together(self, *commands: Sequence[Any]) -> list[Any]:
         """Send plain commands in one round trip."""

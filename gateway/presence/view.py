@@ -94,9 +94,8 @@ class View:
         """The statuses, private side included, that are newer here than in the snapshot, or that it contradicts."""
         theirs = {(status.tenant, status.user_id): status for status in snapshot.statuses}
         ahead = []
-        for known in (status for users in self._statuses.values() for status in users.values()):
-            key = (known.tenant, known.user_id)
-            status, own = theirs.get(key), self._own.get(key)
+        for known in self.everyone():
+            status, own = theirs.get((known.tenant, known.user_id)), known.own
             if (
                 status is None
                 or status.version < known.version
@@ -105,7 +104,7 @@ class View:
                     and (status.status is not known.status or (own is not None and own.revision > _revision(status)))
                 )
             ):
-                ahead.append(known if own is None else _replace(known, own=own))
+                ahead.append(known)
         return ahead
 
     def apply(self, entries: Iterable[Entry]) -> list[Transition]:
@@ -233,6 +232,13 @@ class View:
         if own.choice.holds_at(now) or (hidden is not None and hidden.online):
             return _replace(status, own=own) if hidden is None else hidden
         return status
+
+    def everyone(self) -> Iterator[UserStatus]:
+        """Every status that is known, in whole: with what only its user is told."""
+        for users in self._statuses.values():
+            for status in users.values():
+                own = self._own.get((status.tenant, status.user_id))
+                yield status if own is None else _replace(status, own=own)
 
     def has_set(self, tenant: str, user_id: str) -> bool:
         """Whether a user has ever set a status by hand and has not been forgotten since."""

@@ -13,6 +13,7 @@ from gateway.connections import encoded
 from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
 from gateway.presence.history import Change, History, read_back, without_flickers
+from gateway.presence.model import RESTORED
 from gateway.presence.model import Event as PresenceEvent
 from gateway.presence.watching import WatchList
 from gateway.recovery.direct import Direct, Event
@@ -439,8 +440,8 @@ class Recovery:
             changes = None if since is None else known + since
             if changes is not None and watched is not None:
                 changes = [change for change in changes if _is_watched(change, watched)]
-        if changes is None:
-            return None
+        if changes is None or any(change.transition.reason == RESTORED for change in changes):
+            return None  # what a store was given back its client may have been told before, by another node
         begun = [change for change in changes if change.position <= offset.to]
         later = changes[len(begun) :]
         if self._visibility is not None:
