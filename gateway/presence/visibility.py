@@ -28,8 +28,9 @@ BatchRule = Callable[..., Collection[str]]
 """``visibility_of(viewer, users)``, given ids, returns those of the users whom the viewer may see."""
 
 SHARE = 0.25
-"""Seconds of each second that the rule may take, since the event loop waits for it. When they are used up, it is not
-called again in this second: users without a cached answer are not seen."""
+"""Seconds of each second that the rule may take, since the event loop waits for it. The longest call is not counted: on a
+busy machine any call may be held up. When they are used up, the rule is not called again in this second: users without a
+cached answer are not seen."""
 
 DISTRUST = 5_000
 """Milliseconds for which users are not seen after the rule failed for them."""
@@ -109,8 +110,8 @@ class Visibility:
         """How many answers these are together."""
         self._second = 0
         """The Unix second that `_spent` is of."""
-        self._spent = 0.0
-        """Seconds that the rule has taken in it."""
+        self._spent = self._longest = 0.0
+        """Seconds that the rule has taken in it, and its longest call of these."""
         self._logged_at: int | None = None
         self._asking = self._reentered = False
         """Whether the rule is running, and whether it has called back into this class."""
@@ -128,7 +129,7 @@ class Visibility:
     @property
     def exhausted(self) -> bool:
         """Whether the rule has used up its `SHARE` of this second."""
-        return self._spent > SHARE and self._clock() // 1000 == self._second
+        return self._spent - self._longest > SHARE and self._clock() // 1000 == self._second
 
     # Asked for every answer and every event
 
@@ -267,15 +268,17 @@ class Visibility:
             failure = error
         finally:
             self._asking = self._reentered = False
-            self._spent += self._stopwatch() - began
+            took = self._stopwatch() - began
+            self._spent += took
+            self._longest = max(took, self._longest)
         self._complain("a visibility rule failed; nobody is seen by it", now, failure)  # in no time of the rule's
         return None
 
     def _over(self, now: int) -> bool:
         """Whether the rule has used up its `SHARE` of this second; each second counts anew."""
         if now // 1000 != self._second:
-            self._second, self._spent = now // 1000, 0.0
-        if self._spent <= SHARE:
+            self._second, self._spent, self._longest = now // 1000, 0.0, 0.0
+        if self._spent - self._longest <= SHARE:
             return False
         self._complain("the visibility rule is too slow; users without a cached answer are not seen", now)
         return True

@@ -105,6 +105,14 @@ def test_a_node_that_is_blind_may_tell_what_was_before() -> None:
     assert rules(seen.violations) == [Rule.DUPLICATE]
 
 
+def test_to_one_who_may_know_nothing_it_is_no_repetition_that_a_user_is_as_one_never_seen() -> None:
+    trace = [up(0), heard(1, 5, "online"), up(2, node=1), heard(3, 0, "offline")]
+    seen = pictures(trace, lambda node, _at: node == 1)["w"]
+    assert seen.violations == []
+    seen.take(heard(4, 0, "offline"))
+    assert rules(seen.violations) == [Rule.DUPLICATE]
+
+
 def test_a_node_is_blind_until_it_has_recovered_from_all() -> None:
     outage, stop = Impairment(Harm.STORE_AWAY, 1000, 5000), Impairment(Harm.STOPPED, 4000, 9000, 0)
     seen = facts([], outage, stop)

@@ -12,6 +12,8 @@ from enum import StrEnum
 import msgspec
 
 OFFLINE = "offline"
+NEVER = -1
+"""Before every version that can be told; 0 is what a user has who was never seen, or may not be seen any more."""
 ONLINE_EVENT, OFFLINE_EVENT, CHANGED_EVENT = "user-online", "user-offline", "user-status-changed"
 
 Blind = Callable[[int, float], bool]
@@ -244,7 +246,7 @@ class Picture:
                 self._current.clear()
                 if self._blind(record.node, record.at):
                     for history in self._history.values():
-                        history.append(Known(record.at, 0, "unknown"))
+                        history.append(Known(record.at, NEVER, "unknown"))
             case Heard():
                 self._hear(record)
             case Answer():
