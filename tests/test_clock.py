@@ -72,14 +72,23 @@ def test_the_other_s_time_is_that_of_half_the_round_trip() -> None:
     assert machine.clock() == 70_030
 
 
-def test_the_first_answer_counts_however_long_it_took_and_later_ones_only_where_they_are_accurate() -> None:
+def test_the_first_answer_counts_however_long_it_took_and_later_ones_where_the_clock_is_wrong_by_them() -> None:
     machine = Machine()
     machine.ask(70_000, took=3_000)
     assert machine.clock() == 71_500
-    machine.ask(90_000, took=ACCURACY + 1)
-    assert machine.clock() == 71_500 + ACCURACY + 1
-    machine.ask(90_000, took=ACCURACY)
-    assert machine.clock() == 90_000 + ACCURACY // 2
+    machine.ask(71_601, took=0)
+    assert machine.clock() == 71_601
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_an_answer_that_took_long_tells_nothing_that_is_within_it_and_an_error_that_is_not(by: int) -> None:
+    machine = Machine()
+    machine.ask(70_000)
+    machine.ask(70_200 + by * 200, took=400)  # when it is answered it is 70,400 there or 70,800, or 70,000 or 70,400
+    assert machine.clock() == 70_400
+    machine.ask(70_600 + by * 201, took=400)  # now it is never 70,800
+    machine.goes_on(1_000)
+    assert machine.clock() == 71_800 + by * 201
 
 
 def test_a_difference_that_an_answer_may_have_by_itself_is_none() -> None:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 ACCURACY = 100
-"""Milliseconds. The store's answer is ignored if it took longer than this, unless it is the first, and so is a
-difference smaller than this, which may come from the way."""
+"""Milliseconds that the clock may differ from the store's answer. If the answer took more than twice as long, half of that
+time: the store may have given it at any moment of it, so only a larger difference is certainly an error."""
 
 
 class Clock(Protocol):
@@ -79,13 +79,11 @@ class SteadyClock:
     def set_by(self, theirs: int, asked_at: int) -> None:
         """Go by another clock from now on; see `Clock`."""
         answered_at = self.monotonic()
-        took = (answered_at - asked_at) // 1_000_000
-        if took > ACCURACY and self._set_by_another:
-            return
-        ahead = (theirs * 1_000_000 + (answered_at - asked_at) // 2) - answered_at
+        half = (answered_at - asked_at) // 2
+        ahead = theirs * 1_000_000 + half - answered_at
         if not self._set_by_another:
             self._set_by_another = True
             self._last = 0  # times read before were another clock's, which may have been ahead
             self._ahead = ahead
-        elif abs(ahead - self._ahead) > ACCURACY * 1_000_000:
+        elif abs(ahead - self._ahead) > max(ACCURACY * 1_000_000, half):
             self._ahead = ahead
