@@ -16,7 +16,7 @@ from redis_servers import redis_server
 from gateway.channels import membership
 from gateway.channels.model import ADDED, REMOVED
 from gateway.channels.names import scope_of
-from gateway.errors import ForbiddenError, InvalidPayloadError, UnavailableError
+from gateway.errors import ForbiddenError, InvalidPayloadError, StoreUnavailableError, UnavailableError
 from gateway.presence.model import Ending, UserStatus
 
 Start = Callable[..., Awaitable[list[Node]]]
@@ -93,6 +93,29 @@ async def test_who_is_lost_and_comes_back_within_the_grace_was_never_gone(start:
     await back.end(Ending.LOST)
     await settled(started, [watcher])
     assert watcher.changes() == [(ADDED, "alice"), (REMOVED, "alice")]
+
+
+async def test_a_join_that_fails_ends_no_grace(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = await start(presence_offline_grace=1.0)
+    watcher, alice = started[0].tab("watcher"), started[0].tab("alice")
+    await watcher.join("presence-a")
+    await alice.join("presence-a")
+    await settled(started, [watcher, alice])
+    await alice.end(Ending.LOST)
+    back = started[-1].tab("alice")
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(back.node.part.channels.log, "history", away)
+        with pytest.raises(UnavailableError):
+            await back.join("presence-a", since=0)
+    assert back.subscriber.channels == {}
+    await asyncio.sleep(0.2)  # in which it would be told
+    await back.join("presence-a")
+    await settled(started, [watcher, back])
+    assert watcher.changes() == [(ADDED, "alice")]
 
 
 async def test_who_was_drained_is_held(start: Start) -> None:

@@ -219,8 +219,9 @@ class Channels:
                     await self.rooms.settle(subscriber)
                 history = None if since is None else await self._history(subscriber.tenant, channel, since, limit)
             except BaseException as error:  # a cancellation, too: nothing would ever be sent to it
-                if is_new:
-                    await self._leave(subscriber, channel, Ending.GOODBYE)
+                if is_new:  # a client that is told to try again comes back in a moment: that ends no grace
+                    is_away = isinstance(error, StoreUnavailableError | UnavailableError)
+                    await self._leave(subscriber, channel, Ending.LOST if is_away else Ending.GOODBYE)
                 if isinstance(error, StoreUnavailableError):
                     raise store_away() from None
                 raise
