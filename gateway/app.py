@@ -203,6 +203,7 @@ class Gateway:
             ],
             outbox=outbox,
             notes=None if self._webhooks is None else self._webhooks.notes,
+            tracing=tracing,
         )
         listeners += [self._privacy.publish, self._hooks.publish, self._channels.channels.publish]
         listeners.append(self._channels.statuses.publish)
@@ -212,10 +213,8 @@ class Gateway:
         listeners.append(self._log_figures.publish)
         if tracing is not None:
             listeners.append(tracing.publish)
-            self._store.traceparent = tracing.current
             self._fanout.on_flush = self._watching.on_flush = tracing.flushed
-            if self._webhooks is not None:
-                self._webhooks.trace = tracing.poster
+            tracing.add_to(self._store, self._bus, self._webhooks)
         self._follower = Follower(self._store, self._view, listeners)
         self._once = make_once(settings, self._hooks, self._leases, self._store, self._follower, client)
         tracker = Tracker if tracing is None else tracing.tracker
@@ -236,7 +235,8 @@ class Gateway:
         self._inbox = Inbox(queues, limits, self._tracker.now, node, self._connections.of_user)
         self._connections.inbox = self._inbox
         self._tracker.found_queued = lambda known: self._inbox.look_soon(known.tenant, known.user_id)
-        self._cluster = Cluster(self._bus, self._store, self._view, self._inbox, self._connections, self._recovery)
+        cluster = Cluster if tracing is None else tracing.cluster
+        self._cluster = cluster(self._bus, self._store, self._view, self._inbox, self._connections, self._recovery)
 
         self._sight = Sight(self._view, rules)
         self._requests = Requests(self._connections, self._tracker, self._view, self._authenticator, rules)
@@ -335,6 +335,7 @@ class Gateway:
             signer = self._pusher.signer
             http.add(broadcasting_operations(signer, self._channels.authorizer))
             api = PusherAPI(settings, signer, self._channels.channels, self._cluster, self._clock)
+            api.around = http.around
             app.router.add_routes(api.routes())
             described += api.operations
             app.router.add_get("/app/{key}", self._pusher.handle)

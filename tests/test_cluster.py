@@ -39,8 +39,9 @@ class Tab:
     def __init__(self) -> None:
         self.handed: list[str] = []
 
-    def hand(self, queued: Sequence[Queued]) -> None:
+    def hand(self, queued: Sequence[Queued]) -> Sequence[Queued]:
         self.handed += [each.event for each in queued]
+        return queued
 
 
 class Connections:

@@ -49,8 +49,9 @@ class Tab:
     def __init__(self) -> None:
         self.handed: list[list[str]] = []
 
-    def hand(self, queued: Sequence[Queued]) -> None:
+    def hand(self, queued: Sequence[Queued]) -> Sequence[Queued]:
         self.handed.append([each.id for each in queued])
+        return queued
 
 
 class House:

@@ -491,6 +491,7 @@ def test_an_event_of_no_trace_is_written_as_before_and_read_either_way() -> None
     written = msgspec.json.encode(plain)
     assert b"traceparent" not in written
     assert msgspec.json.decode(written, type=Message) == plain
-    traced = plain.within("00-a-b-01")
+    assert b"tracestate" not in msgspec.json.encode(plain.within("00-a-b-01"))
+    traced = plain.within("00-a-b-01", "us=1")
     assert msgspec.json.decode(msgspec.json.encode(traced), type=Message) == traced
     assert (traced.id, traced.body) == (plain.id, plain.body)

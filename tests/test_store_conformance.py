@@ -30,6 +30,7 @@ from gateway.presence.model import (
 )
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Store
 from gateway.presence.view import View
+from gateway.runtime.traces import Trace
 
 T = 1_000_000
 """When each test begins, in milliseconds: both nodes have just got their lease."""
@@ -1623,14 +1624,16 @@ async def test_who_says_goodbye_was_due_at_no_time_though_a_heartbeat_of_theirs_
 
 
 async def test_a_change_knows_the_trace_that_it_is_part_of(store: Store) -> None:
-    current: str | None = None
-    store.traceparent = lambda: current
+    current: Trace | None = None
+    store.trace = lambda: current
     commits = [await store.connect(tab(), T)]
-    current = f"00-{'a' * 32}-{'b' * 16}-01"
+    plain, with_state = Trace(f"00-{'a' * 32}-{'b' * 16}-01"), Trace(f"00-{'c' * 32}-{'d' * 16}-01", "us=a b,them=2")
+    current = plain
     commits.append(await store.disconnect(tab(), Ending.GOODBYE, T + 1))
+    current = with_state
     commits.append(await store.beat("n1", [hold(T + 2)]))
     current = None
     commits.append(await store.release("acme", "alice", T + 3))
-    expected = [None, f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'b' * 16}-01", None]
-    assert [each.traceparent for commit in commits for each in commit.transitions] == expected
-    assert [each.traceparent for each in await logged(store)] == expected
+    expected = [(None, None), (plain.traceparent, None), (with_state.traceparent, "us=a b,them=2"), (None, None)]
+    assert [(each.traceparent, each.tracestate) for commit in commits for each in commit.transitions] == expected
+    assert [(each.traceparent, each.tracestate) for each in await logged(store)] == expected

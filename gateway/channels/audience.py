@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.channels.events import native_name, owner_in
@@ -52,6 +53,7 @@ class ChannelAudience:
         visibility: who may see whom; None if everyone sees everyone.
         view: the view of the store of channels.
         clock: the time, in Unix milliseconds.
+        on_flush: as `FanOut.on_flush`, of members who come and go.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class ChannelAudience:
         visibility: Visibility | None,
         view: View,
         clock: Callable[[], int],
+        on_flush: Callable[[Sequence[Transition], float, int], None] | None = None,
     ) -> None:
         self._fanout = FanOut(scheduler, interval, reduce=member_changes)
+        self._fanout.on_flush = self._on_flush = on_flush
         self.deliveries = self._fanout.deliveries
         """Counts what was sent about members who came and went."""
         self.said = 0
@@ -192,13 +196,17 @@ class ChannelAudience:
         """Tell a subscriber now of the members it has not heard of; see `FanOut.catch_up`."""
         self._fanout.catch_up(scope_of(subscriber.tenant, channel), subscriber.listener)
 
-    def tell(self, said: Said, mark: Any) -> None:
-        """Send everyone in a channel what was said in it, except the connection that is its source.
+    def tell(self, said: Said, mark: Any) -> int:
+        """Tell everyone in a channel what was said in it, but for the one connection that is its source.
 
         Args:
-            said: the event.
-            mark: how far clients that can recover have been told when they have it; None without recovery.
+            said: what.
+            mark: up to where clients that can recover have been told with it; None where none can.
+
+        Returns:
+            How many were told.
         """
+        before = self.said
         groups: dict[ChannelCodec, list[Any]] = {}
         owner = owner_in(said)
         subscribers = self._subscribers.get((said.tenant, said.channel), {})
@@ -218,6 +226,7 @@ class ChannelAudience:
         for codec, sinks in groups.items():
             self.said += len(sinks)
             codec.write_all(codec.encode_said(said), sinks)
+        return self.said - before
 
     def _tell_one(self, subscriber: Subscriber, said: Said, mark: Any) -> None:
         self.said += 1
@@ -243,6 +252,7 @@ class ChannelAudience:
     ) -> None:
         """Tell those who may see a member that they came, or those who were told of a member that they went."""
         user_id, singly = transition.user_id, self._singly.get(transition.tenant, {})
+        began, recipients = time.perf_counter(), 0
         if transition.now.online:
             for subscriber, untold in singly.items():
                 if subscriber not in knowing:
@@ -257,7 +267,10 @@ class ChannelAudience:
                 if is_told:
                     untold.discard(user_id)
             if is_told:
+                recipients += 1
                 subscriber.listener.write(subscriber.listener.codec.encode(changes))
+        if self._on_flush is not None:
+            self._on_flush([transition], time.perf_counter() - began, recipients)
 
     def _on_flip(self, tenant: str, viewer: str, user_id: str, seen: bool) -> None:  # noqa: FBT001 - a callback
         """Tell a viewer's connections of a member whom the viewer may see from now on, or may not see any more."""

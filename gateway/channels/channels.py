@@ -444,9 +444,12 @@ class Channels:
             for channel in channels
         ]
         try:
-            return await self.log.say(drafts, self._clock(), once=once, budget=budget)
+            return await self._append(drafts, once, budget)
         except StoreUnavailableError:
             raise store_away() from None
+
+    async def _append(self, drafts: Sequence[Draft], once: str | None, budget: str | None) -> Sequence[Said]:
+        return await self.log.say(drafts, self._clock(), once=once, budget=budget)
 
     async def say_to_others(self, subscriber: Subscriber, channel: str, event: str, data: msgspec.Raw) -> None:
         """Say something for a client to the others in a channel (a client event). It is not kept in the history.
@@ -478,14 +481,15 @@ class Channels:
     async def _history(self, tenant: str, channel: str, since: int, limit: int) -> History:
         return await self.log.history(tenant, channel, self._clock(), after=since, limit=limit)
 
-    def _hear(self, said: Said, own: bool) -> None:  # noqa: FBT001 - the log's
+    def _hear(self, said: Said, own: bool) -> int:  # noqa: FBT001 - the log's
+        """Tell this node's clients what was said, and return how many were told."""
         mark = None
         if self._recovery is not None and (reading := self._reading(said)) is not None:
             mark = self._recovery.record(*reading, own=own)
-        self._audience.tell(said, mark)
-        self._tell_users(said, mark)
+        told = self._audience.tell(said, mark) + self._tell_users(said, mark)
         if (heed := self.on_said.get(said.event)) is not None:
             heed(said)
+        return told
 
     def _reading(self, said: Said) -> Reading | None:
         """An event in the form that recovery keeps: its targets, its text, and the clients to skip.
@@ -504,8 +508,9 @@ class Channels:
         """Send an event to the clients of this node only, as if it had been said."""
         self._audience.tell(said, None)
 
-    def _tell_users(self, said: Said, mark: Any) -> None:
-        """Send an event to the native connections of the users whom it is for, unless they got it in the channel."""
+    def _tell_users(self, said: Said, mark: Any) -> int:
+        """Tell the native connections of users what is said to them, those that have not been told in the channel."""
+        told = 0
         for user_id in heard_by(said):
             for live in self.of_user(said.tenant, user_id):
                 if live.connection.id == said.source or not is_native(live):
@@ -513,6 +518,8 @@ class Channels:
                 joined = live.subscriber is not None and said.channel in live.subscriber.channels
                 if not joined or owner_in(said) == user_id:
                     live.emit(native_name(said.event), said.data, mark)
+                    told += 1
+        return told
 
     # Who is there
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from gateway.channels.model import Draft, History, Said
+    from gateway.runtime.traces import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -73,9 +74,12 @@ class ChannelLog(ABC):
     """The port; see the module for the contract."""
 
     def __init__(self) -> None:
-        self.hear: Callable[[Said, bool], None] = lambda _said, _own: None
-        """Called on every node with each event, in their order. The second argument is `own` of `Recovery.record`: True
-        if the event is in the message that this node published last, False if it is in the one being handled."""
+        self.trace: Tracer | None = None
+        """What trace something is part of that is said; None traces nothing."""
+        self.hear: Callable[[Said, bool], object] = lambda _said, _own: None
+        """Called on every node with each event, in the one order. The second argument is for `Recovery.record`: True
+        where the event is that of the bus's message which this node published last; False for the one that is being
+        handled."""
 
     @abstractmethod
     async def say(

@@ -16,7 +16,7 @@ from gateway.channels.log import TOPIC, ChannelLog, Kept, first_kept, used_up
 from gateway.channels.model import History, Said
 from gateway.channels.names import scope_of
 from gateway.errors import InvalidPayloadError
-from gateway.nodes.bus import Message
+from gateway.nodes.bus import Message, written
 from gateway.redis.bus import LARGEST, LENGTH, REMEMBERED
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import base_of
@@ -93,10 +93,11 @@ class RedisChannelLog(ChannelLog):
     ) -> Sequence[Said]:
         """Say something; see the port."""
         said = [Said(**msgspec.structs.asdict(draft), position=0, at=now) for draft in drafts]
+        trace = None if self.trace is None else self.trace()
         histories: dict[str, int] = {}
         events: list[Any] = []
         for each in said:
-            body = _encode(Message(SENDER, TOPIC, msgspec.Raw(_encode(each))))
+            body = written(SENDER, TOPIC, _encode(each), trace=trace)
             if len(body) > LARGEST:
                 raise InvalidPayloadError(f"what is said may have {LARGEST} bytes; this has {len(body)}")
             number = 0

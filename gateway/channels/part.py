@@ -28,7 +28,7 @@ from gateway.redis.keys import CHANNELS
 from gateway.webhooks.outbox_memory import MemoryOutbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.channels.authorization import ChannelRule
     from gateway.channels.log import ChannelLog
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.redis.connection import Client
     from gateway.runtime.timers import Scheduler
     from gateway.settings import Settings
+    from gateway.tracing import Tracing
     from gateway.webhooks.notes import Notes
     from gateway.webhooks.outbox import Outbox
 
@@ -55,17 +56,18 @@ class ChannelsPart:
         node: this node's name.
         clock: the time.
         scheduler: the event loop.
-        client: how to reach Redis; None for the memory store.
-        bus: carries events between nodes.
-        presence: the view of presence.
-        visibility: who may see whom; None if everyone sees everyone.
-        recovery: keeps events for clients that lost their connection; None without recovery.
-        rule: the application's rule of who may be in which channel; None if it has none.
-        message_rule: the application's rule of who may write to whom; None if it has none.
-        namespaces: the namespaces of Socket.IO whose clients recover.
-        listeners: called with each batch of new transitions of the store of channels.
-        outbox: where webhooks wait; None without webhooks.
-        notes: makes the webhooks of what no store commits; None without webhooks.
+        client: how to reach Redis; None without it.
+        bus: what nodes hear of each other by.
+        presence: who is invisible.
+        visibility: who may see whom; None where everyone sees everyone.
+        recovery: what keeps events for those who lost their connection; None where nobody recovers.
+        rule: the application's, of who may be in which channel; None where it has none.
+        message_rule: the application's, of who may write to whom; None where it has none.
+        namespaces: of Socket.IO, whose clients recover.
+        listeners: called with each batch of news of who is in channels, and which are occupied.
+        outbox: where what webhooks tell waits; None where none are sent.
+        notes: what takes in what webhooks tell besides; likewise.
+        tracing: what traces commands; None where nothing does.
     """
 
     def __init__(  # noqa: PLR0913 - each is another part of the gateway
@@ -86,6 +88,7 @@ class ChannelsPart:
         listeners: Sequence[Listener] = (),
         outbox: Outbox | None = None,
         notes: Notes | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         timing, kept = timing_of(settings.timing()), settings.channel_kept()
         log: ChannelLog
@@ -100,11 +103,25 @@ class ChannelsPart:
             self._store = RedisStore(client, settings.redis_prefix, timing, outbox_length=length, part=CHANNELS)
             log = RedisChannelLog(client, settings.redis_prefix, node, bus, kept)
         view = View()
-        audience = ChannelAudience(scheduler, settings.presence_flush_interval, visibility, view, clock)
+        audience = ChannelAudience(
+            scheduler,
+            settings.presence_flush_interval,
+            visibility,
+            view,
+            clock,
+            None if tracing is None else tracing.flushed,
+        )
         self.audience = audience
         told: list[Listener] = [audience.publish]
         self._follower = Follower(self._store, view, told)
-        tracker = Tracker(node, self._store, self._follower, clock, away_after=timing.away_after)
+        make_tracker: Callable[..., Tracker] = Tracker
+        make_channels: Callable[..., Channels] = Channels
+        make_messages: Callable[..., Messages] = Messages
+        if tracing is not None:
+            make_tracker, make_channels, make_messages = tracing.steps, tracing.channels, tracing.messages
+            self._store.trace = log.trace = tracing.current
+            told.append(tracing.publish)
+        tracker = make_tracker(node, self._store, self._follower, clock, away_after=timing.away_after)
         self.membership = Membership(tracker, self._follower, presence)
         self.subscriptions = Subscriptions(self.membership)
         """Counts the connections in channels, on all nodes."""
@@ -115,7 +132,7 @@ class ChannelsPart:
         url = settings.channel_auth_url
         self.backend = None if url is None else HTTPBackend(url)
         self.authorizer = Authorizer(rule, self.backend)
-        self.channels = Channels(
+        self.channels = make_channels(
             self.membership,
             log,
             audience,
@@ -135,7 +152,7 @@ class ChannelsPart:
             audience, self.membership, presence, scheduler, settings.presence_flush_interval, visibility
         )
         told += [self.statuses.publish_members, *listeners]
-        self.messages = Messages(
+        self.messages = make_messages(
             self.channels,
             self.authorizer,
             receipts,

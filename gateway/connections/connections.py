@@ -207,7 +207,7 @@ class Connections:
             live.resumed = commit.resumed
             inbox = self.inbox
             if inbox is not None and commit.queued is not False and inbox.waits(tenant, user_id, queued=commit.queued):
-                live.hand(await inbox.fetch(tenant, user_id))
+                await inbox.hand_to(tenant, user_id, live)
         except BaseException:
             self._end_soon(live, Ending.LOST)  # whatever the store has of it by now
             raise

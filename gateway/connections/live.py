@@ -120,11 +120,14 @@ class LiveConnection:
         else:
             self._early.append((event, data, mark))
 
-    def hand(self, queued: Sequence[Queued]) -> None:
+    def hand(self, queued: Sequence[Queued]) -> Sequence[Queued]:
         """Send what waits for its user, but for what this connection has been sent already.
 
         Args:
             queued: all that waits, in order.
+
+        Returns:
+            What it is sent now, or with its greeting.
         """
         handed = self._handed or set()
         fresh = [each for each in queued if each.id not in handed]
@@ -137,6 +140,7 @@ class LiveConnection:
                 self.peer.hand(each)
         else:
             self._waiting = [*(self._waiting or ()), *fresh]
+        return fresh
 
     def was_handed(self, item_id: str) -> bool:
         """Whether it has been sent something of this id that may still wait."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.delivery.notifications import Notification
     from gateway.delivery.queue import Limits, Put, Queues
+    from gateway.runtime.traces import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -45,8 +46,8 @@ sent the notification again, and acknowledges it again."""
 class Recipient(Protocol):
     """A live connection."""
 
-    def hand(self, queued: Sequence[Queued]) -> None:
-        """Send these notifications, except those that this connection has been sent already."""
+    def hand(self, queued: Sequence[Queued]) -> Sequence[Queued]:
+        """Send what waits, but for what this connection has been sent already; return what that is."""
 
 
 class Inbox:
@@ -79,6 +80,10 @@ class Inbox:
         self.depth = 0
         """Notifications that waited in all queues, as of the last sweep."""
         self.node = node
+        self.trace: Tracer | None = None
+        """What trace something is part of that is queued; None traces nothing."""
+        self.on_handed: Callable[[str, str, Sequence[Queued]], None] | None = None
+        """Called with a tenant, a user id and what a connection of that user was handed; None for nobody."""
         self._queues = queues
         self._limits = limits
         self._clock = clock
@@ -109,7 +114,8 @@ class Inbox:
             StoreUnavailableError: the queues cannot be reached. It may be queued all the same.
         """
         largest = min(self._limits.largest, self._limits.bytes)
-        item = Queued(item_id, notification.event, notification.data)
+        trace = None if self.trace is None else self.trace()
+        item = Queued(item_id, notification.event, notification.data, trace)
         if (size := size_of(item)) > largest:
             raise InvalidPayloadError(
                 f"a notification that may have to wait for its user may have {largest} bytes; this one has {size}"
@@ -171,6 +177,15 @@ class Inbox:
             self.look_soon(tenant, user_id)
             return ()
 
+    async def hand_to(self, tenant: str, user_id: str, recipient: Recipient) -> None:
+        """Hand what waits for a user to one connection of theirs, or to all of them, later; see `fetch`."""
+        self._hand(tenant, user_id, recipient, await self.fetch(tenant, user_id))
+
+    def _hand(self, tenant: str, user_id: str, recipient: Recipient, found: Sequence[Queued]) -> None:
+        handed = recipient.hand(found)
+        if handed and self.on_handed is not None:
+            self.on_handed(tenant, user_id, handed)
+
     def look_soon(self, tenant: str, user_id: str) -> asyncio.Task[None]:
         """Start to hand a user's connections to this node what waits for the user; it is done when the task is."""
         key = (tenant, user_id)
@@ -204,7 +219,7 @@ class Inbox:
                 pause = min(2 * pause, RETRY_MOST)
             else:
                 for recipient in self._recipients(tenant, user_id):
-                    recipient.hand(found)
+                    self._hand(tenant, user_id, recipient, found)
 
     def acknowledge(self, tenant: str, user_id: str, item_id: str) -> None:
         """Take note that a client has acknowledged an item. The queue is told in a moment, in a batch."""

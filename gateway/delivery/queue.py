@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from gateway.runtime.traces import Trace
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -41,7 +43,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of one notification, as JSON."""
 
 
-class Queued(msgspec.Struct, frozen=True):
+class Queued(msgspec.Struct, frozen=True, omit_defaults=True):
     """One notification in a queue."""
 
     id: str
@@ -49,6 +51,8 @@ class Queued(msgspec.Struct, frozen=True):
     event: str
     data: msgspec.Raw
     """As JSON."""
+    trace: Trace | None = None
+    """What it is part of; None for nothing."""
 
 
 class Put(msgspec.Struct, frozen=True):

@@ -55,6 +55,8 @@ from gateway.pusher.signature import LIST
 from gateway.wire import is_id
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
     from gateway.channels.channels import Channels
     from gateway.nodes.cluster import Cluster
     from gateway.pusher.signature import Signer
@@ -125,11 +127,17 @@ class PusherAPI:
         self._now = now
         self.operations = self._table()
         """What it can be asked."""
+        self.around: Callable[[Handler, str], Handler] | None = None
+        """As `HTTPDoor.around`."""
         self._max_body = 2 * MAX_BATCH * settings.pusher_max_data + 65_536  # each quote in a text is two bytes of JSON
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of the table."""
-        return [web.route(row.method, row.path, partial(self._handle, row)) for row in self.operations]
+        return [web.route(row.method, row.path, self._handler(row)) for row in self.operations]
+
+    def _handler(self, row: SignedOperation) -> Handler:
+        handle: Handler = partial(self._handle, row)
+        return handle if self.around is None else self.around(handle, f"{row.method} {row.path}")
 
     def _table(self) -> tuple[SignedOperation, ...]:
         terminate = SignedOperation(

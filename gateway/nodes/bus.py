@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import structlog
 
+from gateway.runtime.traces import Trace
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from gateway.runtime.traces import Tracer
 
 _log = structlog.get_logger(__name__)
 
@@ -28,6 +33,15 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     """As JSON, which whoever subscribed to the topic knows the type of."""
     number: int = 0
     """Counts what the sender has published; 0 in one of a version that did not count."""
+    trace: Trace | None = None
+    """What it is part of; None for nothing."""
+
+
+def written(sender: str, topic: str, data: bytes, number: int = 0, trace: Trace | None = None) -> bytes:
+    """A message as JSON. Versions that know of no traces write four fields, and read those of five."""
+    if trace is None:
+        return msgspec.json.encode((sender, topic, msgspec.Raw(data), number))
+    return msgspec.json.encode((sender, topic, msgspec.Raw(data), number, trace))
 
 
 class Bus(ABC):
@@ -50,6 +64,11 @@ class Bus(ABC):
         """The position and the message that is being handled."""
         self.returned: Callable[[int, int], None] | None = None
         """Called with the number of a message of this node and its position, as soon as that is known."""
+        self.trace: Tracer | None = None
+        """What trace something is part of that is published; None traces nothing."""
+        self.within: Callable[[Trace, str, int], AbstractContextManager[None]] | None = None
+        """Called with the trace, the topic and the position of a message, returns within what it is handled; None where
+        nothing traces that."""
         self._subscribers: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any], Awaitable[None]]]] = {}
 
     def subscribe(self, topic: str, kind: type[_T], handler: Callable[[_T], Awaitable[None]]) -> None:
@@ -127,7 +146,11 @@ class Bus(ABC):
         decoder, handler = subscriber
         self.current = position, message
         try:
-            await handler(decoder.decode(message.data))
+            if message.trace is None or self.within is None:
+                await handler(decoder.decode(message.data))
+            else:
+                with self.within(message.trace, message.topic, position):
+                    await handler(decoder.decode(message.data))
         except Exception:
             _log.exception("a message could not be handled", topic=message.topic, sender=message.sender)
         finally:

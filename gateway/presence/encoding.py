@@ -84,6 +84,7 @@ class _Body(_State, frozen=True, kw_only=True):
     reason: str = ""
     due: int | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
     own: _Own | None = None
     private: bool = False
     forgotten: int | None = None
@@ -121,6 +122,7 @@ class _Body(_State, frozen=True, kw_only=True):
             reason=self.reason,
             due=self.due,
             traceparent=self.traceparent,
+            tracestate=self.tracestate,
         )
 
 

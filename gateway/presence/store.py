@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.presence.model import Beat, Choice, Ending
+    from gateway.runtime.traces import Tracer
 
 OUTAGE = 1000
 """Milliseconds without any node renewing its lease that count as an outage: every node renews several times in them,
@@ -126,9 +127,9 @@ class Store(ABC):
     """The port; see the module for the contract."""
 
     near: ClassVar[bool]
-    """True if reading the log takes no round trip, because the store is in this process."""
-    traceparent: Callable[[], str | None] | None = None
-    """Returns the trace that the current command is part of, which its transitions are marked with; None for none."""
+    """True where reading the log costs no round trip."""
+    trace: Tracer | None = None
+    """What trace a command is part of, which the changes that it commits then are, too; None traces nothing."""
 
     @abstractmethod
     async def time(self) -> int | None:

@@ -507,6 +507,7 @@ class MemoryStore(Store):
         record.status = msgspec.structs.replace(record.status, version=version)
         if record.shown is not None:
             record.shown = msgspec.structs.replace(record.shown, version=version)
+        trace = None if self.trace is None else self.trace()
         transition = Transition(
             position=self._position + 1,
             at=now,
@@ -515,7 +516,8 @@ class MemoryStore(Store):
             now=record.published,
             reason=reason,
             due=due,
-            traceparent=None if self.traceparent is None else self.traceparent(),
+            traceparent=None if trace is None else trace.traceparent,
+            tracestate=None if trace is None else trace.tracestate,
         )
         self._records[record.status.tenant, record.status.user_id] = record
         record.recent = (*record.recent[1 - TRANSITIONS_EXPLAINED :], transition)

@@ -398,8 +398,8 @@ class RedisStore(Store):
     def _start(self, name: str, now: int, keys: Iterable[str], arguments: Iterable[Any]) -> Call:
         self._beats = None  # later beats must not join a script that is sent before this one
         kept: int | str = self._log_length
-        if self.traceparent is not None and (traceparent := self.traceparent()) is not None:
-            kept = f"{kept} {traceparent}"
+        if self.trace is not None and (trace := self.trace()) is not None:
+            kept = f"{kept} {trace.traceparent} {trace.tracestate or ''}"
         common = [now, self._timing.away_after, kept]
         return self._commands.start(self._scripts[name], [*self._common, *keys], [*common, *arguments])
 

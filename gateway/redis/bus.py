@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.nodes.bus import Bus, Message
+from gateway.nodes.bus import Bus, Message, written
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import base_of
 from gateway.redis.stream import Stream, to_position
@@ -96,7 +96,8 @@ class RedisBus(Bus):
     def publish(self, topic: str, data: Any) -> None:
         """Tell every other node; see the port."""
         number = self.last + 1
-        message = msgspec.json.encode(Message(self._sender, topic, msgspec.Raw(msgspec.json.encode(data)), number))
+        trace = None if self.trace is None else self.trace()
+        message = written(self._sender, topic, msgspec.json.encode(data), number, trace)
         if len(message) > LARGEST:
             raise InvalidPayloadError(f"what goes to other nodes may have {LARGEST} bytes; this has {len(message)}")
         self.last = number

@@ -42,6 +42,11 @@ def to_id(position: int) -> str:
     return f"{position >> _SEQUENCE_BITS}-{position & ((1 << _SEQUENCE_BITS) - 1)}"
 
 
+def time_of(position: int) -> int:
+    """When the entry at a position was appended, in Unix milliseconds by Redis's clock."""
+    return position >> _SEQUENCE_BITS
+
+
 class Entries(msgspec.Struct, frozen=True):
     """What a read found."""
 

@@ -45,11 +45,13 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     body: msgspec.Raw
     """The body, as JSON: signed and sent byte for byte as it is here."""
     traceparent: str | None = None
-    """The trace that the event is part of, as a W3C Trace Context header; None for none."""
+    """What trace the event is part of, as W3C's Trace Context has it; None for none."""
+    tracestate: str | None = None
+    """What systems that take part in the trace have to say of it; None for nothing."""
 
-    def within(self, traceparent: str | None) -> Message:
-        """A copy that is part of another span."""
-        return msgspec.structs.replace(self, traceparent=traceparent)
+    def within(self, traceparent: str, tracestate: str | None = None) -> Message:
+        """The same as part of another span."""
+        return msgspec.structs.replace(self, traceparent=traceparent, tracestate=tracestate)
 
 
 def message(kind: str, key: str, at: int, data: dict[str, Any], identity: str) -> Message:
@@ -87,4 +89,6 @@ def _message(kind: str, transition: Transition, data: dict[str, Any]) -> Message
     key = user_of(transition.tenant, transition.user_id)
     identity = SEPARATOR.join((kind, key, str(transition.now.version), str(transition.at)))
     made = message(kind, key, transition.at, data, identity)
-    return made if transition.traceparent is None else made.within(transition.traceparent)
+    if transition.traceparent is None:
+        return made
+    return made.within(transition.traceparent, transition.tracestate)

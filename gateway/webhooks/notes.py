@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.channels.model import Said
     from gateway.runtime.timers import Scheduler
+    from gateway.runtime.traces import Tracer
     from gateway.webhooks.outbox import Outbox
 
 _log = structlog.get_logger(__name__)
@@ -74,7 +75,9 @@ class Notes:
         wake: Callable[[], object],
     ) -> None:
         self.lost = 0
-        """Notes that were dropped, because more came than could be written."""
+        """Events that were not told: more came than could be written."""
+        self.trace: Tracer | None = None
+        """What trace something is part of; None traces nothing."""
         self._outbox = outbox
         self._wanted = frozenset(wanted)
         self._clock = clock
@@ -146,6 +149,8 @@ class Notes:
         body = {"tenant": tenant, "channel": channel, **data, "timestamp": wire.timestamp(at)}
         key = user_of(scope_of(tenant), channel) if of is None else user_of(scope_of(tenant, channel), of)
         made = message(kind, key, at, body, uuid4().hex)
+        if self.trace is not None and (trace := self.trace()) is not None:
+            made = made.within(trace.traceparent, trace.tracestate)
         if len(self._waiting) >= MOST:
             self._waiting.popitem(last=False)
             self._lose(1)

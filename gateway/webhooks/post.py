@@ -78,6 +78,8 @@ class HTTPPoster:
             body, signed = found, self._endpoint.signer.webhook_headers(found)
         if message.traceparent is not None:
             signed = signed | {"traceparent": message.traceparent}
+            if message.tracestate is not None:
+                signed["tracestate"] = message.tracestate
         try:
             # A redirect is not followed: the event is signed for this endpoint, and for nobody else to read.
             async with self._session.post(

@@ -6,18 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 from clients import Client, Plain
+from collectors import Collector, Span, collector, kept_spans, named
 from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Process, Running, eventually, make_settings
-from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from receivers import HOOK_SECRET
 from redis_servers import RedisServer, fresh_prefix
@@ -31,69 +27,6 @@ LONG = 4 * STEP
 CALLER = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
-class Span:
-    """What of a span these tests look at."""
-
-    def __init__(self, name: str, trace_id: str, span_id: str, parent: str, attributes: dict[str, Any]) -> None:
-        self.name = name
-        self.trace_id = trace_id
-        self.id = span_id
-        self.parent = parent
-        self.attributes = attributes
-        self.node = attributes.get("presence.node")
-
-    def __repr__(self) -> str:
-        return f"{self.name} {self.trace_id[:6]} {self.id} < {self.parent} {self.attributes}"
-
-
-class Collector:
-    """A receiver of OTLP over HTTP, and of webhooks with their headers."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.spans: list[Span] = []
-        self.services: set[str] = set()
-        self.webhooks: list[dict[str, str]] = []
-
-    async def traces(self, request: web.Request) -> web.Response:
-        message = ExportTraceServiceRequest.FromString(await request.read())
-        for resource in message.resource_spans:
-            self.services |= {
-                each.value.string_value for each in resource.resource.attributes if each.key == "service.name"
-            }
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    attributes = {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
-                    self.spans.append(
-                        Span(span.name, span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex(), attributes)
-                    )
-        return web.Response(content_type="application/x-protobuf")
-
-    async def webhook(self, request: web.Request) -> web.Response:
-        self.webhooks.append(dict(request.headers) | {"type": (await request.json())["type"]})
-        return web.Response(status=204)
-
-    def of(self, name: str, **attributes: Any) -> list[Span]:
-        wanted = {key.replace("__", "."): value for key, value in attributes.items()}
-        return [span for span in self.spans if span.name == name and wanted.items() <= span.attributes.items()]
-
-
-@asynccontextmanager
-async def collector() -> AsyncIterator[Collector]:
-    made = Collector()
-    app = web.Application()
-    app.router.add_post("/v1/traces", made.traces)
-    app.router.add_post("/hook", made.webhook)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        made.url = "http://{}:{}".format(*runner.addresses[0][:2])
-        yield made
-    finally:
-        await runner.cleanup()
-
-
 @pytest.fixture
 async def told() -> AsyncIterator[Collector]:
     async with collector() as made:
@@ -103,14 +36,7 @@ async def told() -> AsyncIterator[Collector]:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """The spans of an application that has a provider of its own."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    return exporter
-
-
-def named(kept: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
-    return [span for span in kept.get_finished_spans() if span.name == name]
+    return kept_spans(monkeypatch)
 
 
 # Two nodes

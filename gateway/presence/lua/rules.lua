@@ -27,8 +27,9 @@
 --                            JSON array of from, to, connections, reason and device
 --          node      hash    connection -> JSON, for each connection of a node
 -- ARGV[1]  now, Unix milliseconds
--- ARGV[2]  milliseconds without activity until a user becomes away; 0 from a client that is no node: then state has it
--- ARGV[3]  how many entries the log keeps, about; then a space and the command's traceparent, if it is traced
+-- ARGV[2]  milliseconds without activity until a user turns away; 0 from one who is no node: as nodes have it
+-- ARGV[3]  how many entries the log keeps, about; and behind spaces the traceparent and the tracestate of who commits,
+--          where there are
 -- ARGV[4…] the script's own
 --
 -- A user is <tenant> 0x1f <user id>; neither holds control characters, but for the 0x1e in a part of a tenant. All keys
@@ -37,9 +38,12 @@
 
 local LOG, STATE, LEASES, DUE, USERS, OUTBOX = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local NOW, AWAY_AFTER = tonumber(ARGV[1]), tonumber(ARGV[2])
-local LOG_LENGTH, TRACEPARENT = string.match(ARGV[3], '^(%d+) ?(.*)$')
+local LOG_LENGTH, TRACEPARENT, TRACESTATE = string.match(ARGV[3], '^(%d+) ?(%S*) ?(.*)$')
 if TRACEPARENT == '' then
   TRACEPARENT = nil
+end
+if TRACESTATE == '' then
+  TRACESTATE = nil
 end
 local RECENT = 10
 local LEASE_LOST = redis.error_reply('LEASE the node holds no lease')
@@ -221,7 +225,7 @@ local function change(user, was, was_text, now, reason, due)
   set(user, 'version', user.version + 1)
   local entry = whole(user)
   entry.at, entry.was, entry.was_text, entry.reason = now, was, was_text, reason
-  entry.due, entry.traceparent = due, TRACEPARENT
+  entry.due, entry.traceparent, entry.tracestate = due, TRACEPARENT, TRACESTATE
   local body = append(entry)
   table.insert(committed, position)
   table.insert(committed, body)
