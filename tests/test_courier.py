@@ -391,6 +391,36 @@ async def test_what_is_queued_no_more_is_let_go_of() -> None:
         assert (it.courier.waiting, await it.waiting()) == (0, 0)
 
 
+async def test_what_a_full_queue_let_go_of_waits_no_more_from_the_next_look_on() -> None:
+    async with site(bounds=Bounds(queue=3), concurrency=1) as it:
+        it.held = {"a": asyncio.Event()}
+        it.commit(("a", 1), ("b", 1), ("a", 2))
+        await it.look()
+        assert it.courier.waiting == 3
+        it.commit(("c", 1), ("b", 2), ("d", 1))
+        await it.look()
+        assert [letter.message.key for letter in await it.outbox.letters("crm")] == ["a", "b", "a"]
+        assert it.courier.waiting == 4, "what is in flight, and the three in the queue"
+        it.held["a"].set()
+        await it.look()
+        assert it.seen[0] == ("a", 1)
+        assert sorted(it.seen[1:]) == [("b", 2), ("c", 1), ("d", 1)]
+        assert (it.courier.waiting, await it.waiting()) == (0, 0)
+
+
+async def test_the_oldest_that_waits_is_known_when_others_were_let_go_of() -> None:
+    async with site(concurrency=1) as it:
+        it.answers = lambda _user, _number: FAILED
+        for number, user in enumerate("aab"):
+            it.outbox.keep(message("user.online", user, T + number, {"data": number}, str(number)))
+        await it.look()
+        assert (it.courier.waiting, it.courier.oldest_at) == (3, T)
+        [first] = await it.outbox.read("crm", "", 1)
+        await it.outbox.done("crm", first.place)  # by another sender
+        await it.after(RESCAN)
+        assert (it.courier.waiting, it.courier.oldest_at) == (2, T + 1)
+
+
 async def test_a_store_that_is_away_makes_no_event_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courier, "PAUSE", 0)
     async with site() as it:

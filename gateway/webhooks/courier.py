@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import deque
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +18,7 @@ from gateway.webhooks.outbox import BEGIN, Letter
 from gateway.webhooks.post import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from gateway.runtime.timers import Scheduler
     from gateway.webhooks.outbox import Outbox, Waiting
@@ -187,6 +188,14 @@ class Courier:
             self._scanned_at = self._scheduler.time()
             if waiting != len(self._known):
                 places, self._after = set(), BEGIN
+        await self._read_on(places)
+        if places is not None:  # it was full, or lost what it held
+            self._let_go([place for place in self._known if place not in places])
+        elif len(self._known) > waiting:
+            await self._follow_head()
+
+    async def _read_on(self, places: set[str] | None) -> None:
+        """Read the queue to its end, and add to `places`, where they are wanted, what is there."""
         while found := await self._outbox.read(self.name, self._after, PAGE):
             for each in found:
                 if each.place not in self._known:
@@ -196,8 +205,6 @@ class Courier:
             self._after = found[-1].place
             if len(found) < PAGE:
                 break
-        if places is not None:
-            self._keep_only(places)
 
     def _add(self, each: Waiting) -> None:
         self._known[each.place] = each
@@ -207,20 +214,28 @@ class Courier:
             self._ready.put_nowait(lane)
         lane.events.append(each)
 
-    def _keep_only(self, places: set[str]) -> None:
-        """Forget events that are not in the queue any more: it overflowed, or lost them."""
-        for lane in list(self._lanes.values()):
-            first = lane.events[0]
-            kept = [one for one in lane.events if one.place in places or (lane.in_flight and one is first)]
-            if len(kept) < len(lane.events):
-                for one in lane.events:
-                    self._known.pop(one.place, None)
-                self._known.update((one.place, one) for one in kept)
-                lane.events = deque(kept)
-                if not kept:
-                    del self._lanes[lane.key]
-                elif kept[0] is not first:
-                    lane.attempts = 0
+    async def _follow_head(self) -> None:
+        """Let go of what was before the first in the queue: that was full, and its oldest are dead letters."""
+        found = await self._outbox.read(self.name, BEGIN, 1)
+        first = found[0].place if found else None
+        if first is None or first in self._known:  # otherwise it was sent just now, and the next look has another
+            self._let_go(takewhile(lambda place: place != first, tuple(self._known)))
+
+    def _let_go(self, places: Iterable[str]) -> None:
+        """Let go of what is in the queue no more, but for what is being sent."""
+        gone: dict[str, set[str]] = {}
+        for place in places:
+            lane = self._lanes[self._known[place].message.key]
+            if not lane.in_flight or place != lane.events[0].place:
+                del self._known[place]
+                gone.setdefault(lane.key, set()).add(place)
+        for key, those in gone.items():
+            lane = self._lanes[key]
+            if lane.events[0].place in those:
+                lane.attempts = 0
+            lane.events = deque(each for each in lane.events if each.place not in those)
+            if not lane.events:
+                del self._lanes[key]
 
     async def _work(self) -> None:
         while True:
