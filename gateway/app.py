@@ -21,7 +21,7 @@ from gateway.channels.native import ChannelRequests
 from gateway.channels.part import ChannelsPart
 from gateway.connections.connections import Connections
 from gateway.connections.counts import Counts
-from gateway.connections.draining import Pace
+from gateway.connections.draining import Departures
 from gateway.connections.privacy import Privacy
 from gateway.connections.requests import Requests
 from gateway.delivery.inbox import Inbox
@@ -526,7 +526,7 @@ class Gateway:
             self._server.close_nobodys()
             if self._pusher is not None:
                 self._pusher.close_nobodys()
-            await self._connections.drain(Pace(self.settings.drain_rate, self.settings.shutdown_timeout / 2))
+            await self._connections.drain(Departures(self.settings.drain_rate, self.settings.shutdown_timeout / 2))
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         try:

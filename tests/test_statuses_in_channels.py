@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.channels.audience import ChannelAudience
 from gateway.channels.model import Said, Subscriber
 from gateway.channels.names import scope_of
 from gateway.channels.statuses import Statuses
+from gateway.presence.fanout import LONGEST_REST, REST
 from gateway.presence.model import Profile, Status, Transition, UserStatus
 from gateway.presence.view import View
 
@@ -54,15 +56,25 @@ class World:
     """Presence, and who is in which room, as `Statuses` hears of them."""
 
     def __init__(self, visibility: Any = None) -> None:
+        self.elapsed: Iterator[float] = itertools.repeat(0.0)
+        """What the stopwatch shows."""
         self.loop, self.view, self.rooms = Loop(), View(), View()
         self.audience = ChannelAudience(self.loop, 0.02, visibility, self.rooms, lambda: 0)
         channels = ["presence-room-5", "presence-room-6"]
-        membership = SimpleNamespace(
+        membership: Any = SimpleNamespace(
             follower=SimpleNamespace(loaded=True),
             occupied=lambda tenant, prefix: [c for c in channels if c.startswith(prefix)],
             members=lambda tenant, channel: self.rooms.online(scope_of(tenant, channel)),
         )
-        self.statuses = Statuses(self.audience, membership, self.view, self.loop, 0.02, visibility)  # type: ignore[arg-type]
+        self.statuses = Statuses(
+            self.audience,
+            membership,
+            self.view,
+            self.loop,
+            0.02,
+            visibility,
+            stopwatch=lambda: next(self.elapsed),
+        )
         self.versions: dict[tuple[str, str], int] = {}
 
     def subscribe(self, channel: str, user: str = "echo", live: Any = None) -> Echo:
@@ -151,6 +163,71 @@ def test_of_several_changes_at_once_the_last_is_told() -> None:
     world.presence("bob", "online")
     run_until(world.loop.now + 1)
     assert echo.told() == [("presence-online-users", "ann", False), ("presence-online-users", "bob", True)]
+
+
+def test_a_lone_change_is_told_at_once_and_so_is_that_of_another_user_just_after_it() -> None:
+    world = World()
+    echo = world.subscribe("presence-online-users")
+    run_until, world.loop.run_until = world.loop.run_until, lambda now: None  # type: ignore[method-assign]
+
+    def told_after(seconds: float, *changes: tuple[str, str]) -> list[str]:
+        before = len(echo.heard)
+        for user, status in changes:
+            world.presence(user, status)
+        run_until(world.loop.now + seconds)
+        return [data["user_id"] for _event, _channel, data in echo.heard[before:]]
+
+    assert told_after(0.001, ("ann", "online")) == ["ann"]
+    assert told_after(0.001, ("ann", "away")) == [], "what one user does within an interval is told in its end"
+    assert told_after(0.02) == ["ann"]
+    assert told_after(0.02) == []
+    assert told_after(0.001, ("ann", "offline")) == ["ann"]
+    assert told_after(0.001, ("bob", "online")) == ["bob"]
+    assert told_after(0.001, ("cem", "online")) == [], "of more the interval gathers"
+    assert told_after(0.02, ("dan", "online")) == ["cem", "dan"]
+
+
+@pytest.mark.parametrize(("took", "rest"), [(0.001, 0.02), (0.03, 0.03 * REST), (0.5, LONGEST_REST)])
+def test_a_flush_rests_for_as_long_as_those_of_presence_do(took: float, rest: float) -> None:
+    world = World()
+    echo = world.subscribe("presence-online-users")
+    run_until, world.loop.run_until = world.loop.run_until, lambda now: None  # type: ignore[method-assign]
+    world.elapsed = itertools.chain([0.0, took], itertools.repeat(0.0))
+    world.presence("ann", "online")
+    run_until(world.loop.now)
+    world.presence("ann", "away")
+    [due] = world.loop.waiting()
+    assert due - world.loop.now == pytest.approx(rest)
+    run_until(due)
+    assert len(echo.heard) == 2
+
+
+def test_what_is_known_of_a_channel_s_pace_is_let_go_of_with_the_next_that_is_told() -> None:
+    world = World()
+    for channel in ("presence-online-users", "presence-room-5"):
+        world.subscribe(channel)
+    world.presence("ann", "online")
+    world.room("ann", "online")
+    assert list(world.statuses._paces) == [("acme", "presence-room-5")]
+
+
+def test_its_subscribers_are_looked_up_once_for_all_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    echo = world.subscribe("presence-online-users")
+    lookups: list[str] = []
+    others = world.audience.others
+
+    def look_up(tenant: str, channel: str) -> Any:
+        lookups.append(channel)
+        return others(tenant, channel)
+
+    monkeypatch.setattr(world.audience, "others", look_up)
+    run_until, world.loop.run_until = world.loop.run_until, lambda now: None  # type: ignore[method-assign]
+    for number in range(100):
+        world.presence(f"u{number}", "online")
+    run_until(world.loop.now + 1)
+    assert len(echo.heard) == 100
+    assert lookups == ["presence-online-users"]
 
 
 @pytest.mark.parametrize("viewer", ["friend", "stranger"])

@@ -182,6 +182,10 @@ class ChannelAudience:
         """Those of a channel's subscribers at this node that are not native."""
         return tuple(self._others.get((tenant, channel), ()))
 
+    def has_others(self, tenant: str, channel: str) -> bool:
+        """Whether there are any of these."""
+        return (tenant, channel) in self._others
+
     def places_of(self, tenant: str, user_id: str) -> Sequence[tuple[Subscriber, str]]:
         """A user's subscribers at this node, each with one channel it is in. It searches all channels."""
         return [

@@ -8,6 +8,7 @@ and of channels, so that each hears it once, however many nodes there are.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,16 +19,16 @@ from gateway.channels.events import USER_STATUS
 from gateway.channels.messages_wire import UserStatusIn
 from gateway.channels.model import Said
 from gateway.channels.names import parse_scope
-from gateway.presence.fanout import LONGEST_REST, REST
+from gateway.presence.fanout import Pace
 from gateway.presence.model import Event
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.channels.audience import ChannelAudience
     from gateway.channels.membership import Membership
-    from gateway.channels.model import ChannelCodec
+    from gateway.channels.model import ChannelCodec, Subscriber
     from gateway.presence.model import Transition, UserStatus
     from gateway.presence.view import View
     from gateway.presence.visibility import Visibility
@@ -45,8 +46,9 @@ class Statuses:
         membership: who is in which room.
         presence: the view of presence.
         scheduler: the event loop.
-        interval: seconds that changes in one channel are gathered for.
-        visibility: who may see whom; None if everyone sees everyone.
+        interval: seconds that changes in one channel are gathered for, as `Pace` does it.
+        visibility: who may see whom; None where everyone sees everyone.
+        stopwatch: as that of `FanOut`.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Statuses:
         scheduler: Scheduler,
         interval: float,
         visibility: Visibility | None,
+        *,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._audience = audience
         self._membership = membership
@@ -64,12 +68,13 @@ class Statuses:
         self._scheduler = scheduler
         self._interval = interval
         self._visibility = visibility
+        self._stopwatch = stopwatch
         self._rooms: dict[str, dict[str, set[str]]] = {}
         """By tenant and user, the rooms that they are in."""
         self._pending: dict[tuple[str, str], dict[str, Said]] = {}
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._rests: dict[tuple[str, str], float] = {}
-        """Until when, by the loop's clock, changes in a channel are gathered."""
+        self._paces: dict[tuple[str, str], Pace] = {}
+        """Those of channels where something was told just now."""
 
     def publish(self, transitions: Sequence[Transition]) -> None:
         """Take in new transitions of presence."""
@@ -107,7 +112,7 @@ class Statuses:
 
     def _put(self, tenant: str, channel: str, status: UserStatus, at: int, *, is_online: bool) -> None:
         key = (tenant, channel)
-        if not self._audience.others(*key):
+        if not self._audience.has_others(*key):
             return
         known = self._presence.status(tenant, status.user_id)  # a member's token may say more, and presence less
         body = UserStatusIn(
@@ -134,21 +139,27 @@ class Statuses:
         users.pop(status.user_id, None)
         users[status.user_id] = said
         if key not in self._timers:
-            due = max(self._scheduler.time(), self._rests.get(key, 0.0))
-            self._timers[key] = self._scheduler.call_at(due, lambda: self._flush(key))
+            due = self._pace(key).due(self._scheduler.time(), status.user_id)
+            self._timers[key] = self._scheduler.call_at(due, partial(self._flush, key))
+
+    def _pace(self, key: tuple[str, str]) -> Pace:
+        return self._paces.get(key) or self._paces.setdefault(key, Pace(self._interval))
 
     def _flush(self, key: tuple[str, str]) -> None:
         del self._timers[key]
-        began = time.perf_counter()
-        for said in self._pending.pop(key, {}).values():
-            self._tell(said)
-        self._rests = {each: until for each, until in self._rests.items() if until > self._scheduler.time()}
-        rest = max(self._interval, min((time.perf_counter() - began) * REST, LONGEST_REST))
-        self._rests[key] = self._scheduler.time() + rest
+        now, pending = self._scheduler.time(), self._pending.pop(key)
+        began = self._stopwatch()
+        try:
+            subscribers = self._audience.others(*key)
+            for said in pending.values():
+                self._tell(said, subscribers)
+        finally:
+            self._pace(key).flushed(now, self._stopwatch() - began, pending)
+            self._paces = {each: pace for each, pace in self._paces.items() if not pace.is_over(now)}
 
-    def _tell(self, said: Said) -> None:
+    def _tell(self, said: Said, subscribers: Sequence[Subscriber]) -> None:
         groups: dict[ChannelCodec, list[Any]] = {}
-        for subscriber in self._audience.others(said.tenant, said.channel):
+        for subscriber in subscribers:
             if said.sender is not None and sees(self._visibility, subscriber, said.sender):
                 groups.setdefault(subscriber.listener.codec, []).append(subscriber.listener.sink)
         for codec, sinks in groups.items():

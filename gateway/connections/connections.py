@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 
     from gateway.access.auth import Identity
-    from gateway.connections.draining import Pace
+    from gateway.connections.draining import Departures
     from gateway.delivery.inbox import Inbox
     from gateway.presence.fanout import FanOut
     from gateway.presence.tracker import Tracker
@@ -314,14 +314,17 @@ class Connections:
         """End what keeps a user online but live connections."""
         await self._tracker.release(tenant, user_id)
 
-    async def drain(self, pace: Pace) -> None:
+    async def drain(self, departures: Departures) -> None:
         """Tell every client that this node shuts down, and close it, batch by batch. New ones are refused at once."""
         self.leaving = self.draining = True
         everyone = [live for by_id in self._by_user.values() for live in by_id.values()]
         random.shuffle(everyone)
         clients = iter(everyone)
         await asyncio.gather(
-            *(self._drain(list(islice(clients, batch.size)), batch.at, pace) for batch in pace.batches(len(everyone)))
+            *(
+                self._drain(list(islice(clients, batch.size)), batch.at, departures)
+                for batch in departures.batches(len(everyone))
+            )
         )
 
     # What a connection does
@@ -453,7 +456,7 @@ class Connections:
 
     # One step each
 
-    async def _drain(self, leaving: Sequence[LiveConnection], at: float, pace: Pace) -> None:
+    async def _drain(self, leaving: Sequence[LiveConnection], at: float, departures: Departures) -> None:
         """Tell some clients, and close them; those who have left by themselves meanwhile are not spoken to."""
         if at:
             await asyncio.sleep(at)
@@ -461,7 +464,7 @@ class Connections:
         timestamp = wire.timestamp(self._tracker.now())
         for live in leaving:
             # With its mark, so that a client that has long heard nothing says where it is to the next node.
-            notice = wire.ServerEvent(timestamp=timestamp, retry_after=pace.retry_after())
+            notice = wire.ServerEvent(timestamp=timestamp, retry_after=departures.retry_after())
             live.emit("server-draining", notice, live.mark)
         if leaving:
             await asyncio.sleep(DRAIN_NOTICE)

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     size: int
 
 
-class Pace(NamedTuple):
+class Departures(NamedTuple):
     """How fast the clients of a node go.
 
     Args:

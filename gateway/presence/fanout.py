@@ -122,6 +122,10 @@ class Pace:
         self._rest = min(took * REST, LONGEST_REST)
         self._lone = told.pop() if len(told) == 1 else None
 
+    def is_over(self, now: float) -> bool:
+        """Whether it is by now as a new one would be: no flush of before holds anything back."""
+        return now >= self._at + max(self._rest, self._interval)
+
 
 class Deliveries:
     """Counts what was sent to members."""
