@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 import pytest
 from conftest import STEP, TIMING
+from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_server
+from structlog.testing import capture_logs
 from test_store_redis import monitored
 
 from gateway.delivery.queue import REMEMBERED, Limits, Queued, Queues, size_of
@@ -67,6 +70,25 @@ async def test_what_is_put_is_read_in_order_and_as_it_was(make: MakeQueues) -> N
     ]
     assert await ids(queues) == ["b", "a", "c"], "reading takes nothing out"
     assert await queues.depth() == 3
+
+
+async def test_what_cannot_be_read_is_put_aside_and_the_others_are_read(make: MakeQueues) -> None:
+    queues = await make()
+    for each in (item("a"), item("w-b", b'{"half'), item("c")):
+        await queues.put(*ALICE, each, T)
+    with capture_logs() as logs:
+        assert await ids(queues) == ["a", "c"]
+    [logged] = [each for each in logs if each["log_level"] == "error"]
+    assert (logged["user"], logged["tenant"], logged["count"]) == ("alice", "acme", 1)
+    assert queues.unreadable == 1
+    assert await queues.depth() == 2
+    assert not await queues.was_acknowledged("w-b")
+    assert await ids(queues) == ["a", "c"]
+    assert queues.unreadable == 1, "once"
+    assert await queues.acknowledge(*ALICE, ["a", "w-b", "c"], T) == ["a", "c"]
+    await queues.put(*ALICE, item("d", b"half"), T)
+    assert await ids(queues) == []
+    assert (await queues.depth(), queues.waits(*ALICE)) == (0, False)
 
 
 async def test_each_user_of_each_tenant_has_their_own(make: MakeQueues) -> None:
@@ -196,6 +218,7 @@ class Shared:
 
     def __init__(self, url: str, prefix: str) -> None:
         client = connect(url, timeout=STEP)
+        self.prefix = prefix
         self.store = RedisStore(client, prefix, TIMING)
         self.queues = RedisQueues(client, prefix, LIMITS)
 
@@ -237,6 +260,40 @@ async def test_what_is_for_those_who_are_away_is_left_alone_where_the_user_is_co
     await shared.store.disconnect(TAB, Ending.LOST, T)
     assert (await queues.put(*ALICE, item("e"), T, node="n2", unless_connected=True)).queued, "though a grace runs"
     assert await ids(queues) == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize("place", ["first", "second"])
+@pytest.mark.parametrize(
+    "body", [None, "", "no item", "x y {}", f'{T + TTL} 5 {{"id":"a"}}', f'{T + TTL} 5 {{"id":5,"event":"e","data":1}}']
+)
+async def test_whatever_somebody_else_wrote_into_a_queue_it_goes_on(
+    shared: Shared, redis_url: str, place: str, body: str | None
+) -> None:
+    queues = shared.queues
+    await queues.put(*ALICE, item("a" if place == "first" else "z"), T)
+    await queues.put(*ALICE, item("z" if place == "first" else "a"), T)
+    [bodies] = await commanded(redis_url, "KEYS", f"*{shared.prefix}*alice*bodies")
+    if body is None:
+        await commanded(redis_url, "HDEL", bodies, "a")
+    else:
+        await commanded(redis_url, "HSET", bodies, "a", body)
+    await queues.put("acme", "bob", item("b"), T)
+    assert await queues.sweep(T + 1) == 0
+    await queues.put(*ALICE, item("c"), T + 1)
+    assert await ids(queues) == ["z", "c"]
+    assert await queues.acknowledge(*ALICE, ["z"], T + 1) == ["z"]
+    assert (await ids(queues), await queues.depth()) == (["c"], 2)
+    assert queues.unreadable == 1
+    [(_place, aside)] = await commanded(redis_url, "XRANGE", f"{{{shared.prefix}}}:queues:unreadable", "-", "+")
+    assert aside == {b"user": b"acme\x1falice", b"id": b"a", b"body": (body or "").encode()}
+    assert await queues.sweep(T + 2 * TTL) == 2
+    assert await queues.depth() == 0
+
+
+async def commanded(url: str, *command: str) -> Any:
+    client = Redis.from_url(url, protocol=2)
+    async with client:
+        return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 async def a_life(shared: Shared) -> None:

@@ -99,6 +99,11 @@ class Inbox:
         self._looking: dict[tuple[str, str], asyncio.Task[None]] = {}
         """By user, the task that reads their queue and hands it to their connections."""
 
+    @property
+    def unreadable(self) -> int:
+        """How many this node could not read, and put aside."""
+        return self._queues.unreadable
+
     # What is sent
 
     async def put(self, notification: Notification, item_id: str, *, unless_connected: bool = False) -> Put:

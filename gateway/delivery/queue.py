@@ -3,11 +3,13 @@
 This is the port. Its adapters are `queue_memory` (one process) and `queue_redis` (many processes);
 ``tests/test_queue.py`` holds both to this contract:
 
-- A command is atomic, over all nodes. Repeated, because its answer was lost, it takes effect once: an item is known by
-  its id.
-- A queue is bounded in number and in bytes. Past that the oldest items are dropped, and counted.
-- An item stays until it is acknowledged or expires. Times come from the caller.
-- Each method raises `StoreUnavailableError` if the queues cannot be reached.
+- A command is atomic, over all nodes. Given again, because its answer was lost, it has its effect once: an item is
+  known by its id.
+- A queue has bounds in number and in bytes. Past them the oldest go, and are counted as dropped.
+- An item is there until it is acknowledged or its time is over. Times come from the caller.
+- An item that cannot be read is put aside, with the next command that comes to it: it is logged and counted, and the
+  others are read as if it were not there.
+- Each method raises `StoreUnavailableError` where the queues cannot be reached.
 """
 
 from __future__ import annotations
@@ -77,11 +79,16 @@ class Found(msgspec.Struct, frozen=True):
     """How many items had expired, and were deleted."""
 
 
+_decode = msgspec.json.Decoder(Queued).decode
+
+
 class Queues(ABC):
     """The port; see the module for the contract."""
 
     near: ClassVar[bool]
-    """True if the queues are in this process: `waits` knows the answer, without a round trip."""
+    """True where `waits` knows, and asking costs no round trip."""
+    unreadable = 0
+    """How many items were put aside here."""
 
     @abstractmethod
     def waits(self, tenant: str, user_id: str) -> bool:
@@ -136,6 +143,14 @@ class Queues(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Release the adapter's resources."""
+
+
+def read_item(text: bytes) -> Queued | None:
+    """An item as JSON has it; None where it cannot be read."""
+    try:
+        return _decode(text)
+    except ValueError:  # of msgspec's, too
+        return None
 
 
 def size_of(item: Queued) -> int:

@@ -6,10 +6,15 @@ import heapq
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from gateway.delivery.queue import AWAITED, REMEMBERED, Found, Limits, Put, Queued, Queues, size_of
+import msgspec
+import structlog
+
+from gateway.delivery.queue import AWAITED, REMEMBERED, Found, Limits, Put, Queued, Queues, read_item, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+_log = structlog.get_logger(__name__)
 
 _Key = tuple[str, str]
 
@@ -90,21 +95,25 @@ class MemoryQueues(Queues):
         key = (tenant, user_id)
         expired = self._expire(key, now)
         queue = self._queues.get(key)
-        return Found([] if queue is None else [item for _until, item in queue.items.values()], expired)
+        items = [] if queue is None else [item for _until, item in queue.items.values()]
+        if unreadable := [item.id for item in items if read_item(msgspec.json.encode(item)) is None]:
+            self._remove(key, unreadable)
+            self.unreadable += len(unreadable)
+            _log.error(
+                "notifications in a queue cannot be read; they are let go of",
+                count=len(unreadable),
+                user=user_id,
+                tenant=tenant,
+            )
+        return Found([item for item in items if item.id not in unreadable], expired)
 
     async def acknowledge(self, tenant: str, user_id: str, ids: Collection[str], now: int) -> Sequence[str]:
         """Take what a client has acknowledged out; see the port."""
         while self._acknowledged and next(iter(self._acknowledged.values())) <= now - REMEMBERED:
             self._acknowledged.popitem(last=False)
         key = (tenant, user_id)
-        queue = self._queues.get(key)
-        if queue is None:
-            return []
-        removed = [item_id for item_id in ids if queue.remove(item_id)]
-        self._depth -= len(removed)
+        removed = self._remove(key, ids)
         self._acknowledged.update((item_id, now) for item_id in removed if item_id.startswith(AWAITED))
-        if not queue.items:
-            del self._queues[key]
         return removed
 
     async def was_acknowledged(self, item_id: str) -> bool:
@@ -128,6 +137,16 @@ class MemoryQueues(Queues):
 
     async def close(self) -> None:
         """Nothing to let go of."""
+
+    def _remove(self, key: _Key, ids: Collection[str]) -> Sequence[str]:
+        queue = self._queues.get(key)
+        if queue is None:
+            return []
+        removed = [item_id for item_id in ids if queue.remove(item_id)]
+        self._depth -= len(removed)
+        if not queue.items:
+            del self._queues[key]
+        return removed
 
     def _schedule(self, until: int, key: _Key) -> None:
         if key not in self._scheduled:

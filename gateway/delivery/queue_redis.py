@@ -6,8 +6,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import structlog
 
-from gateway.delivery.queue import AWAITED, REMEMBERED, Found, Limits, Put, Queued, Queues, size_of
+from gateway.delivery.queue import AWAITED, REMEMBERED, Found, Limits, Put, Queued, Queues, read_item, size_of
 from gateway.redis.commands import Commands, Script
 from gateway.redis.keys import SEPARATOR, base_of, queue_key, user_key, user_of
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 
     from gateway.redis.connection import Client
 
+_log = structlog.get_logger(__name__)
+
 CHUNK = 500
 """Queues that a sweep looks into in one step, with one short script for each."""
 
 SWEEPS = 20
 """Such steps in one sweep at the most; the rest waits for the next sweep."""
 
-_decode = msgspec.json.Decoder(Queued).decode
 _encode = msgspec.json.encode
 
 
@@ -49,7 +51,8 @@ class RedisQueues(Queues):
         self._limits = limits
         self._base = base_of(prefix)
         self._queues_key, self._depths_key = f"{self._base}queues", f"{self._base}queues:depths"
-        self._scripts = {name: _script(name) for name in ("put", "read", "acknowledge")}
+        self._aside_key = f"{self._queues_key}:unreadable"
+        self._scripts = {name: _script(name) for name in ("put", "read", "acknowledge", "aside")}
 
     def waits(self, tenant: str, user_id: str) -> bool:  # noqa: ARG002 - the port's
         """Not known here; see the port."""
@@ -69,20 +72,29 @@ class RedisQueues(Queues):
         user, limits = user_of(tenant, user_id), self._limits
         bounds = [now + limits.ttl, limits.size, limits.bytes]
         arguments = [node, int(unless_connected), *bounds, item.id, size_of(item), _encode(item)]
-        queued, nodes, dropped, expired = await self._run("put", user, now, arguments, [user_key(self._base, user)])
+        answer = await self._run("put", user, now, arguments, [user_key(self._base, user)])
+        queued, nodes, dropped, expired, put_aside = answer
+        self._note(put_aside, user)
         return Put(queued=bool(queued), nodes=tuple(node.decode() for node in nodes), dropped=dropped, expired=expired)
 
     async def read(self, tenant: str, user_id: str, now: int) -> Found:
         """Read what waits for a user; see the port."""
-        # Twice the limit, since the settings of other nodes may allow for more than this one's.
-        expired, bodies = await self._run("read", user_of(tenant, user_id), now, [2 * self._limits.size])
-        return Found([_decode(body.split(b" ", 2)[2]) for body in bodies], expired)
+        # Other nodes' settings may allow for more than this one's.
+        user = user_of(tenant, user_id)
+        expired, put_aside, ids, bodies = await self._run("read", user, now, [2 * self._limits.size])
+        items = [None if body is None else read_item(body.split(b" ", 2)[-1]) for body in bodies]
+        if unreadable := [item_id for item_id, item in zip(ids, items, strict=True) if item is None]:
+            put_aside += await self._run("aside", user, now, unreadable)
+        self._note(put_aside, user)
+        return Found([item for item in items if item is not None], expired)
 
     async def acknowledge(self, tenant: str, user_id: str, ids: Collection[str], now: int) -> Sequence[str]:
         """Take what a client has acknowledged out; see the port."""
         keys = [self._acknowledged_key(item_id) for item_id in ids]
         arguments = [AWAITED, REMEMBERED, *ids]
-        removed = await self._run("acknowledge", user_of(tenant, user_id), now, arguments, keys)
+        user = user_of(tenant, user_id)
+        removed, put_aside = await self._run("acknowledge", user, now, arguments, keys)
+        self._note(put_aside, user)
         return [item_id.decode() for item_id in removed]
 
     async def was_acknowledged(self, item_id: str) -> bool:
@@ -96,8 +108,10 @@ class RedisQueues(Queues):
             due = await self._commands.send("ZRANGEBYSCORE", self._queues_key, 0, now, "LIMIT", 0, CHUNK)
             if not due:
                 break
-            calls = [self._start("read", user.decode(), now, [0]) for user in due]
-            expired += sum([(await self._commands.answer(call))[0] for call in calls])
+            for user, call in [(user, self._start("read", user.decode(), now, [0])) for user in due]:
+                found, put_aside, *_items = await self._commands.answer(call)
+                self._note(put_aside, user.decode())
+                expired += found
         return expired
 
     async def depth(self) -> int:
@@ -108,12 +122,24 @@ class RedisQueues(Queues):
         """Send no more; the client is the store's to close."""
         await self._commands.close()
 
+    def _note(self, put_aside: int, user: str) -> None:
+        if put_aside:
+            self.unreadable += put_aside
+            tenant, user_id = user.split(SEPARATOR)
+            _log.error(
+                "notifications in a queue cannot be read; they are put aside",
+                count=put_aside,
+                user=user_id,
+                tenant=tenant,
+                key=self._aside_key,
+            )
+
     def _acknowledged_key(self, item_id: str) -> str:
         return f"{self._base}acknowledged:{item_id}"
 
     def _start(self, name: str, user: str, now: int, arguments: Sequence[Any], keys: Sequence[str] = ()) -> Any:
         order = queue_key(self._base, user)
-        mine = [order, f"{order}{SEPARATOR}bodies", self._queues_key, self._depths_key]
+        mine = [order, f"{order}{SEPARATOR}bodies", self._queues_key, self._depths_key, self._aside_key]
         return self._commands.start(self._scripts[name], [*mine, *keys], [now, user, *arguments])
 
     async def _run(self, name: str, user: str, now: int, arguments: Sequence[Any], keys: Sequence[str] = ()) -> Any:

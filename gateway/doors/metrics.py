@@ -283,6 +283,7 @@ class NodeCollector(Collector):
             ("dropped", "Notifications that had to go, because their user's queue was full.", inbox.dropped),
             ("expired", "Notifications that waited for longer than NOTIFICATION_TTL.", inbox.expired),
             ("acknowledged", "Notifications that clients of this node have acknowledged.", inbox.acknowledged),
+            ("unreadable", "Notifications that this node could not read, and put aside.", inbox.unreadable),
         ):
             yield CounterMetricFamily(f"presence_notifications_{name}", documentation, value=value)
 

@@ -638,6 +638,7 @@ async def test_figures(serve: Serve, closing: AsyncExitStack, monkeypatch: pytes
         "dropped_total": 0,
         "expired_total": 0,
         "acknowledged_total": 0,
+        "unreadable_total": 0,
     }
     for n in range(3):
         await running.gateway.notify("alice", "notification", n)

@@ -1,8 +1,8 @@
 -- Take acknowledged items out of a queue.
 --
--- KEYS[5…] for each id, the key that remembers its acknowledgement
--- ARGV[3] how an id begins whose acknowledgement is to be remembered  [4] for how many milliseconds  [5…] ids
--- Returns the ids of those that were in the queue.
+-- KEYS[6…] for each id where it is remembered
+-- ARGV[3] how an id begins that somebody waits for  [4] milliseconds that such a one is remembered  [5…] ids
+-- Returns the ids of those that were there, and how many others were put aside.
 
 local removed = {}
 for i = 5, #ARGV do
@@ -10,11 +10,11 @@ for i = 5, #ARGV do
   if remove(id) == 1 then
     table.insert(removed, id)
     if string.sub(id, 1, #ARGV[3]) == ARGV[3] then
-      redis.call('SET', KEYS[i], 1, 'PX', ARGV[4])
+      redis.call('SET', KEYS[i + 1], 1, 'PX', ARGV[4])
     end
   end
 end
 if #removed > 0 then
   settle()
 end
-return removed
+return { removed, put_aside }

@@ -1,14 +1,14 @@
 -- Append an item to a queue.
 --
--- KEYS[5] the user, as presence/lua/rules.lua has it
--- ARGV[3] the node that asks, whose own connections do not count  [4] 1 not to queue it if the user is connected to
---     another node  [5] when it expires  [6] how many items a queue may hold  [7] and how many bytes  [8] id
+-- KEYS[6] the user, as presence/lua/rules.lua has it
+-- ARGV[3] the node that asks, whose own connections do not count  [4] 1 to leave it alone where the user is connected
+--     [5] until when it is kept  [6] how many a queue may hold  [7] and how many bytes  [8] id
 --     [9] bytes that it counts for  [10] the item as JSON
--- Returns {1 if it is queued or 0, the other nodes that the user is connected to, how many items were dropped, how many
--- had expired}.
+-- Returns whether it is queued, which other nodes the user is connected to, how many were dropped, how many
+-- expired, and how many were put aside.
 
 local nodes, seen = {}, {}
-local fields = redis.call('HGETALL', KEYS[5])
+local fields = redis.call('HGETALL', KEYS[6])
 for i = 1, #fields, 2 do
   if string.sub(fields[i], 1, 2) == 'c:' and fields[i + 1] ~= ARGV[3] then
     if not seen[fields[i + 1]] then
@@ -18,7 +18,7 @@ for i = 1, #fields, 2 do
   end
 end
 if #nodes > 0 and ARGV[4] == '1' then
-  return { 0, nodes, 0, 0 }
+  return { 0, nodes, 0, 0, 0 }
 end
 local expired, dropped = expire(), 0
 if not redis.call('ZSCORE', ORDER, ARGV[8]) then -- otherwise this is a repetition: the first answer was lost
@@ -31,4 +31,4 @@ if not redis.call('ZSCORE', ORDER, ARGV[8]) then -- otherwise this is a repetiti
   end
 end
 settle()
-return { 1, nodes, dropped, expired }
+return { 1, nodes, dropped, expired, put_aside }
