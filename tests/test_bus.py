@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 from chaos.proxy import Proxy
 from conftest import STEP, eventually
@@ -15,13 +16,14 @@ from redis_servers import RedisServer, fresh_prefix, redis_sentinel, redis_serve
 from structlog.testing import capture_logs
 
 from gateway.errors import InvalidPayloadError, StoreUnavailableError
-from gateway.nodes.bus import LocalBus
+from gateway.nodes.bus import LocalBus, Message, written
 from gateway.redis import bus as bus_module
 from gateway.redis.bus import RedisBus
 from gateway.redis.commands import Commands
 from gateway.redis.connection import connect
 from gateway.redis.stream import to_id
 from gateway.runtime.tasks import end
+from gateway.runtime.traces import Trace
 
 
 class Node:
@@ -470,3 +472,25 @@ async def test_alone_there_is_nobody_to_tell() -> None:
     assert await bus.claim("x")
     assert bus.gaps == 0
     await bus.close()
+
+
+# Other versions
+
+
+class Before(msgspec.Struct, frozen=True, array_like=True):
+    """A message, as versions have it that know of no traces."""
+
+    sender: str
+    topic: str
+    data: msgspec.Raw
+    number: int = 0
+
+
+def test_what_is_part_of_a_trace_is_read_by_versions_that_know_of_none_and_what_is_not_is_written_as_by_them() -> None:
+    trace = Trace("00-a-b-01", "us=1")
+    traced = written("n1", "said", b'{"a":1}', 7, trace)
+    before = Before("n1", "said", msgspec.Raw(b'{"a":1}'), 7)
+    assert msgspec.json.decode(traced, type=Before) == before
+    assert msgspec.json.decode(traced, type=Message).trace == trace
+    assert written("n1", "said", b'{"a":1}', 7) == msgspec.json.encode(before)
+    assert msgspec.json.decode(msgspec.json.encode(before), type=Message).trace is None

@@ -15,13 +15,14 @@ from redis_servers import RedisServer, fresh_prefix, redis_cluster, redis_server
 from structlog.testing import capture_logs
 from test_store_redis import monitored
 
-from gateway.delivery.queue import REMEMBERED, Limits, Queued, Queues, size_of
+from gateway.delivery.queue import REMEMBERED, Limits, Queued, Queues, read_item, size_of
 from gateway.delivery.queue_memory import MemoryQueues
 from gateway.delivery.queue_redis import RedisQueues
 from gateway.errors import StoreUnavailableError
 from gateway.presence.model import Connection, Ending
 from gateway.presence.store_redis import RedisStore
 from gateway.redis.connection import connect
+from gateway.runtime.traces import Trace
 
 T = 1_000_000
 TTL = 60_000
@@ -374,3 +375,9 @@ async def test_without_redis_the_caller_is_told(server: RedisServer) -> None:
             await shared.queues.sweep(T)
     finally:
         await shared.close()
+
+
+def test_an_item_of_no_trace_is_written_as_before_and_one_of_a_trace_is_read() -> None:
+    assert msgspec.json.encode(item("a")) == b'{"id":"a","event":"notification","data":{}}'
+    traced = msgspec.structs.replace(item("a"), trace=Trace("00-a-b-01", "us=1"))
+    assert read_item(msgspec.json.encode(traced)) == traced

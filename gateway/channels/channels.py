@@ -448,8 +448,8 @@ class Channels:
         except StoreUnavailableError:
             raise store_away() from None
 
-    async def _append(self, drafts: Sequence[Draft], once: str | None, budget: str | None) -> Sequence[Said]:
-        return await self.log.say(drafts, self._clock(), once=once, budget=budget)
+    def _append(self, drafts: Sequence[Draft], once: str | None, budget: str | None) -> Awaitable[Sequence[Said]]:
+        return self.log.say(drafts, self._clock(), once=once, budget=budget)
 
     async def say_to_others(self, subscriber: Subscriber, channel: str, event: str, data: msgspec.Raw) -> None:
         """Say something for a client to the others in a channel (a client event). It is not kept in the history.
