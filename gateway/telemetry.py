@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import Literal
+from io import StringIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
@@ -26,7 +27,10 @@ def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
     rendered: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            _for_people,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_failure),
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -50,6 +54,35 @@ def configure_logs(log_format: Literal["console", "json"], level: str) -> None:
     # Said once by the gateway, in words for whoever set it.
     warnings.simplefilter("ignore", InsecureKeyLengthWarning)
     logging.getLogger("aiohttp.server").addFilter(_is_no_clients_mistake)
+
+
+class _Quoted(NamedTuple):
+    """A text that the console is to show as Python writes it."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+
+def _for_people(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Let nothing that a client chose, such as their user id, move the terminal, turn its writing, or begin a line."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = _inert(value) if name == "event" else _Quoted(value)
+    return event
+
+
+def _write_failure(to: TextIO, failure: Any) -> None:
+    """Write a traceback, without the values of variables: a token may be among them."""
+    traceback = StringIO()
+    structlog.dev.plain_traceback(traceback, failure)
+    to.write(f"\n  {_inert(traceback.getvalue().strip())}")
+
+
+def _inert(text: str) -> str:
+    """A text whose further lines are indented, and in which what is not printable is shown as Python writes it."""
+    return "\n  ".join(line if line.isprintable() else repr(line)[1:-1] for line in text.splitlines())
 
 
 def _is_no_clients_mistake(record: logging.LogRecord) -> bool:

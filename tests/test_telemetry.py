@@ -69,6 +69,40 @@ def test_for_people_a_line_reads_without_escapes_where_it_goes_to_a_file(capsys:
     assert all(part in line for part in ("info", "connected", "user=alice"))
 
 
+@pytest.mark.parametrize(
+    "user", ["eve\u202egpj", "eve\x1b[2J", "eve\u2028x", "eve\x9b2J", "eve\u2066x", "e\udc80", "a b\u202e"]
+)
+def test_nothing_that_a_client_chose_moves_the_terminal(capsys: pytest.CaptureFixture[str], user: str) -> None:
+    configure_logs("console", "info")
+    structlog.get_logger("gateway.x").info("connected", user=user, count=1)
+    logging.getLogger("asyncio").warning("of %s\n2026-01-01T00:00:00Z [info     ] connected user=root", user)
+    try:
+        raise RuntimeError(f"{user}\n2026-01-01T00:00:00Z [info     ] connected user=root")
+    except RuntimeError:
+        structlog.get_logger("gateway.x").exception("failed")
+    written = capsys.readouterr().err
+    assert all(line.isprintable() for line in written.split("\n"))
+    assert f" user={user!r}\n" in written
+    assert written.count("\n2026-01-01") == 0
+    assert written.count("\n  2026-01-01") == 2
+    assert "\n  Traceback (most recent call last):\n" in written
+
+
+def test_a_traceback_for_people_has_no_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs("console", "info")
+
+    def verify(token: str) -> None:
+        raise RuntimeError(f"broken after {len(token)} letters")
+
+    try:
+        verify("SECRET".lower())
+    except RuntimeError:
+        structlog.get_logger("gateway.x").exception("failed")
+    written = capsys.readouterr().err
+    assert "RuntimeError: broken after 6 letters" in written
+    assert "secret" not in written
+
+
 def test_the_access_log_that_would_write_tokens_is_off(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs("json", "debug")
     logging.getLogger("aiohttp.access").info("GET /ws?token=secret")
