@@ -281,7 +281,7 @@ class Gateway:
         self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self.drain)
         self._admin_ui = None
         if settings.admin_ui_password is not None:
-            self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts)
+            self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts, clock)
             self._server.register_namespace(self._admin_ui)
         self._connections.check, revoked = self._revoker.check, self._revoker.known.cover
         self._revoker.on_news = partial(self._connections.end_revoked, revoked)

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from socketio.exceptions import ConnectionRefusedError as Refusal
 
+from gateway.access.addresses import Addresses
+from gateway.access.limits import KeyedBuckets, Rate
 from gateway.engine.namespace import Namespace
+from gateway.errors import RateLimitedError
 from gateway.runtime.tasks import end, run
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.access.origins import Origins
     from gateway.connections.counts import Counts
     from gateway.operators.nodes import Nodes, Report
+    from gateway.presence.clock import Clock
     from gateway.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +37,10 @@ NAMESPACE = "/admin"
 
 INTERVAL = 2.0
 """Seconds between two times that the UI is told how the servers are."""
+
+TRIES = Rate(10, 60.0)
+"""How often an address may try the password, until it knows it. Then even the right one is refused: who guesses would
+otherwise go on, a thousand times a second."""
 
 _FEATURES = {"supportedFeatures": ["AGGREGATED_EVENTS"]}
 
@@ -45,9 +53,10 @@ class AdminUIDoor(Namespace):
         origins: which other pages are this gateway's own.
         nodes: those that there are.
         counts: where those are counted that were refused.
+        clock: the time, in Unix milliseconds.
     """
 
-    def __init__(self, settings: Settings, origins: Origins, nodes: Nodes, counts: Counts) -> None:
+    def __init__(self, settings: Settings, origins: Origins, nodes: Nodes, counts: Counts, clock: Clock) -> None:
         super().__init__(NAMESPACE)
         assert settings.admin_ui_password is not None  # noqa: S101 - only then there is one
         self._user = settings.admin_ui_user.encode()
@@ -56,6 +65,9 @@ class AdminUIDoor(Namespace):
         self._origins = origins
         self._nodes = nodes
         self._counts = counts
+        self._clock = clock
+        self._addresses = Addresses(settings.trusted_proxies)
+        self._tries: KeyedBuckets[str | None] = KeyedBuckets(TRIES)
         self._here: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
         self._opened: dict[str, int] = {}
@@ -64,6 +76,12 @@ class AdminUIDoor(Namespace):
 
     async def on_connect(self, sid: str, request: web.Request, auth: object) -> None:  # noqa: ARG002 - the port's
         """Let in whoever knows the password; see the port."""
+        address = self._addresses.of(request)
+        if wait := self._tries.take(address, self._clock() / 1000):
+            self._counts.refuse("admin-ui", RateLimitedError.code)
+            error = RateLimitedError(f"more than {TRIES.count} passwords in {TRIES.seconds:g} s", wait)
+            told = {"code": error.code, "message": str(error), "retryAfter": error.retry_after}
+            raise Refusal(f"{error}; try again in {wait:.0f} s", told)
         given = auth if isinstance(auth, dict) else {}
         user, password = (_bytes(given.get(name)) for name in ("username", "password"))
         origin = request.headers.get("Origin")
@@ -72,6 +90,7 @@ class AdminUIDoor(Namespace):
             _log.warning("refused", door="admin-ui", address=request.remote)
             self._counts.refuse("admin-ui", "FORBIDDEN")
             raise Refusal("invalid credentials")  # the UI's own words, at which it asks again
+        self._tries.forget(address)
         _log.info("an operator has come", door="admin-ui", address=request.remote)
 
     async def on_connected(self, sid: str) -> None:

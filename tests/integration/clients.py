@@ -222,9 +222,9 @@ class Packets(Raw):
     """An Engine.IO connection over WebSocket, packet by packet."""
 
     @classmethod
-    async def start(cls, closing: AsyncExitStack, ws_url: str) -> Self:
+    async def start(cls, closing: AsyncExitStack, ws_url: str, **options: Any) -> Self:
         """Open Engine.IO, and no namespace."""
-        client = await cls.open(closing, f"{ws_url}/socket.io/?EIO=4&transport=websocket")
+        client = await cls.open(closing, f"{ws_url}/socket.io/?EIO=4&transport=websocket", **options)
         assert (await client.receive())[:1] == "0"
         return client
 

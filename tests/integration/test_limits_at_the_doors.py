@@ -152,3 +152,31 @@ async def test_watch_lists_that_are_no_more_make_room(serve: Serve, closing: Asy
     assert (await other.ask("watch-users", {"userIds": ["c", "d"]}))["event"] == "watching"
     assert "error" in await other.ask("watch-users", {"userIds": ["e"]})
     assert await refusals(running) == {"watched_per_tenant": 3}
+
+
+async def sign_in(closing: AsyncExitStack, running: Running, password: str, **headers: str) -> Any:
+    """What the Admin UI hears that tries a password."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    packets = await Packets.start(closing, running.ws_url, headers=named)
+    await packets.ws.send_str(f"40/admin,{json.dumps({'username': 'admin', 'password': password})}")
+    answer = await packets.packet("4")
+    return json.loads(answer[answer.index("{") :])
+
+
+async def test_an_address_that_guesses_passwords_is_not_heard_any_more(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(admin_ui_password="a password of the tests", trusted_proxies="127.0.0.0/8, ::1")
+    for guess in range(9):
+        refused = await sign_in(closing, running, f"guess {guess}", X_Forwarded_For="1.2.3.4")
+        assert refused == {"message": "invalid credentials"}
+    right = "a password of the tests"
+    for _ in range(12):  # whoever knows it may come as often as they like
+        assert "sid" in await sign_in(closing, running, right, X_Forwarded_For="1.2.3.4")
+    for _ in range(10):
+        assert await sign_in(closing, running, "", X_Forwarded_For="1.2.3.4") == {"message": "invalid credentials"}
+    late = await sign_in(closing, running, right, X_Forwarded_For="9.9.9.9, 1.2.3.4")
+    assert late["data"]["code"] == "RATE_LIMITED"
+    assert 4 < late["data"]["retryAfter"] <= 6
+    assert late["message"] == "more than 10 passwords in 60 s; try again in 6 s"
+    assert "sid" in await sign_in(closing, running, right, X_Forwarded_For="5.6.7.8")
+    refused = (await figures(running.url))['presence_connections_refused_total{code="RATE_LIMITED",door="admin-ui"}']
+    assert refused == 1
