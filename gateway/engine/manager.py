@@ -19,7 +19,7 @@ from gateway.engine.stream import Receiver
 from gateway.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
     from gateway.engine.socket import Socket
     from gateway.nodes.bus import Bus
@@ -94,14 +94,23 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
             self.rooms[namespace][room] = _OwnRoom(sid, eio_sid)
             return
         super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
-        if room is not None:
-            self._entered.setdefault((sid, namespace), set()).add(room)
+        if room is not None and room not in (entered := self._entered.setdefault((sid, namespace), set())):
+            entered.add(room)
+            self._rooms_changed(sid, namespace)
+
+    def enter_again(self, sid: str, namespace: str, rooms: Collection[Any]) -> None:
+        """Put a client that goes on into the rooms that it was in: of a thousand, each change is one of a thousand."""
+        for room in rooms:
+            super().basic_enter_room(sid, namespace, room)
+        if rooms:
+            self._entered.setdefault((sid, namespace), set()).update(rooms)
             self._rooms_changed(sid, namespace)
 
     def basic_leave_room(self, sid: str, namespace: str, room: Any) -> None:
         """Take a client out of a room."""
         super().basic_leave_room(sid, namespace, room)
-        if entered := self._entered.get((sid, namespace)):
+        entered = self._entered.get((sid, namespace))
+        if entered is not None and room in entered:
             entered.discard(room)
             if not entered:
                 del self._entered[sid, namespace]

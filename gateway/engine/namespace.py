@@ -7,7 +7,6 @@ from collections.abc import Coroutine
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import socketio
 
 from gateway import wire
@@ -178,8 +177,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
                 else:
                     found = await self.recovery.find(self.namespace, owner, auth, presence=self.hears_presence)
                     if found is not None and found.session.rooms and (lost := await self.rooms_lost(sid, found)):
-                        rooms = [room for room in found.session.rooms if room not in lost]
-                        found.session = msgspec.structs.replace(found.session, rooms=rooms)
+                        found.session = found.session.without(lost)
                     self._returns[sid] = found
         except BaseException:
             self._returns.pop(sid, None)
@@ -218,8 +216,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         if recovered is None or self._marking_codec is None:
             return None
         manager = self.server.manager
-        for room in tuple(recovered.rooms):
-            manager.basic_enter_room(sid, self.namespace, room)
+        manager.enter_again(sid, self.namespace, tuple(recovered.rooms))
         if recovered.replaced is not None:
             eio_sid = manager.eio_sid_from_sid(recovered.replaced, self.namespace)
             if eio_sid is not None:
@@ -238,7 +235,7 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
         """Keep the rooms of a client for when it is lost."""
         session = self._sessions.get(sid)
         if session is not None and self.recovery is not None:
-            session.rooms, session.placed = rooms_of(rooms), self.recovery.mark()
+            session.be_in(rooms_of(rooms), self.recovery.mark())
             self.recovery.sessions.change(session)
 
     def settling(self, sid: str) -> Awaitable[None] | None:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from gateway.recovery.offsets import Mark
 
@@ -22,6 +22,9 @@ OVERHEAD = 300
 
 REMEMBERED = 50_000
 """Targets for which the last discarded event is remembered."""
+
+
+_ALWAYS: Mapping[Target, Mark] = {}
 
 
 class Event:
@@ -139,13 +142,16 @@ class Direct:
         for kept in (self._lines, self._order, self._unplaced, self._forgotten, self._lost):
             kept.clear()
 
-    def missed(self, targets: Iterable[Target], mark: Mark, names: Collection[str]) -> list[Event] | None:
+    def missed(
+        self, targets: Iterable[Target], mark: Mark, names: Collection[str], since: Mapping[Target, Mark] = _ALWAYS
+    ) -> list[Event] | None:
         """The events of some targets that a client has not been told of, in the order of the bus.
 
         Args:
             targets: the targets that the client belongs to.
             mark: how far it has been told.
             names: its present and former ids in the namespace; events that skip one of them are left out.
+            since: for each of these targets, the mark from which on the client belongs to it; to the others it always did.
 
         Returns:
             None if some of them are not kept any more.
@@ -154,10 +160,11 @@ class Direct:
             return None
         found: dict[int, Event] = {}
         for target in targets:
-            if any(event.is_past(mark) for event in self._forgotten.get(target, {}).values()):
+            begun = since.get(target, mark)
+            if any(event.is_past(mark) and event.is_past(begun) for event in self._forgotten.get(target, {}).values()):
                 return None
             for event in self._lines[target].events if target in self._lines else ():
-                if event.is_past(mark) and event.skipped.isdisjoint(names):
+                if event.is_past(mark) and event.is_past(begun) and event.skipped.isdisjoint(names):
                     found[id(event)] = event
         if any(event.text is None for event in found.values()):
             return None

@@ -239,8 +239,7 @@ class Recovery:
         jti, issued_at = token
         removed = [] if found is None else self._removed(found)
         if found is not None and removed:
-            rooms = [room for room in found.session.rooms if room not in removed]
-            found.session = msgspec.structs.replace(found.session, rooms=rooms)
+            found.session = found.session.without(removed)
         missed = None if found is None else self._missed(found, presence=presence)
         if found is None or missed is None:
             pid = secrets.token_urlsafe(18)
@@ -253,8 +252,8 @@ class Recovery:
         former, rooms = was.names[:FORMER], list(was.rooms)
         # A copy, since the former connection may still be alive, and change its list.
         watched = None if was.watched is None else was.watched.copy()
-        session = Session(was.pid, namespace, owner, sid, former, rooms, watched=watched, origin=found.offset.node)
-        session.jti, session.issued_at, session.placed = jti, issued_at, was.placed
+        session = Session(was.pid, namespace, owner, sid, former, rooms, list(was.since), was.placed, watched=watched)
+        session.jti, session.issued_at, session.origin = jti, issued_at, found.offset.node
         self.sessions.begin(session)
         # With the last of the missed events the client is up to date, also with events that are not for it.
         offset, now = found.offset._replace(node=self.node), Offset(self.node, found.offset.log, self.mark())
@@ -402,14 +401,17 @@ class Recovery:
         ]
         if presence:
             targets.append(("user", *session.owner))
-        events = self.direct.missed(targets, mark, session.names)
+        since: dict[Target, Mark] = {("room", session.namespace, room): at for room, at in session.entered.items()}
+        events = self.direct.missed(targets, mark, session.names, since)
         if events is None:
             return None
         hears = set(targets)
         early = [
             event
             for event in found.events
-            if not hears.isdisjoint(event.targets) and event.is_past(mark) and event.skipped.isdisjoint(session.names)
+            if event.is_past(mark)
+            and event.skipped.isdisjoint(session.names)
+            and any(target in hears and event.is_past(since.get(target, mark)) for target in event.targets)
         ]
         return None if any(event.text is None for event in early) else early + events
 

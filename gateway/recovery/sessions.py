@@ -12,13 +12,13 @@ from gateway.presence.watching import WatchList
 from gateway.recovery.offsets import Mark
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
 OVERHEAD = 1000
 """Bytes that a session takes besides its rooms, its watch list and its `untold` spans."""
 
 SPAN = 24
-"""Bytes that one span of `Session.untold` takes."""
+"""Bytes that one span of `Session.untold` takes, or one mark of `Session.since`."""
 
 EVERYONE = ""
 """The key of `Session.untold` for a client that hears of everyone. It is no user's id."""
@@ -47,6 +47,9 @@ class Session(msgspec.Struct):
     former: list[str] = []
     """The ids of its former connections, latest first: events may have been sent to these that it has not got."""
     rooms: list[RoomName] = []
+    since: list[Mark] = []
+    """For each of `rooms`, up to where its node had heard the bus when the client entered it. What was said there before
+    is not the client's to hear, whatever offset it sends."""
     placed: Mark | None = None
     """Up to where its node had heard the bus when it wrote `rooms`. Removals before that are reflected in `rooms`. None
     if its node does not say."""
@@ -79,9 +82,25 @@ class Session(msgspec.Struct):
         return [self.sid, *self.former]
 
     @property
+    def entered(self) -> dict[RoomName, Mark]:
+        """`since` by room."""
+        return dict(zip(self.rooms, self.since, strict=False))  # a node of another version has none
+
+    def be_in(self, rooms: Sequence[RoomName], mark: Mark) -> None:
+        """Set the rooms; those that are new count from `mark` on."""
+        entered = self.entered
+        self.rooms, self.since, self.placed = list(rooms), [entered.get(room, mark) for room in rooms], mark
+
+    def without(self, rooms: Collection[object]) -> Session:
+        """A copy without some of the rooms."""
+        entered = self.entered
+        kept = [room for room in self.rooms if room not in rooms]
+        return msgspec.structs.replace(self, rooms=kept, since=[entered[room] for room in kept if room in entered])
+
+    @property
     def size(self) -> int:
         """Bytes that it takes, about."""
-        rooms = sum(len(room) if isinstance(room, str) else 8 for room in self.rooms)
+        rooms = sum(len(room) if isinstance(room, str) else 8 for room in self.rooms) + SPAN * len(self.since)
         untold = sum(len(user) + SPAN * len(spans) for user, spans in (self.untold or {}).items())
         return OVERHEAD + rooms + untold + (0 if self.watched is None else self.watched.size)
 

@@ -83,6 +83,53 @@ async def test_what_was_said_after_a_right_was_lost_nobody_hears_who_comes_back(
     ]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_was_said_before_it_came_in_nobody_hears_by_an_old_offset(
+    serve: Serve, closing: AsyncExitStack, redis_url: str, *, elsewhere: bool
+) -> None:
+    shared = {"redis_url": redis_url, "redis_prefix": fresh_prefix()} if elsewhere else {}
+    running = await serve(**shared)
+    next_to_it = await serve(**shared) if elsewhere else running
+    alice = await Tab.open(closing, running)
+    carol = await Packets.connect(closing, running.ws_url, "carol")
+    assert (await alice.event())[0] == "user-online"
+    await carol.ask("join-channel", {"channel": "club"})
+    say = running.gateway.channels.say
+    await say("club", "secret", "of those who are in", keep=False)
+    assert "secret" in await carol.packet("42")
+    assert (await alice.packets.ask("join-channel", {"channel": "club"}))["event"] == "joined-channel"
+    await say("club", "hello", 1)
+    assert json.loads((await alice.packets.packet("42")).partition(",")[2])[:2] == ["hello", 1]
+    alice.packets.vanish()
+    await eventually(lambda: len(running.gateway._connections) == 1)
+    await say("club", "while it was away", 2)
+    back = await alice.back(closing, next_to_it)  # from before it was in the channel
+    assert back.pid == alice.pid
+    assert [await back.event(), await back.event()] == [["hello", 1], ["while it was away", 2]]
+    again = await alice.back(closing, running)  # it heard nothing of that, and comes a second time
+    assert again.pid == alice.pid
+    assert [await again.event(), await again.event()] == [["hello", 1], ["while it was away", 2]]
+
+
+async def test_who_comes_back_into_many_channels_costs_as_much_as_those_once(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve()
+    recovery = running.gateway._recovery
+    assert recovery is not None
+    alice = await Tab.open(closing, running)
+    for number in range(100):
+        await alice.packets.ask("join-channel", {"channel": f"club-{number}"})
+    alice.packets.vanish()
+    await eventually(lambda: not running.gateway._connections)
+    told: list[int] = []
+    monkeypatch.setattr(recovery.sessions, "change", lambda session: told.append(len(session.rooms)))
+    back = await alice.back(closing, running)
+    assert back.pid == alice.pid
+    await eventually(lambda: len(occupied(running)) == 100)
+    assert told == [100]
+
+
 async def test_a_page_that_says_late_of_which_tenant_it_is_leaves_nothing_in_another(
     serve: Serve, closing: AsyncExitStack
 ) -> None:
