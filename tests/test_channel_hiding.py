@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from gateway.channels import hiding
+from gateway.channels.hiding import Hiding
 from gateway.channels.membership import Membership
 from gateway.channels.model import Person
 from gateway.errors import StoreUnavailableError
-from gateway.presence.model import Choice, Chosen
+from gateway.presence.model import Choice, Chosen, Ending
 from gateway.presence.store import Commit
 
 ROOM = "presence-room-1"
@@ -119,3 +121,71 @@ async def test_who_cannot_be_told_to_the_store_is_not_followed() -> None:
         await membership.enter("acme", ROOM, Person(user_id="alice"))
     assert not membership.has(*key)
     assert [*membership.all_here()] == []
+
+
+class Prompt(Store):
+    """One that knows at once, of every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, Chosen]] = []
+        self.by_scope: dict[str, Choice] = {}
+
+    async def set_status(self, scope: str, _user_id: str, choice: Choice) -> Commit:
+        self.told.append((scope, choice.status))
+        self.by_scope[scope] = choice
+        return Commit(0)
+
+    def own_status(self, scope: str, _user_id: str, _now: int) -> Any:
+        return SimpleNamespace(own=SimpleNamespace(choice=self.by_scope.get(scope, self.chosen)))
+
+
+async def turns(loops: int = 20) -> None:
+    for _ in range(loops):
+        await asyncio.sleep(0)
+
+
+async def test_who_turns_on_and_on_costs_their_channels_one_pass_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = asyncio.Event()
+
+    async def wait(_seconds: float) -> None:
+        await pause.wait()
+
+    monkeypatch.setattr(hiding, "asyncio", SimpleNamespace(create_task=asyncio.create_task, sleep=wait))
+    store, presence, key = Prompt(), SimpleNamespace(hidden=set[tuple[str, str]]()), ("acme", "alice")
+    membership = Membership(store, SimpleNamespace(view=store), presence)  # type: ignore[arg-type]  # what is asked of them
+    following = Hiding(membership)
+    news: Any = [
+        SimpleNamespace(tenant="acme", user_id="alice", reason="set"),
+        SimpleNamespace(tenant="acme", user_id="bob"),
+    ]
+    for number in range(100):
+        await membership.enter("acme", f"presence-{number}", Person(user_id="alice"))
+    following.publish(news)  # busy, and back: nothing of that is for channels
+    assert not following._following
+    for _ in range(51):
+        presence.hidden ^= {key}
+        following.publish(news)
+        await turns()
+    assert [status for _scope, status in store.told] == [Chosen.INVISIBLE] * 100, "at once, and then not again"
+    presence.hidden ^= {key}
+    following.publish(news)
+    pause.set()
+    await turns()
+    assert [status for _scope, status in store.told[100:]] == [Chosen.ONLINE] * 100, "as it is by then"
+    assert (following._following, following._again) == ({}, set())
+
+
+async def test_who_was_invisible_when_they_came_is_followed_when_they_are_not() -> None:
+    store, key = Prompt(), ("acme", "alice")
+    presence = SimpleNamespace(hidden={key})
+    membership = Membership(store, SimpleNamespace(view=store), presence)  # type: ignore[arg-type]  # what is asked of them
+    following = Hiding(membership)
+    await membership.enter("acme", ROOM, Person(user_id="alice"))
+    presence.hidden.clear()
+    following.publish([SimpleNamespace(tenant="acme", user_id="alice", reason="set")])  # type: ignore[list-item]  # likewise
+    await turns()
+    assert [status for _scope, status in store.told] == [Chosen.INVISIBLE, Chosen.ONLINE]
+    await following.close()
+    await membership.leave("acme", ROOM, Person(user_id="alice"), Ending.GOODBYE)
+    assert (membership._scopes, membership._hidden) == ({}, {})

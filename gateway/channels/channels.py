@@ -13,6 +13,7 @@ import structlog
 from gateway import wire
 from gateway.channels.audience import sees
 from gateway.channels.events import USER_TYPING, heard_by, native_name, owner_in
+from gateway.channels.hiding import Hiding
 from gateway.channels.log import TOPIC
 from gateway.channels.membership import is_presence
 from gateway.channels.model import Draft, Entry, Joined, Occupancy, Said, asker_of, is_native
@@ -27,7 +28,7 @@ from gateway.errors import (
     store_away,
 )
 from gateway.presence.model import Ending
-from gateway.runtime.tasks import end
+from gateway.runtime.tasks import end, in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -158,6 +159,7 @@ class Channels:
         self._recovery = recovery
         self._namespaces = tuple(namespaces)
         self._entries: WeakSet[Entry] = WeakSet()
+        self._hiding = Hiding(membership)
         self._later: set[asyncio.Task[object]] = set()
         log.hear = self._hear
         if recovery is not None:
@@ -297,8 +299,8 @@ class Channels:
         """Take a connection that has ended out of all its channels."""
         subscriber.ended = True
         subscriber.granted.clear()
-        leaving = [self._end(subscriber, channel, ending) for channel in tuple(subscriber.channels)]
-        await asyncio.gather(*leaving, *(each(subscriber) for each in self.on_end))
+        leaving = in_parts(self._end(subscriber, channel, ending) for channel in tuple(subscriber.channels))
+        await asyncio.gather(leaving, *(each(subscriber) for each in self.on_end))
 
     async def _end(self, subscriber: Subscriber, channel: str, ending: Ending) -> None:
         async with subscriber.turn(channel):
@@ -352,7 +354,7 @@ class Channels:
         return [each for each in found if channel in each.channels]  # the others are being put back, and told by that
 
     async def _take_all_out(self, subscribers: Sequence[Subscriber], channel: str) -> None:
-        await asyncio.gather(*(self._take_out(subscriber, channel) for subscriber in subscribers))
+        await in_parts(self._take_out(subscriber, channel) for subscriber in subscribers)
 
     async def _take_out(self, subscriber: Subscriber, channel: str) -> None:
         await self._end(subscriber, channel, Ending.KICKED)
@@ -559,19 +561,7 @@ class Channels:
 
     def publish(self, transitions: Sequence[Transition]) -> None:
         """Take in new transitions of presence: a user who became invisible, or visible, becomes so in channels, too."""
-        for transition in transitions:
-            tenant, user_id = transition.tenant, transition.user_id
-            if self.membership.has(tenant, user_id):
-                self._later_on(self._follow_visibility(tenant, user_id))
-
-    async def _follow_visibility(self, tenant: str, user_id: str) -> None:
-        while True:
-            try:
-                await self.membership.follow_visibility(tenant, user_id)
-            except StoreUnavailableError:
-                await asyncio.sleep(RETRY)
-            else:
-                return
+        self._hiding.publish(transitions)
 
     def _later_on(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
@@ -580,5 +570,6 @@ class Channels:
 
     async def close(self) -> None:
         """Cancel what is still under way, and close the log."""
+        await self._hiding.close()
         await end(list(self._later))
         await self.log.close()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gateway.channels.model import Person
 from gateway.channels.names import Kind, kind_of, parse_scope, scope_of
 from gateway.presence.model import NOBODY, Choice, Chosen, Connection, Ending, Profile, Retention, Timing
+from gateway.runtime.tasks import in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,8 @@ class Membership:
         self._places: dict[tuple[str, str], _Place] = {}
         self._scopes: dict[tuple[str, str], dict[str, None]] = {}
         """By tenant and user id, the scopes of the presence channels that the user is in on this node."""
+        self._hidden: dict[tuple[str, str], bool] = {}
+        """Whether such a user was invisible when they entered the first of these, or were last followed."""
         self._opened = 0
         """How many connections this node has opened in the store, which makes their ids unique."""
         self._changed: set[str] = set()
@@ -131,18 +134,32 @@ class Membership:
         # Nothing is awaited before this, so the connection is counted out even if the caller is cancelled here.
         await asyncio.gather(*(self.tracker.disconnect(place.connection, ending) for place in ended if place))
 
-    async def follow_visibility(self, tenant: str, user_id: str) -> None:
-        """Make a user as visible in the channels that they are in on this node as they are in presence."""
-        await asyncio.gather(
-            *(self._hide(tenant, user_id, scope) for scope in tuple(self._scopes.get((tenant, user_id), ())))
-        )
+    async def follow_visibility(self, tenant: str, user_id: str) -> int:
+        """Make a user as visible in the channels that they are in on this node as they are in presence.
+
+        Returns:
+            How many channels those are.
+        """
+        user = tenant, user_id
+        scopes = tuple(self._scopes.get(user, ()))
+        if scopes:
+            self._hidden[user] = user in self._presence.hidden
+        await in_parts(self._hide(tenant, user_id, scope) for scope in scopes)
+        return len(scopes)
+
+    def has_turned(self, tenant: str, user_id: str) -> bool:
+        """Whether a user who is in a presence channel on this node became invisible, or visible, since it was followed."""
+        user = tenant, user_id
+        return self._hidden[user] is not (user in self._presence.hidden)
 
     def has(self, tenant: str, user_id: str) -> bool:
         """Whether a user is in a presence channel on this node."""
         return (tenant, user_id) in self._scopes
 
     def _follow(self, tenant: str, user_id: str, scope: str) -> None:
-        self._scopes.setdefault((tenant, user_id), {})[scope] = None
+        user = tenant, user_id
+        self._scopes.setdefault(user, {})[scope] = None
+        self._hidden.setdefault(user, user in self._presence.hidden)
 
     def _follow_no_more(self, tenant: str, user_id: str, scope: str) -> None:
         if (scope, user_id) in self._places:
@@ -151,6 +168,7 @@ class Membership:
         scopes.pop(scope, None)
         if not scopes:
             self._scopes.pop((tenant, user_id), None)
+            self._hidden.pop((tenant, user_id), None)
 
     def _enter(self, scope: str, name: str, profile: Profile) -> asyncio.Future[Commit]:
         key = (scope, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from gateway.channels.wire import (
     members_of,
 )
 from gateway.errors import ForbiddenError, InvalidPayloadError, RequestError
+from gateway.runtime.tasks import in_parts
 from gateway.wire import timestamp
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class ChannelRequests:
         granted, subscriber.granted = subscriber.granted, {}
         channels = [channel for room in rooms if (channel := channel_in(room)) and channel in granted]
         self._channels.go_on(subscriber, channels)  # what is said from here on is not among what it missed
-        await asyncio.gather(*(self._rejoin(live, subscriber, channel, *granted[channel]) for channel in channels))
+        await in_parts(self._rejoin(live, subscriber, channel, *granted[channel]) for channel in channels)
 
     async def _rejoin(
         self, live: LiveConnection, subscriber: Subscriber, channel: str, entry: Entry, person: Person | None

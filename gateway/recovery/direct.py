@@ -151,7 +151,7 @@ class Direct:
             targets: the targets that the client belongs to.
             mark: how far it has been told.
             names: its present and former ids in the namespace; events that skip one of them are left out.
-            since: for each of these targets, the mark from which on the client belongs to it; to the others it always did.
+            since: by target, the mark from which on the client belongs to it; to the others it always did.
 
         Returns:
             None if some of them are not kept any more.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
 _log = structlog.get_logger(__name__)
 
 PATIENCE = 0.5
 """Seconds before a task is cancelled again."""
+
+
+PART = 50
+"""How much is done at once of what is much."""
 
 
 def run(part: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -43,3 +48,19 @@ async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
         for task in running:
             task.cancel()
         _ended, running = await asyncio.wait(running, timeout=PATIENCE)
+
+
+async def in_parts(work: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Do much, a part at once and then the next, so that others have their turn in between.
+
+    Raises:
+        BaseException: what failed first; all else is done by then.
+    """
+    coming = iter(work)
+    failed: BaseException | None = None
+    while part := list(islice(coming, PART)):
+        for result in await asyncio.gather(*part, return_exceptions=True):
+            if failed is None and isinstance(result, BaseException):
+                failed = result
+    if failed is not None:
+        raise failed

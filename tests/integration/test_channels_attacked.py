@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,6 +17,7 @@ from redis_servers import RedisServer, fresh_prefix
 from test_sessions import Tab
 
 from gateway.errors import UnavailableError
+from gateway.runtime.tasks import PART
 
 Serve = Callable[..., Awaitable[Running]]
 
@@ -114,7 +116,7 @@ async def test_what_was_said_before_it_came_in_nobody_hears_by_an_old_offset(
 async def test_who_comes_back_into_many_channels_costs_as_much_as_those_once(
     serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = await serve()
+    running = await serve(rate_limit_events="1000/s")
     recovery = running.gateway._recovery
     assert recovery is not None
     alice = await Tab.open(closing, running)
@@ -128,6 +130,37 @@ async def test_who_comes_back_into_many_channels_costs_as_much_as_those_once(
     assert back.pid == alice.pid
     await eventually(lambda: len(occupied(running)) == 100)
     assert told == [100]
+
+
+async def test_who_leaves_many_channels_at_once_leaves_others_their_turn(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await serve(rate_limit_events="1000/s")
+    alice = await Tab.open(closing, running)
+    for number in range(200):
+        await alice.packets.ask("join-channel", {"channel": f"presence-club-{number}"})
+    turn, left = 0, Counter[int]()
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    membership = running.gateway._channels.membership
+    leave = membership.leave
+
+    async def leave_and_count(*told: Any) -> None:
+        left[turn] += 1
+        await leave(*told)
+
+    monkeypatch.setattr(membership, "leave", leave_and_count)
+    counting = asyncio.create_task(count())
+    alice.packets.vanish()
+    await eventually(lambda: not occupied(running))
+    counting.cancel()
+    assert sum(left.values()) == 200
+    assert max(left.values()) <= PART
 
 
 async def test_a_page_that_says_late_of_which_tenant_it_is_leaves_nothing_in_another(
