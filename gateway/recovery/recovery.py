@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
+from gateway.access.limits import KeyedBuckets, Rate
 from gateway.connections import encoded
 from gateway.errors import StoreUnavailableError
 from gateway.presence.fanout import net_changes
@@ -42,6 +43,13 @@ POLL = 0.01
 SINGLY = 100
 """Changes of presence that a client is told one by one. If there are more, it is told their net effect only. Otherwise
 each of thousands who come back at once would be told of the absence of all the others."""
+
+FAR = Rate(20, 60.0)
+"""How often the clients of one user may come back from so long ago that it costs as much as a hundred new ones do: a
+client chooses its offset. Past it they begin anew."""
+
+MANY = 1000
+"""Changes of presence that are so much, or any that this node has to read."""
 
 FORGET = 5.0
 """Seconds between looks for what is too old to be kept."""
@@ -143,6 +151,7 @@ class Recovery:
         self._view = view
         self._visibility = visibility
         self._began = bus.began
+        self._far: KeyedBuckets[tuple[str, str]] = KeyedBuckets(FAR)
         bus.returned = self.direct.place
 
     # What is said
@@ -311,16 +320,23 @@ class Recovery:
             return None
         self._look_for_gaps()
         if offset.mark.bus < self._bus.began:
+            if not self._may_look_far(found.session.owner):
+                return None
             events = await self._read_events(offset.mark.bus)
             if events is None:
                 return None
             found.events = events
         if presence and self._since(found.session, offset.log) is None:
+            if not self._may_look_far(found.session.owner):
+                return None
             read = await read_back(self._store, self._view, tenant, offset.log)
             if read is None:
                 return None
             found.reached, found.changes = read
         return found
+
+    def _may_look_far(self, owner: tuple[str, str]) -> bool:
+        return not self._far.take(owner, self._clock() / 1000)
 
     async def _reach(self, offset: Offset, *, presence: bool) -> bool:
         """Wait until this node has heard everything that the client has been told; return whether it has."""
@@ -444,6 +460,8 @@ class Recovery:
                 changes = [change for change in changes if _is_watched(change, watched)]
         if changes is None or any(change.transition.reason == RESTORED for change in changes):
             return None  # what a store was given back its client may have been told before, by another node
+        if len(changes) > MANY and not self._may_look_far(found.session.owner):
+            return None
         begun = [change for change in changes if change.position <= offset.to]
         later = changes[len(begun) :]
         if self._visibility is not None:

@@ -15,6 +15,7 @@ from clients import NAMESPACE, Client, Packets, Plain, abort
 from conftest import STEP, Running, eventually, make_token
 from redis_servers import fresh_prefix
 
+from gateway.access.limits import Rate
 from gateway.engine.namespace import EventCodec, MarkingCodec
 from gateway.presence.model import Ending
 from gateway.recovery import recovery
@@ -247,6 +248,30 @@ async def test_what_a_client_sends_as_an_offset_costs_it_its_session_and_nothing
     pids: list[object] = [None, 7, "", [], "x" * 5000]
     for pid in pids:
         assert (await tab.back(closing, running, pid=pid)).pid not in [pid, tab.pid]
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_from_long_ago_one_user_comes_back_so_often_and_then_begins_anew(
+    serve: Serve, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, *, read: bool
+) -> None:
+    monkeypatch.setattr(recovery, "FAR", Rate(2, 60.0))
+    monkeypatch.setattr(recovery, "MANY", 1)
+    running = await serve()
+    tab = await Tab.open(closing, running)
+    other = await Tab.open(closing, running, "mallory")
+    await running.gateway.presence.set_online("bob")
+    while (await tab.event())[1]["userId"] != "bob":
+        pass
+    for _ in range(3):
+        assert (await other.back(closing, running, "mallory")).pid == other.pid, "one change is not many"
+    await running.gateway.presence.set_online("carol")
+    if read:  # from the store's log: here nothing of it is kept any more
+        monkeypatch.setattr(recovery, "MANY", 1000)
+        assert running.gateway._recovery is not None
+        running.gateway._recovery.history.forget(2**62)
+    again = [(await other.back(closing, running, "mallory")).pid == other.pid for _ in range(4)]
+    assert again == [True, True, False, False]
+    assert (await tab.back(closing, running)).pid == tab.pid, "it costs nobody else"
 
 
 async def test_a_flood_and_an_expired_token_leave_nothing_to_recover(
