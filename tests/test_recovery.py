@@ -13,7 +13,7 @@ from gateway.engine.namespace import can_recover
 from gateway.recovery.direct import OVERHEAD, Direct, Event, Target
 from gateway.recovery.offsets import Mark, Offset, short
 from gateway.recovery.sessions import OVERHEAD as SESSION
-from gateway.recovery.sessions import NoDirectory, Session, Sessions, rooms_of
+from gateway.recovery.sessions import SHARE, NoDirectory, Session, Sessions, rooms_of
 
 HERE, THERE = "0123abcd", "deadbeef"
 OWNER = ("tenant", "alice")
@@ -171,8 +171,8 @@ class Listed(NoDirectory):
         del self.sessions[pid]
 
 
-def a_session(pid: str = "pid", *rooms: str) -> Session:
-    return Session(pid, "/", OWNER, f"sid of {pid}", rooms=list(rooms))
+def a_session(pid: str = "pid", *rooms: str, owner: tuple[str, str] = OWNER) -> Session:
+    return Session(pid, "/", owner, f"sid of {pid}", rooms=list(rooms))
 
 
 @pytest.fixture
@@ -234,14 +234,31 @@ def test_a_newer_connection_s_session_is_left_alone_by_the_end_of_the_older(sess
 
 def test_the_sessions_lost_first_go_first_when_there_are_too_many(sessions: Sessions, directory: Listed) -> None:
     for n in range(5):
-        session = a_session(str(n))
+        session = a_session(str(n), owner=("tenant", str(n)))
         sessions.begin(session)
         sessions.lose(session)
-    assert [n for n in range(5) if sessions.find(str(n), OWNER, "/")] == [2, 3, 4]
+    assert [n for n in range(5) if sessions.find(str(n), ("tenant", str(n)), "/")] == [2, 3, 4]
     large = a_session("large", "x" * 2 * SESSION)
     sessions.begin(large)
     sessions.lose(large)
     assert [*directory.sessions] == ["large"]
+
+
+def test_who_comes_and_goes_costs_others_nothing_that_they_come_back_to(clock: Clock, directory: Listed) -> None:
+    sessions = Sessions(clock, 1000, 2 * SHARE * SESSION, directory)
+    bob = a_session("bob", owner=("tenant", "bob"))
+    sessions.begin(bob)
+    sessions.lose(bob)
+    for n in range(10 * SHARE):
+        session = a_session(str(n), *["x" * SESSION] * (n % 3 if n < 100 else 0))
+        sessions.begin(session)
+        sessions.lose(session)
+        assert sessions.find(str(n), OWNER, "/") is session, "the last at least"
+    assert sessions.find("bob", ("tenant", "bob"), "/") is bob
+    assert [*directory.sessions] == ["bob", "158", "159"]
+    sessions.begin(a_session("159"))
+    sessions.forget(clock.advance(s=3600))
+    assert (sessions.size, sessions._of, len(sessions)) == (0, {}, 1)
 
 
 def test_rooms_are_told_of_while_the_connection_lives(sessions: Sessions, directory: Listed) -> None:

@@ -148,7 +148,7 @@ class Membership:
         return len(scopes)
 
     def has_turned(self, tenant: str, user_id: str) -> bool:
-        """Whether a user who is in a presence channel on this node became invisible, or visible, since it was followed."""
+        """Whether a user in a presence channel on this node became invisible, or visible, since it was followed."""
         user = tenant, user_id
         return self._hidden[user] is not (user in self._presence.hidden)
 

@@ -23,6 +23,10 @@ SPAN = 24
 EVERYONE = ""
 """The key of `Session.untold` for a client that hears of everyone. It is no user's id."""
 
+SHARE = 16
+"""One user's lost sessions may take one part in so many of what all may take. Past it that user's oldest are dropped: a
+user who comes and goes makes nobody else begin anew."""
+
 FORMER = 8
 """How many ids of former connections a session keeps."""
 
@@ -48,8 +52,8 @@ class Session(msgspec.Struct):
     """The ids of its former connections, latest first: events may have been sent to these that it has not got."""
     rooms: list[RoomName] = []
     since: list[Mark] = []
-    """For each of `rooms`, up to where its node had heard the bus when the client entered it. What was said there before
-    is not the client's to hear, whatever offset it sends."""
+    """For each of `rooms`, up to where its node had heard the bus when the client entered it. What was said there
+    before is not the client's to hear, whatever offset it sends."""
     placed: Mark | None = None
     """Up to where its node had heard the bus when it wrote `rooms`. Removals before that are reflected in `rooms`. None
     if its node does not say."""
@@ -167,7 +171,7 @@ class Sessions:
     Args:
         clock: the time, in Unix milliseconds.
         window: milliseconds that a lost session is kept.
-        limit: bytes of all lost sessions; past it the oldest are dropped.
+        limit: bytes of all lost sessions; past it the oldest are dropped. One owner may have one `SHARE`th of it.
         directory: where other nodes find them.
     """
 
@@ -179,6 +183,8 @@ class Sessions:
         self._limit = limit
         self._directory = directory
         self._live: dict[str, Session] = {}
+        self._of: dict[tuple[str, str], dict[str, int]] = {}
+        """The sizes of lost sessions by owner and private id, in the order in which they were lost."""
         self._lost: OrderedDict[str, tuple[int, int, Session]] = OrderedDict()
         """By private id, in the order in which they were lost: the time of the loss, the size, and the session."""
 
@@ -218,7 +224,11 @@ class Sessions:
         del self._live[session.pid]
         self._lost[session.pid] = now, session.size, session
         self.size += session.size
+        of_owner = self._of.setdefault(session.owner, {})
+        of_owner[session.pid] = session.size
         self._directory.put(session)
+        while len(of_owner) > 1 and sum(of_owner.values()) > self._limit // SHARE:
+            self._let_go(next(iter(of_owner)))
         self.forget(now)
 
     def end(self, session: Session) -> None:
@@ -247,13 +257,20 @@ class Sessions:
             pid, (at, _size, _session) = next(iter(self._lost.items()))
             if self.size <= self._limit and now - at <= self._window:
                 break
-            self._remove(pid)
-            self._directory.drop(pid)
+            self._let_go(pid)
+
+    def _let_go(self, pid: str) -> None:
+        self._remove(pid)
+        self._directory.drop(pid)
 
     def _remove(self, pid: str) -> None:
         self._live.pop(pid, None)
-        _at, size, _session = self._lost.pop(pid, (0, 0, None))
+        _at, size, lost = self._lost.pop(pid, (0, 0, None))
         self.size -= size
+        if lost is not None:
+            del self._of[lost.owner][pid]
+            if not self._of[lost.owner]:
+                del self._of[lost.owner]
 
 
 def rooms_of(names: Any) -> list[RoomName]:
