@@ -52,9 +52,6 @@ _log = structlog.get_logger(__name__)
 HISTORY_LIMIT = 1000
 """Events of a channel's history in one answer, at the most."""
 
-RETRY = 0.25
-"""Seconds to wait before a command is repeated that the store could not be given."""
-
 REMOVAL, REAUTHORIZATION = "channel-removal", "channel-reauthorization"
 """Topics of the bus: users have to leave a channel; whether a user may be in their channels has to be asked again."""
 
