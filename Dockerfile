@@ -1,7 +1,7 @@
 # The gateway, compiled, in an image without a compiler: docker build --tag presence-gateway:0.1.0 .
 # docs/operations/deploy.md says how it is run. Everything that is installed is locked by its hash.
 
-FROM python:3.11.14-slim-bookworm AS build
+FROM python:3.11.16-slim-bookworm AS build
 
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -29,7 +29,7 @@ RUN GATEWAY_COMPILE=always /tools/bin/python -m pip wheel --quiet --no-deps --no
     && /opt/presence-gateway/bin/python -m pip uninstall --quiet --yes pip setuptools
 
 
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11.16-slim-bookworm
 
 # Nobody's files are its own: it writes nothing but its log, to stderr.
 RUN groupadd --gid 10001 presence \

@@ -201,7 +201,7 @@ def test_images_are_pinned_and_ours_is_this_release() -> None:
     assert f"--tag {ours}" in DOCKERFILE
     assert len(set(bases)) == 1  # what is compiled in the one runs in the other
     for image in {*bases, *services} - {ours}:
-        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]*bookworm", image), image
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]*(bookworm|trixie)", image), image
 
 
 def test_it_runs_as_nobody_who_may_write_anything() -> None:
