@@ -1,4 +1,4 @@
-"""The command line: ``python -m gateway serve|export|token|webhooks|schema|doctor|nodes|explain|kick|drain``."""
+"""The command line: ``python -m gateway serve|export|token|webhooks|schema|doctor``, and what asks one that runs."""
 
 from __future__ import annotations
 
@@ -186,6 +186,7 @@ def _add_operators(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         ("explain", "USER", "say why a user has the status they have"),
         ("kick", "USER", "close a user's connections on every node"),
         ("drain", "NODE", "have a node take no more clients, and let those it has go to others"),
+        ("undrain", "NODE", "have a node that was drained take clients again"),
     ):
         asking = commands.add_parser(
             name,
@@ -201,6 +202,7 @@ def _add_operators(commands: argparse._SubParsersAction[argparse.ArgumentParser]
             asking.add_argument("--tenant", help="the tenant; the default one where none is named")
         if name == "drain":
             asking.add_argument("--wait", type=float, metavar="S", help="wait so many seconds for its clients to go")
+            asking.add_argument("--force", action="store_true", help="also where no other node takes clients")
         asking.add_argument("--json", action="store_true", help="print what the HTTP API says")
         asking.set_defaults(command=partial(_ask, name))
 
@@ -269,8 +271,9 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
         if settings.dev:
             _log.info("development mode", page=f"http://127.0.0.1:{port}/test-presence.html")
         await stopped.wait()
+        gateway.leave()
         if settings.drain_delay:
-            await _leave(gateway, stopped, settings.drain_delay)
+            await _wait_to_drain(stopped, settings.drain_delay)
     finally:
         try:
             async with asyncio.timeout(settings.shutdown_timeout):
@@ -281,9 +284,8 @@ async def _run_until_stopped(gateway: Gateway, settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _leave(gateway: Gateway, stopped: asyncio.Event, delay: float) -> None:
+async def _wait_to_drain(stopped: asyncio.Event, delay: float) -> None:
     """Serve on until balancers have seen that this node goes, or somebody asks a second time."""
-    gateway.leave()
     _log.info("not ready any more; draining soon", delay=delay)
     stopped.clear()
     with contextlib.suppress(TimeoutError):
@@ -386,7 +388,11 @@ def _ask(command: str, options: argparse.Namespace) -> int:
         raise ConfigurationError("--tenant takes 1 to 128 characters without control characters")
     if wait is not None and not 0 <= wait <= MAX_TTL:
         raise ConfigurationError("--wait takes a number of seconds")
-    print(operators.run(settings, command, of=of, url=options.url, tenant=tenant, as_json=options.json, wait=wait))
+    force = getattr(options, "force", False)
+    said = operators.run(
+        settings, command, of=of, url=options.url, tenant=tenant, as_json=options.json, wait=wait, force=force
+    )
+    print(said)
     return 0
 
 

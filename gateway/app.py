@@ -21,7 +21,7 @@ from gateway.channels.native import ChannelRequests
 from gateway.channels.part import ChannelsPart
 from gateway.connections.connections import Connections
 from gateway.connections.counts import Counts
-from gateway.connections.draining import Departures
+from gateway.connections.draining import Departures, Draining
 from gateway.connections.privacy import Privacy
 from gateway.connections.requests import Requests
 from gateway.delivery.inbox import Inbox
@@ -278,7 +278,9 @@ class Gateway:
             )
             self._channels.subscriptions.listeners.append(self._pusher.tell_count)
         report = Reporter(self._tracker, self._connections, self._server, self._webhooks)
-        self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self.drain)
+        departures = Departures(settings.drain_rate, settings.shutdown_timeout / 2)
+        self._draining = Draining(self._connections, self._admission, departures, [self._server, self._pusher])
+        self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self._draining)
         self._admin_ui = None
         if settings.admin_ui_password is not None:
             self._admin_ui = AdminUIDoor(settings, self._origins, self._nodes, self._counts, clock)
@@ -509,7 +511,7 @@ class Gateway:
 
     def leave(self) -> None:
         """Let balancers send no new clients here: ``/health/ready`` says 503 from now on, and all else goes on."""
-        self._connections.leaving = True
+        self._draining.leave()
 
     async def drain(self) -> None:
         """Let every client go to another node: told, then closed, in batches; new ones are refused from now on.
@@ -520,13 +522,11 @@ class Gateway:
         503 and new clients are refused with ``SERVER_DRAINING``: those of Socket.IO by an HTTP 503, after which they
         connect again by themselves.
         """
-        if not self._connections.draining:
-            _log.info("draining", connections=len(self._connections))
-            self._admission.close()
-            self._server.close_nobodys()
-            if self._pusher is not None:
-                self._pusher.close_nobodys()
-            await self._connections.drain(Departures(self.settings.drain_rate, self.settings.shutdown_timeout / 2))
+        await self._draining.begin()
+
+    def undrain(self) -> bool:
+        """Let clients in again after `drain`. A node that stops, or was told to `leave`, does not, and says False."""
+        return self._draining.end()
 
     async def _run(self, _app: web.Application) -> AsyncIterator[None]:
         try:
@@ -584,6 +584,7 @@ class Gateway:
         await self._follower.run()
 
     async def _on_shutdown(self, _app: web.Application) -> None:
+        self.leave()
         await self.drain()
 
 

@@ -14,6 +14,7 @@ The tree, with the code a client sees, the HTTP status and the WebSocket close c
     │   ├── InvalidPayloadError         INVALID_PAYLOAD      400
     │   │   └── TooLargeError           INVALID_PAYLOAD      413
     │   ├── ForbiddenError              FORBIDDEN            403
+    │   │   ├── ConflictError           FORBIDDEN            409
     │   │   └── SignatureError          FORBIDDEN            401
     │   ├── NotFoundError               NOT_FOUND            404
     │   ├── UnknownEventError           UNKNOWN_EVENT        404
@@ -115,6 +116,12 @@ class ForbiddenError(RequestError):
 
     code = "FORBIDDEN"
     http_status = 403
+
+
+class ConflictError(ForbiddenError):
+    """What is asked for does not go with how things are."""
+
+    http_status = 409
 
 
 class SignatureError(ForbiddenError):

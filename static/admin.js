@@ -146,7 +146,7 @@
     return ['good', 'serving'];
   }
 
-  function nodeRow(node, now) {
+  function nodeRow(node, now, last) {
     const report = node.report;
     const left = node.leaseUntil === null ? null : secondsTo(node.leaseUntil, now);
     const cell = (...content) => el('td', {}, ...content);
@@ -162,8 +162,12 @@
       cell(report ? duration(Math.max(0, secondsTo(now, report.startedAt))) : ''),
       cell(report ? report.version : ''));
     const actions = cell();
-    if (session.access === 'full' && report && !report.draining) {
-      actions.append(dangerous('Drain', () => ['Really?'], 'drain', () => act(`admin/nodes/${encodeURIComponent(node.id)}/drain`)));
+    if (session.access === 'full' && report) {
+      const path = `admin/nodes/${encodeURIComponent(node.id)}`;
+      const sure = () => [last ? 'No other takes clients. Really?' : 'Really?'];
+      actions.append(report.draining
+        ? dangerous('Undrain', () => ['Really?'], 'undrain', () => act(`${path}/undrain`))
+        : dangerous('Drain', sure, 'drain', () => act(`${path}/drain${last ? '?force=true' : ''}`)));
     }
     row.append(actions);
     return row;
@@ -173,8 +177,9 @@
     page['node-count'].textContent = nodes.length;
     const armed = page.nodes.querySelector('[data-armed]');
     const known = new Map([...page.nodes.children].map((row) => [row.dataset.node, row]));
+    const taking = nodes.filter(({ report }) => report && !report.draining);
     page.nodes.replaceChildren(...nodes.map((node) => {
-      const row = nodeRow(node, timestamp);
+      const row = nodeRow(node, timestamp, taking.every((each) => each === node));
       const before = known.get(node.id);
       if (armed && before?.contains(armed)) row.lastChild.replaceWith(before.lastChild); // it is about to be pressed
       return row;

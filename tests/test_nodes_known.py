@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from conftest import TIMING
 
-from gateway.errors import NotFoundError, StoreUnavailableError, UnavailableError
+from gateway.connections.draining import Draining
+from gateway.errors import ConflictError, NotFoundError, StoreUnavailableError, UnavailableError
 from gateway.nodes.bus import LocalBus
 from gateway.operators import nodes as module
 from gateway.operators.nodes import Nodes, Report
@@ -59,31 +60,41 @@ class Away(MemoryStore):
         return await super().leases()
 
 
+class Going(Draining):
+    """Whether a node takes clients, which has none."""
+
+    def __init__(self) -> None:
+        self.begun = self.stops = False
+
+    async def begin(self) -> None:
+        self.begun = True
+
+    def end(self) -> bool:
+        self.begun = self.begun and self.stops
+        return not self.stops
+
+
 class World:
     """Two nodes on one store."""
 
     def __init__(self) -> None:
         self.store = Away(TIMING, begin=NOW << 20)
         self.buses: list[Bus] = []
-        self.drained: list[str] = []
+        self.draining: dict[str, Going] = {}
         self.views: dict[str, View] = {}
         self.one, self.two = self.node("one"), self.node("two")
 
     def node(self, name: str) -> Nodes:
         follower = Follower(self.store, self.views.setdefault(name, View()), [])
-        bus = Bus(self.buses)
-
-        async def drain() -> None:
-            self.drained.append(name)
-
-        return Nodes(name, bus, self.store, follower, lambda: report(name), drain)
+        draining = self.draining[name] = Going()
+        return Nodes(name, Bus(self.buses), self.store, follower, lambda: report(name, draining), draining)
 
     async def renew(self) -> None:
         for name in ("one", "two"):
             await self.store.renew(name, NOW)
 
 
-def report(name: str) -> Report:
+def report(name: str, going: Going) -> Report:
     return Report(
         node=name,
         version="1",
@@ -97,7 +108,7 @@ def report(name: str) -> Report:
         clients=3,
         opened=3,
         polling=0,
-        draining=False,
+        draining=going.begun,
         away=None,
         clock_offset=0,
         webhooks=None,
@@ -181,17 +192,54 @@ async def test_the_node_that_is_meant_drains_and_no_other(world: World) -> None:
     said = await world.one.drain("two")
     assert (said.node, said.draining, said.connections) == ("two", True, 3)
     await asyncio.sleep(0)
-    assert world.drained == ["two"]
-    assert (await world.one.drain("one")).draining
+    assert [name for name, going in world.draining.items() if going.begun] == ["two"]
+    assert (await world.one.drain("one", force=True)).draining
     await asyncio.sleep(0)
-    assert world.drained == ["two", "one"]
+    assert [name for name, going in world.draining.items() if going.begun] == ["one", "two"]
+
+
+async def test_the_last_that_takes_clients_drains_where_it_is_forced_to(world: World) -> None:
+    await world.one.drain("two")
+    for asked in (world.one, world.two):
+        with pytest.raises(ConflictError, match="those of one would have nowhere to go"):
+            await asked.drain("one")
+    assert not world.draining["one"].begun
+    assert (await world.one.drain("two")).draining, "which drains already"
+    assert (await world.two.drain("one", force=True)).draining
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_node_that_does_not_answer_takes_no_clients_of_another(world: World) -> None:
+    world.buses[1].deaf = True
+    with pytest.raises(ConflictError, match="no other node takes clients"):
+        await world.one.drain("one")
+
+
+async def test_the_node_that_is_meant_takes_clients_again(world: World) -> None:
+    for name in ("one", "two"):
+        await world.one.drain(name, force=True)
+        await asyncio.sleep(0)
+    assert not (await world.one.undrain("two")).draining
+    assert [name for name, going in world.draining.items() if going.begun] == ["one"]
+    assert not (await world.one.undrain("one")).draining
+    assert not world.draining["one"].begun
+
+
+async def test_a_node_that_stops_takes_no_clients_again(world: World) -> None:
+    for name in ("one", "two"):
+        world.draining[name].stops = world.draining[name].begun = True
+        with pytest.raises(ConflictError, match=f"{name} stops"):
+            await world.one.undrain(name)
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_node_that_is_not_there_cannot_drain(world: World) -> None:
-    with pytest.raises(NotFoundError, match="those that there are: one, two"):
-        await world.one.drain("three")
+    for command in (world.one.drain, world.one.undrain):
+        with pytest.raises(NotFoundError, match="those that there are: one, two"):
+            await command("three")
     world.buses[1].deaf = True
-    with pytest.raises(UnavailableError, match="two has not answered"):
+    with pytest.raises(UnavailableError, match="two has not answered; it drains"):
         await world.one.drain("two")
-    assert world.drained == []
+    with pytest.raises(UnavailableError, match="two has not answered; it takes clients"):
+        await world.one.undrain("two")
+    assert not any(going.begun for going in world.draining.values())

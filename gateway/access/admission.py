@@ -140,6 +140,10 @@ class Admission:
         while self._waiting:
             self._refuse(self._waiting.popleft(), self._draining())
 
+    def open(self) -> None:
+        """Let in again, after `close`."""
+        self._closed = False
+
     def check_open(self) -> None:
         """Look again, after a turn was waited for.
 

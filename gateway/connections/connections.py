@@ -96,6 +96,8 @@ class Connections:
         """Whether new ones are refused, and all are asked to go."""
         self.leaving = False
         """Whether balancers are to send nobody here any more; whoever comes is let in all the same."""
+        self._drains = 0
+        """How often it has begun or ceased to drain: a batch of one that has ceased stays."""
         self.inbox: Inbox | None = None
         """What waits for users who come online; None where nothing does."""
         self.on_watch: Callable[[str, WatchList], None] | None = None
@@ -317,6 +319,7 @@ class Connections:
     async def drain(self, departures: Departures) -> None:
         """Tell every client that this node shuts down, and close it, batch by batch. New ones are refused at once."""
         self.leaving = self.draining = True
+        self._drains += 1
         everyone = [live for by_id in self._by_user.values() for live in by_id.values()]
         random.shuffle(everyone)
         clients = iter(everyone)
@@ -326,6 +329,11 @@ class Connections:
                 for batch in departures.batches(len(everyone))
             )
         )
+
+    def stay(self) -> None:
+        """Drain no more: new clients are let in, and those stay who have not been told to go."""
+        self.leaving = self.draining = False
+        self._drains += 1
 
     # What a connection does
 
@@ -458,8 +466,11 @@ class Connections:
 
     async def _drain(self, leaving: Sequence[LiveConnection], at: float, departures: Departures) -> None:
         """Tell some clients, and close them; those who have left by themselves meanwhile are not spoken to."""
+        drain = self._drains
         if at:
             await asyncio.sleep(at)
+        if drain != self._drains:
+            return
         leaving = [live for live in leaving if live.ending is None]
         timestamp = wire.timestamp(self._tracker.now())
         for live in leaving:

@@ -1,4 +1,4 @@
-"""What operators ask and say of nodes by HTTP: which there are, how they are, and that one is to drain."""
+"""What operators ask and say of nodes by HTTP: which there are, how they are, and that one drains or does not."""
 
 from __future__ import annotations
 
@@ -80,8 +80,15 @@ class Overview(wire.Body):
     timestamp: wire.Timestamp
 
 
+class DrainQuery(wire.Body):
+    """How a node is drained."""
+
+    force: bool = False
+    """Whether it is to drain also where no other node takes clients."""
+
+
 class Draining(wire.Body):
-    """A node that has begun to drain."""
+    """A node that has begun to drain, or to take clients again."""
 
     node: str
     draining: bool
@@ -116,8 +123,10 @@ def admin_operations(nodes: Nodes, view: View, clock: Clock) -> tuple[Operation,
         )
 
     async def drain(call: Call) -> Draining:
-        report = await nodes.drain(call.path["id"])
-        return Draining(node=report.node, draining=report.draining, connections=report.connections)
+        return _draining(await nodes.drain(call.path["id"], force=call.query.force))
+
+    async def undrain(call: Call) -> Draining:
+        return _draining(await nodes.undrain(call.path["id"]))
 
     return (
         Operation(
@@ -141,10 +150,23 @@ def admin_operations(nodes: Nodes, view: View, clock: Clock) -> tuple[Operation,
             path="/api/admin/nodes/{id}/drain",
             summary="Have a node take no more clients, and let those it has go to others, as SIGTERM does",
             caller=Caller.SERVICE,
+            query=DrainQuery,
             answers=Draining,
             handler=drain,
         ),
+        Operation(
+            method="POST",
+            path="/api/admin/nodes/{id}/undrain",
+            summary="Have a node that was drained take clients again",
+            caller=Caller.SERVICE,
+            answers=Draining,
+            handler=undrain,
+        ),
     )
+
+
+def _draining(report: Report) -> Draining:
+    return Draining(node=report.node, draining=report.draining, connections=report.connections)
 
 
 def _node(known: KnownNode, *, here: bool) -> Node:

@@ -1,4 +1,4 @@
-"""``python -m gateway nodes|explain|kick|drain``: what operators ask of a gateway that runs, over its HTTP API."""
+"""``python -m gateway nodes|explain|kick|drain|undrain``: what operators ask of a gateway, over its HTTP API."""
 
 from __future__ import annotations
 
@@ -58,14 +58,15 @@ class API:
         except UnicodeEncodeError:
             raise ConfigurationError("GATEWAY_API_KEY has letters that no HTTP header can hold") from None
 
-    async def call(self, method: str, path: str) -> Any:
+    async def call(self, method: str, path: str, **query: str) -> Any:
         """Call it, and return what its JSON says.
 
         Raises:
             CommandError: it is not there, or refuses.
         """
-        query = "" if self._tenant is None else f"?tenant={quote(self._tenant, safe='')}"
-        url = URL(f"{self.url}{path}{query}", encoded=True)
+        named = query if self._tenant is None else query | {"tenant": self._tenant}
+        asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in named.items())
+        url = URL(f"{self.url}{path}{asked and '?'}{asked}", encoded=True)
         try:
             async with (
                 aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(TIMEOUT)) as session,
@@ -119,17 +120,19 @@ def run(
     tenant: str | None = None,
     as_json: bool = False,
     wait: float | None = None,
+    force: bool = False,
 ) -> str:
     """Carry one command out.
 
     Args:
         settings: where the gateway is, and the key.
-        command: ``nodes``, ``explain``, ``kick`` or ``drain``.
+        command: ``nodes``, ``explain``, ``kick``, ``drain`` or ``undrain``.
         of: the user, or the node.
         url: where the gateway is; None for what the settings say.
         tenant: whose user; None for the default one.
         as_json: whether to print what the API says.
         wait: of ``drain``, seconds until the node's clients are to have gone; None waits for nobody.
+        force: of ``drain``, whether also where no other node takes clients.
 
     Returns:
         What to print.
@@ -140,13 +143,15 @@ def run(
     """
     api = API(settings, url, tenant)
     user = f"/api/users/{quote(of, safe='')}"
-    asked, words = _COMMANDS[command](api, of, user, wait), _WORDS[command]
+    asked = _drain(api, of, wait, force=force) if command == "drain" else _COMMANDS[command](api, of, user)
+    words = _WORDS[command]
     said = asyncio.run(asked)
     return json.dumps(said, indent=2, ensure_ascii=False) if as_json else words(said, of)
 
 
-async def _drain(api: API, node: str, wait: float | None) -> Any:
-    said = await api.call("POST", f"/api/admin/nodes/{quote(node, safe='')}/drain")
+async def _drain(api: API, node: str, wait: float | None, *, force: bool) -> Any:
+    forced = {"force": "true"} if force else {}
+    said = await api.call("POST", f"/api/admin/nodes/{quote(node, safe='')}/drain", **forced)
     if wait is None:
         return said
     deadline = asyncio.get_running_loop().time() + wait
@@ -253,26 +258,32 @@ def _kicked(said: Any, user: str) -> str:
 
 
 def _drained(said: Any, _of: str) -> str:
+    node = inert(said["node"])
     if not said["connections"]:
-        return f"{inert(said['node'])} is drained: it has no connections, and takes none until it is restarted"
+        return f"{node} is drained: it has no connections, and takes none until it is undrained, or restarted"
     return (
-        f"{inert(said['node'])} drains: {said['connections']} connections go to other nodes, and it takes none until it"
-        " is restarted"
+        f"{node} drains: {said['connections']} connections go to other nodes, and it takes none until it is undrained,"
+        " or restarted"
     )
 
 
-_COMMANDS: dict[str, Callable[[API, str, str, float | None], Coroutine[Any, Any, Any]]] = {
-    "nodes": lambda api, _of, _user, _wait: api.call("GET", "/api/admin/nodes"),
-    "explain": lambda api, _of, user, _wait: api.call("GET", f"{user}/explain"),
-    "kick": lambda api, _of, user, _wait: api.call("DELETE", f"{user}/connections"),
-    "drain": lambda api, node, _user, wait: _drain(api, node, wait),
+def _undrained(said: Any, _of: str) -> str:
+    return f"{inert(said['node'])} takes clients, and has {said['connections']} connections"
+
+
+_COMMANDS: dict[str, Callable[[API, str, str], Coroutine[Any, Any, Any]]] = {
+    "nodes": lambda api, _of, _user: api.call("GET", "/api/admin/nodes"),
+    "explain": lambda api, _of, user: api.call("GET", f"{user}/explain"),
+    "kick": lambda api, _of, user: api.call("DELETE", f"{user}/connections"),
+    "undrain": lambda api, node, _user: api.call("POST", f"/api/admin/nodes/{quote(node, safe='')}/undrain"),
 }
-"""What each asks: with the API, the user or node, the path of the user, and how long it may wait."""
+"""What each asks that asks once: with the API, the user or node, and the path of the user."""
 
 _WORDS: dict[str, Callable[[Any, str], str]] = {
     "nodes": _nodes,
     "explain": _explained,
     "kick": _kicked,
     "drain": _drained,
+    "undrain": _undrained,
 }
 """What is printed of what was said, of the user or node."""

@@ -1,4 +1,4 @@
-"""Which nodes there are, what each says of itself, and how one is drained from afar."""
+"""Which nodes there are, what each says of itself, and how one is drained from afar, and takes clients again."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from gateway.errors import NotFoundError, StoreUnavailableError, UnavailableError
+from gateway.errors import ConflictError, NotFoundError, StoreUnavailableError, UnavailableError
 from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from gateway.connections.draining import Draining
     from gateway.nodes.bus import Bus
     from gateway.presence.follower import Follower
     from gateway.presence.store import Store
@@ -94,6 +95,8 @@ class _WhoIsThere(msgspec.Struct, frozen=True):
     """Where the log ends."""
     drain: str | None = None
     """The node that is to drain; None for none. It alone answers."""
+    undrain: str | None = None
+    """The node that is to take clients again; likewise."""
 
 
 class _Here(msgspec.Struct, frozen=True):
@@ -121,7 +124,7 @@ class Nodes:
         store: what knows of leases.
         follower: what reads the log here.
         report: what this node says of itself.
-        drain: lets every client of this node go to another.
+        draining: lets every client of this node go to another, and takes clients again.
     """
 
     def __init__(
@@ -131,14 +134,14 @@ class Nodes:
         store: Store,
         follower: Follower,
         report: Callable[[], Report],
-        drain: Callable[[], Coroutine[Any, Any, None]],
+        draining: Draining,
     ) -> None:
         self.node = node
         self._bus = bus
         self._store = store
         self._follower = follower
         self._report = report
-        self._drain = drain
+        self._draining = draining
         self._questions: dict[str, _Question] = {}
         self._looking: asyncio.Task[list[KnownNode]] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,30 +159,68 @@ class Nodes:
             self._looking.add_done_callback(self._looked)
         return await asyncio.shield(self._looking)
 
-    async def drain(self, node: str) -> Report:
+    async def drain(self, node: str, *, force: bool = False) -> Report:
         """Have a node take no more clients, and let those it has go to others; return what it says when it begins.
+
+        Args:
+            node: its name.
+            force: whether it is to drain also where no other node takes clients.
 
         Raises:
             NotFoundError: there is no such node.
+            ConflictError: no other node is known to take its clients.
             UnavailableError: it has not answered. It drains when it hears of it, if it does.
             StoreUnavailableError: the others cannot be reached.
         """
+        if not force:
+            await self._check_who_takes_those_of(node)
         if node == self.node:
             self._begin_to_drain()
             return msgspec.structs.replace(self._report(), draining=True)
-        leases = await self._store.leases()
-        if node not in leases:
-            raise NotFoundError(f"there is no node {node}; those that there are: {', '.join(sorted(leases))}")
-        answers = await self._ask({node}, 0, drain=node)
-        if node not in answers:
-            raise UnavailableError(f"{node} has not answered; it drains when it hears of it, if it still runs")
-        return answers[node]
+        return await self._tell(node, "it drains when it hears of it, if it still runs", drain=node)
+
+    async def undrain(self, node: str) -> Report:
+        """Have a node take clients again that was drained; return what it says then.
+
+        Raises:
+            NotFoundError: there is no such node.
+            ConflictError: it stops.
+            UnavailableError: it has not answered.
+            StoreUnavailableError: the others cannot be reached.
+        """
+        if node == self.node:
+            self._draining.end()
+            said = self._report()
+        else:
+            said = await self._tell(node, "it takes clients when it hears of it, if it still runs", undrain=node)
+        if said.draining:
+            raise ConflictError(f"{node} stops, and takes no clients any more: start it again")
+        return said
 
     async def close(self) -> None:
         """Ask and answer no more."""
         await end([*self._tasks, *([] if self._looking is None else [self._looking])])
 
     # Asking
+
+    async def _check_who_takes_those_of(self, node: str) -> None:
+        known = await self.look()
+        takes = {each.node for each in known if each.report is not None and not each.report.draining}
+        if node in takes and len(takes) == 1:
+            raise ConflictError(
+                f"no other node takes clients, and those of {node} would have nowhere to go: start another, or undrain"
+                " one; --force, or ?force=true, drains it all the same"
+            )
+
+    async def _tell(self, node: str, otherwise: str, **what: str) -> Report:
+        """Tell another node what to do, and return what it says when it does."""
+        leases = await self._store.leases()
+        if node not in leases:
+            raise NotFoundError(f"there is no node {node}; those that there are: {', '.join(sorted(leases))}")
+        answers = await self._ask({node}, 0, **what)
+        if node not in answers:
+            raise UnavailableError(f"{node} has not answered; {otherwise}")
+        return answers[node]
 
     def _looked(self, _task: asyncio.Task[list[KnownNode]]) -> None:
         self._looking = None
@@ -194,20 +235,20 @@ class Nodes:
         reports[self.node] = own
         return [KnownNode(name, leases.get(name), reports.get(name)) for name in sorted({*leases, *reports})]
 
-    async def _ask(self, nodes: set[str], log_end: int, *, drain: str | None = None) -> dict[str, Report]:
+    async def _ask(self, nodes: set[str], log_end: int, **what: str) -> dict[str, Report]:
         """Ask other nodes, and return what they say, by their names, when those have answered that are to, or in time.
 
         Args:
             nodes: those that are to.
             log_end: up to where the log went.
-            drain: which is to drain.
+            what: which is to drain, or to take clients again.
         """
         if not nodes:
             return {}
         asked, question = secrets.token_hex(8), _Question(set(nodes))
         self._questions[asked] = question
         try:
-            self._bus.publish("who-is-there", _WhoIsThere(asked, log_end, drain))
+            self._bus.publish("who-is-there", _WhoIsThere(asked, log_end, **what))
             async with asyncio.timeout(ANSWER):
                 await question.answered.wait()
         except TimeoutError:
@@ -227,11 +268,14 @@ class Nodes:
     # Answering
 
     async def _on_question(self, asked: _WhoIsThere) -> None:
-        if asked.drain is None:
+        if asked.drain is None and asked.undrain is None:
             self._spawn(self._answer(asked))  # what else comes by the bus does not wait for the log
         elif asked.drain == self.node:
             self._begin_to_drain()
             self._bus.publish("here", _Here(asked.id, msgspec.structs.replace(self._report(), draining=True)))
+        elif asked.undrain == self.node:
+            self._draining.end()
+            self._bus.publish("here", _Here(asked.id, self._report()))
 
     async def _answer(self, asked: _WhoIsThere) -> None:
         self._bus.publish("here", _Here(asked.id, await self._report_at(asked.end)))
@@ -250,7 +294,7 @@ class Nodes:
 
     def _begin_to_drain(self) -> None:
         _log.info("an operator has this node drained", node=self.node)
-        self._spawn(self._drain())
+        self._spawn(self._draining.begin())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

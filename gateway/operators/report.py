@@ -51,7 +51,7 @@ class Reporter:
             clients=clients,
             opened=self._server.opened,
             polling=polling,
-            draining=connections.draining,
+            draining=connections.leaving,
             away=tracker.away,
             clock_offset=tracker.clock_offset,
             webhooks=self._waiting(),

@@ -274,7 +274,7 @@ async def test_a_key_that_reads_sees_all_and_has_no_button_and_no_right(
     await office.explain("erin")
     await expect(office.at("connection")).to_have_count(1)
     await expect(office.at("letter").first).to_be_visible()
-    for button in ("kick", "drain", "replay", "replay-all"):
+    for button in ("kick", "drain", "undrain", "replay", "replay-all"):
         await expect(office.at(button)).to_have_count(0)
     status = await office.page.evaluate(
         "([path, key]) => fetch(path, {method: 'DELETE', headers: {'X-API-Key': key}}).then((answer) => answer.status)",
@@ -309,15 +309,20 @@ async def test_it_can_be_left_out() -> None:
                 assert response.status == 404
 
 
-async def test_a_node_is_drained_from_the_page(browser: Browser) -> None:  # noqa: F811 - a fixture
+async def test_a_node_is_drained_and_undrained_from_the_page(browser: Browser) -> None:  # noqa: F811 - a fixture
     async with gateway_process() as process, await browser.new_context() as context:
         office = Office(await context.new_page(), process.url)
         await office.page.goto(f"{process.url}/admin")
         await office.look()
         await expect(office.at("endpoints")).to_contain_text("No webhook is configured")
-        await office.press_twice(office.at("drain"))
+        await office.at("drain").click()
+        await expect(office.at("drain")).to_have_text("No other takes clients. Really?")
+        await office.at("drain").click()
         await expect(office.at("node")).to_contain_text("draining")
         await expect(office.at("drain")).to_have_count(0)
+        await office.press_twice(office.at("undrain"))
+        await expect(office.at("node")).to_contain_text("serving")
+        await expect(office.at("undrain")).to_have_count(0)
         assert office.problems == []
 
 

@@ -227,23 +227,120 @@ async def test_drain_moves_the_clients_of_another_node_and_lets_no_more_in(
     assert "draining" in (await own_site.ask("nodes"))[1]
 
 
+async def ready(site: Site, node: int) -> int:
+    return (await site.call("GET", "/health/ready", node=node))[0]
+
+
 async def test_a_node_drains_that_is_asked_itself(own_site: Site) -> None:
     node = await own_site.name_of(0)
     status, output, _ = await own_site.ask("drain", node, "--json")
     assert status == 0
     assert json.loads(output) == {"node": node, "draining": True, "connections": 0}
+    await until(lambda: ready(own_site, 0), lambda status: status == 503)
 
-    async def ready() -> int:
-        return (await own_site.call("GET", "/health/ready"))[0]
 
-    await until(ready, lambda status: status == 503)
+async def test_the_last_that_takes_clients_is_not_drained_unless_forced(
+    own_site: Site, closing: AsyncExitStack
+) -> None:
+    names = [await own_site.name_of(index) for index in range(2)]
+    assert (await own_site.ask("drain", names[1]))[0] == 0
+    client = await Client.connect(closing, own_site.nodes[0].url, auth={"token": make_token("judy")})
+    for asked in (0, 1):  # whether it is asked itself, or the other is
+        status, output, errors = await own_site.ask("drain", names[0], node=asked)
+        assert (status, output) == (1, "")
+        assert f"no other node takes clients, and those of {names[0]} would have nowhere to go" in errors
+        assert "--force" in errors
+        assert (await own_site.call("POST", f"/api/admin/nodes/{names[0]}/drain", node=asked))[0] == 409
+    assert client.io.connected
+    assert await ready(own_site, 0) == 200
+    assert (await own_site.ask("drain", names[1]))[0] == 0, "one that drains may be told so again"
+    status, output, errors = await own_site.ask("drain", names[0], "--force", "--wait", str(WITHIN), node=1)
+    assert (status, errors) == (0, "")
+    assert f"{names[0]} is drained" in output
+    await client.hears("server-draining")
+
+
+async def test_a_node_whose_other_died_is_the_last(own_site: Site) -> None:
+    own_site.nodes[1].process.kill()
+    await own_site.nodes[1].process.wait()
+    status, _, errors = await own_site.ask("drain", await own_site.name_of(0))  # its lease is not over yet
+    assert status == 1
+    assert "no other node takes clients" in errors
+
+
+async def test_undrain_lets_a_node_take_clients_again(own_site: Site, closing: AsyncExitStack) -> None:
+    names = [await own_site.name_of(index) for index in range(2)]
+    for asked, index in ((0, 1), (0, 0)):  # by way of the other node, and asked itself
+        before = await Client.connect(closing, own_site.nodes[index].url, auth={"token": make_token("kim")})
+        assert (await own_site.ask("drain", names[index], "--wait", str(WITHIN), node=asked))[0] == 0
+        await before.hears("server-draining")
+        assert await ready(own_site, index) == 503
+        status, output, errors = await own_site.ask("undrain", names[index], node=asked)
+        assert (status, errors) == (0, "")
+        assert output == f"{names[index]} takes clients, and has 0 connections\n"
+        assert await ready(own_site, index) == 200
+        again = await Client.connect(closing, own_site.nodes[index].url, auth={"token": make_token("kim")})
+        assert again.io.connected
+        async with aiohttp.ClientSession() as session:  # and by the other doors
+            token = make_token("liz")
+            address = own_site.nodes[index].url.replace("http", "ws", 1)
+            async with session.ws_connect(f"{address}/ws?token={token}") as websocket:
+                assert (await websocket.receive_json(timeout=STEP))["event"] == "connected"
+        by_name = {each["id"]: each["report"] for each in await own_site.all_there()}
+        assert by_name[names[index]]["draining"] is False
+        status, said = await own_site.call("POST", f"/api/admin/nodes/{names[index]}/undrain", node=asked)
+        assert (status, said["draining"]) == (200, False), "one that takes clients may be told so again"
+
+
+async def test_those_stay_who_were_not_told_to_go_when_a_node_is_undrained(
+    redis_url: str, tmp_path: Path, closing: AsyncExitStack
+) -> None:
+    variables = {
+        "REDIS_URL": redis_url,
+        "REDIS_PREFIX": fresh_prefix(),
+        "DRAIN_RATE": "60/min",
+        "SHUTDOWN_TIMEOUT": "30",
+    }
+    process = await closing.enter_async_context(gateway_process(**variables))
+    await closing.enter_async_context(gateway_process(**variables))
+    site = Site([process], tmp_path)
+    node = await site.name_of(0)
+    await until(lambda: site.call("GET", "/api/admin/nodes"), lambda said: len(said[1]["nodes"]) == 2)
+    users = [f"user-{number}" for number in range(8)]
+    clients = [await Client.connect(closing, process.url, auth={"token": make_token(user)}) for user in users]
+    status, said = await site.call("POST", f"/api/admin/nodes/{node}/drain")
+    assert (status, said["connections"]) == (200, 8)
+    assert (await site.call("POST", f"/api/admin/nodes/{node}/undrain"))[0] == 200
+    await asyncio.sleep(4)  # in which four would have been told
+    left = [client for client in clients if not client.io.connected]
+    assert len(left) <= 1
+    assert len(left) == sum(bool(client.of("server-draining")) for client in clients)
+
+
+async def test_a_node_that_stops_is_not_undrained(redis_url: str, tmp_path: Path, closing: AsyncExitStack) -> None:
+    variables = {"REDIS_URL": redis_url, "REDIS_PREFIX": fresh_prefix(), "DRAIN_DELAY": "30"}
+    stops = await closing.enter_async_context(gateway_process(**variables))
+    stays = await closing.enter_async_context(gateway_process(**variables))
+    site = Site([stops, stays], tmp_path)
+    await site.all_there()
+    node = await site.name_of(0)
+    stops.process.terminate()
+    await until(lambda: ready(site, 0), lambda status: status == 503)
+    for asked in (0, 1):
+        status, output, errors = await site.ask("undrain", node, node=asked)
+        assert (status, output) == (1, "")
+        assert f"{node} stops" in errors
+    assert await ready(site, 0) == 503
+    status, _, errors = await site.ask("drain", await site.name_of(1))
+    assert (status, "no other node takes clients" in errors) == (1, True), "the one that stops takes none"
 
 
 async def test_a_node_that_is_not_there_is_named_with_those_that_are(site: Site) -> None:
-    status, output, errors = await site.ask("drain", "nowhere")
-    assert (status, output) == (1, "")
-    assert "there is no node nowhere" in errors
-    assert await site.name_of(0) in errors
+    for command in ("drain", "undrain"):
+        status, output, errors = await site.ask(command, "nowhere")
+        assert (status, output) == (1, "")
+        assert "there is no node nowhere" in errors
+        assert await site.name_of(0) in errors
 
 
 async def test_a_wrong_key_is_said_with_what_to_set(site: Site) -> None:
@@ -257,7 +354,7 @@ async def test_a_wrong_key_is_said_with_what_to_set(site: Site) -> None:
 async def test_a_key_that_reads_changes_nothing(site: Site, closing: AsyncExitStack) -> None:
     client = await Client.connect(closing, site.nodes[0].url, auth={"token": make_token("heidi")})
     assert (await site.ask("explain", "heidi", key=READING_KEY))[0] == 0
-    for command in (["kick", "heidi"], ["drain", await site.name_of(0)]):
+    for command in (["kick", "heidi"], ["drain", await site.name_of(0)], ["undrain", await site.name_of(0)]):
         status, output, errors = await site.ask(*command, key=READING_KEY)
         assert (status, output) == (1, "")
         assert "SERVICE_API_KEYS_READONLY" in errors

@@ -22,9 +22,14 @@ async def test_the_only_node_knows_itself(serve: Callable[..., Awaitable[Running
         async with session.get("/api/admin/nodes") as response:
             (node,) = (await response.json())["nodes"]
         assert (node["here"], node["report"]["pid"]) == (True, os.getpid())
-        async with session.post("/api/admin/nodes/other/drain") as response:
-            assert response.status == 404
-            assert node["id"] in (await response.json())["detail"]
+        for what in ("drain", "undrain"):
+            async with session.post(f"/api/admin/nodes/other/{what}") as response:
+                assert response.status == 404
+                assert node["id"] in (await response.json())["detail"]
+        async with session.post(f"/api/admin/nodes/{node['id']}/drain") as response:
+            assert response.status == 409
+        async with session.post(f"/api/admin/nodes/{node['id']}/drain?force=maybe") as response:
+            assert response.status == 400
 
 
 async def test_operators_calls_are_for_service_keys(serve: Callable[..., Awaitable[Running]]) -> None:
@@ -32,7 +37,12 @@ async def test_operators_calls_are_for_service_keys(serve: Callable[..., Awaitab
     async with aiohttp.ClientSession(
         running.url, headers={"Authorization": f"Bearer {make_token('mallory', role='admin')}"}
     ) as session:
-        for method, path in (("GET", "nodes"), ("GET", "overview"), ("POST", "nodes/x/drain")):
+        for method, path in (
+            ("GET", "nodes"),
+            ("GET", "overview"),
+            ("POST", "nodes/x/drain"),
+            ("POST", "nodes/x/undrain"),
+        ):
             async with session.request(method, f"/api/admin/{path}") as response:
                 assert response.status == 403
     async with aiohttp.ClientSession(running.url) as session, session.get("/api/admin/overview") as response:
