@@ -445,22 +445,11 @@ class Recovery:
 
     def _changes(self, found: Return) -> list[_Told] | None:
         """The presence events that a client missed; None if they cannot be made any more."""
-        tenant, offset = found.session.owner[0], found.offset
-        watched = self._watched(found.session)
+        offset, watched = found.offset, self._watched(found.session)
         if watched is not None and offset.to and offset.to <= watched.narrowed:
             return None  # it has the beginning of a batch for a longer watch list, which cannot be made again
-        if found.reached is None:
-            changes = self._since(found.session, offset.log)
-        else:
-            since = self.history.since(tenant, found.reached, known=True)
-            # What was read ahead of this node's view is left out: it is told when the view gets there.
-            known = [change for change in found.changes if change.position <= self._view.position]
-            changes = None if since is None else known + since
-            if changes is not None and watched is not None:
-                changes = [change for change in changes if _is_watched(change, watched)]
-        if changes is None or any(change.transition.reason == RESTORED for change in changes):
-            return None  # what a store was given back its client may have been told before, by another node
-        if len(changes) > MANY and not self._may_look_far(found.session.owner):
+        changes = self._changes_missed(found, watched)
+        if changes is None:
             return None
         begun = [change for change in changes if change.position <= offset.to]
         later = changes[len(begun) :]
@@ -481,6 +470,21 @@ class Recovery:
             status = msgspec.Raw(encoded.status_at(self._view.own_status(*owner, now), now))
             told.append(_Told(max(own[-1].position, later[-1].position), text=encode((CHANGED, status))))
         return told
+
+    def _changes_missed(self, found: Return, watched: WatchList | None) -> list[Change] | None:
+        """The changes that a client missed; None if they are not known any more, or not to be told again."""
+        if found.reached is None:
+            changes = self._since(found.session, found.offset.log)
+        else:
+            since = self.history.since(found.session.owner[0], found.reached, known=True)
+            # What was read ahead of this node's view is left out: it is told when the view gets there.
+            known = [change for change in found.changes if change.position <= self._view.position]
+            changes = None if since is None else known + since
+            if changes is not None and watched is not None:
+                changes = [change for change in changes if _is_watched(change, watched)]
+        if changes is None or any(change.transition.reason == RESTORED for change in changes):
+            return None  # what a store was given back its client may have been told before, by another node
+        return changes if len(changes) <= MANY or self._may_look_far(found.session.owner) else None
 
     def _seen(self, found: Return, visibility: Visibility, changes: Sequence[Change]) -> list[Change] | None:
         """The changes of users whom a client may see; None if the rule's answers have changed while it was away."""
