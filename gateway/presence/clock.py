@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 ACCURACY = 100
-"""Milliseconds that the clock may differ from the store's answer. If the answer took more than twice as long, half of that
-time: the store may have given it at any moment of it, so only a larger difference is certainly an error."""
+"""Milliseconds that the clock may differ from the store's answer. If the answer took more than twice as long, half of
+that time: the store may have given it at any moment of it, so only a larger difference is certainly an error."""
 
 
 class Clock(Protocol):

@@ -361,17 +361,7 @@ class _WholeEntry(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     """Where it stands on the log; grows along the log."""
     now: UserStatus
-    """The user's whole presence after."""
-    reason: str
-    """What made the change, for people to read: an `Ending`, or one of the words beside it."""
-    was_text: str | None = None
-    """The status text before."""
-    due: int | None = None
-    """When the user's time was over, of one who went because it was; None of any other, and where nobody said so."""
-    traceparent: str | None = None
-    """What trace the change is part of, as W3C's Trace Context has it; None for none."""
-    tracestate: str | None = None
-    """What systems that take part in the trace have to say of it; None for nothing."""
+    """The user's whole presence after the change."""
 
     @property
     def tenant(self) -> str:
@@ -399,6 +389,8 @@ class Transition(_WholeEntry, frozen=True, kw_only=True):
     """When the grace or TTL ran out, if that is why the user went offline; None for any other change."""
     traceparent: str | None = None
     """The trace that the change is part of, as a W3C Trace Context header; None for none."""
+    tracestate: str | None = None
+    """What the systems that take part in the trace add to it, as the header of that name; None for nothing."""
 
     @property
     def event(self) -> Event | None:

@@ -250,8 +250,8 @@ class RedisStore(Store):
     async def snapshot(self) -> Snapshot:
         """Read the whole state; see the port.
 
-        It is not read in one step. What changes meanwhile stands in the log, and is taken in from there: nothing that comes
-        after the position is in the snapshot already.
+        It is not read in one step. What changes meanwhile stands in the log, and is taken in from there: nothing that
+        comes after the position is in the snapshot already.
         """
         position, statuses, entries = 0, dict[str, UserStatus](), list[Entry]()
         for _ in range(SNAPSHOTS):

@@ -28,9 +28,9 @@ BatchRule = Callable[..., Collection[str]]
 """``visibility_of(viewer, users)``, given ids, returns those of the users whom the viewer may see."""
 
 SHARE = 0.25
-"""Seconds of each second that the rule may take, since the event loop waits for it. The longest call is not counted: on a
-busy machine any call may be held up. When they are used up, the rule is not called again in this second: users without a
-cached answer are not seen."""
+"""Seconds of each second that the rule may take, since the event loop waits for it. The longest call is not counted: on
+a busy machine any call may be held up. When they are used up, the rule is not called again in this second: users
+without a cached answer are not seen."""
 
 DISTRUST = 5_000
 """Milliseconds for which users are not seen after the rule failed for them."""
