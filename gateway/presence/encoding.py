@@ -1,4 +1,4 @@
-"""How users and entries of the log stand in Redis: what the scripts write and read, taken apart and put together."""
+"""The form in which the Lua scripts write and read users, sessions and log entries, and its conversion to the model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STATUS_FIELDS = (
 
 
 class _State(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody's presence, as the scripts write it."""
+    """A user's presence, as the scripts write it."""
 
     status: Status | None = None
     status_text: str | None = None
@@ -64,7 +64,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Own(msgspec.Struct, frozen=True, kw_only=True):
-    """What only a user is told, as the scripts write it."""
+    """The private side of a user's presence (`model.Own`), as the scripts write it."""
 
     chosen: Chosen = Chosen.ONLINE
     text: str | None = None
@@ -74,7 +74,7 @@ class _Own(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Body(_State, frozen=True, kw_only=True):
-    """An entry of the log, as the scripts write it: news of others' where it has a status, otherwise an activity."""
+    """An entry of the log, as the scripts write it. Without a status it is an `Activity`."""
 
     user: str
     version: int
@@ -90,7 +90,7 @@ class _Body(_State, frozen=True, kw_only=True):
     forgotten: int | None = None
 
     def entry(self, position: int) -> Entry:
-        """The entry, as it stands at `position`."""
+        """Convert it to the model's entry, at a position of the log."""
         tenant, user_id = self.user.split(SEPARATOR)
         if self.status is None:
             return Activity(
@@ -127,7 +127,7 @@ class _Body(_State, frozen=True, kw_only=True):
 
 
 _SESSION = tuple[int, int | None, int | None, str | None, Device | None]
-"""From, to, connections, reason and device, as the scripts write it."""
+"""A session, as the scripts write it: begin, end, connections, reason and device."""
 
 _decode_session = msgspec.json.Decoder(_SESSION).decode
 decode_body = msgspec.json.Decoder(_Body).decode
@@ -137,12 +137,12 @@ _encode = msgspec.json.encode
 
 
 def status_of(user: str, fields: Sequence[bytes | None]) -> UserStatus:
-    """What a user's hash says of them, as `published` makes it."""
+    """Convert a user's hash to their presence, both sides in one as `model.published` makes it."""
     return published(*both_of(user, fields))
 
 
 def both_of(user: str, fields: Sequence[bytes | None]) -> tuple[UserStatus, UserStatus | None]:
-    """What a user's hash says of them: what the user is told, and what others are told instead."""
+    """Convert a user's hash to their real presence, and what others are told instead, or None."""
     status, version, active_at, online_since, ttl_until, profile, meta, *private = fields
     status_text, chosen, text, chosen_until, revision, shown = private
     tenant, user_id = user.split(SEPARATOR)
@@ -171,7 +171,7 @@ def both_of(user: str, fields: Sequence[bytes | None]) -> tuple[UserStatus, User
 
 
 def fields_of(status: UserStatus) -> dict[str, str]:
-    """What a user's hash is to say of them, but for the version."""
+    """Convert a user's presence to the fields of their hash, without the version."""
     true, shown = parted(status)
     fields: dict[str, object] = {"status": true.status.value, "status_text": true.status_text, **_kept(true)}
     fields |= {"online_since": true.online_since, "ttl_until": true.ttl_until}
@@ -186,7 +186,7 @@ def fields_of(status: UserStatus) -> dict[str, str]:
 
 
 def _kept(status: UserStatus) -> dict[str, object]:
-    """What survives going offline."""
+    """The fields of a presence that survive going offline."""
     return {
         "active_at": status.active_at,
         "profile": None if status.profile == NOBODY else _encode(status.profile).decode(),
@@ -207,7 +207,7 @@ def transition_of(body: bytes) -> Transition:
 
 
 def session_of(text: bytes, opened: bytes | None) -> OnlineSession:
-    """A session, and how many connections were opened in it where it lasts."""
+    """Convert a session; `opened` is the number of connections of a session that is still running."""
     begun_at, ended_at, connections, reason, device = _decode_session(text)
     if connections is None:
         connections = int(opened or 0)
@@ -215,7 +215,7 @@ def session_of(text: bytes, opened: bytes | None) -> OnlineSession:
 
 
 def transition_at(position: bytes, body: bytes) -> Transition:
-    """A transition as a script answers with it, and where on the log it stands."""
+    """Convert a transition, as a script returns it, with its position on the log."""
     entry = decode_body(body).entry(to_position(position))
     assert isinstance(entry, Transition)  # noqa: S101 - by the scripts: only these are answered
     return entry

@@ -414,7 +414,6 @@ async def everything(serve: Serve, closing: AsyncExitStack, redis_url: str, tmp_
 
 
 OURS = ("presence_",)
-UNITS = ("_seconds", "_bytes", "_total", "_info")
 
 
 async def test_names_follow_prometheus_s_conventions(everything: Figures) -> None:

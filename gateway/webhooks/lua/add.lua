@@ -1,4 +1,4 @@
--- Write events that no transition committed into the outbox, while less than half of it is taken.
+-- Write events that no store commits into the outbox, until it is half full.
 --
 -- KEYS[1] outbox, as presence/lua/rules.lua has it
 -- ARGV[4…] the events as JSON, oldest first

@@ -1,8 +1,8 @@
--- Forget an endpoint.
+-- Delete an endpoint, with its queue and its dead letters.
 --
 -- KEYS[1] endpoints, hash: name -> why nothing is sent to it, or ''  [2] its queue  [3] its dead letters
 -- ARGV[4] name
--- Returns how many events waited and how many dead letters there were; nil where it was not known.
+-- Returns {how many events waited, how many dead letters there were}; nil if the endpoint was not known.
 
 if redis.call('HDEL', KEYS[1], ARGV[4]) == 0 then
   return false

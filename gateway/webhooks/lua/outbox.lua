@@ -7,7 +7,7 @@
 
 local NOW, QUEUE_LENGTH, DEAD_LENGTH = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
--- Make a dead letter; returns how many older ones had to go.
+-- Add a dead letter; returns how many older ones were dropped to make room.
 local function bury(dead, letter, message)
   redis.call('XADD', dead, '*', 'letter', letter, 'message', message)
   if redis.call('XLEN', dead) > DEAD_LENGTH then

@@ -1,8 +1,8 @@
--- Queue dead letters again, behind what waits.
+-- Put dead letters at the end of their endpoint's queue again.
 --
 -- KEYS[1] an endpoint's queue  [2] its dead letters
--- ARGV[4…] their ids in the latter
--- Returns those ids that were there.
+-- ARGV[4…] ids of entries of the dead letters' stream
+-- Returns those of the ids that were found.
 
 local replayed = {}
 for i = 4, #ARGV do

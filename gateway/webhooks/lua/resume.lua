@@ -1,8 +1,8 @@
--- Send to an endpoint again.
+-- Let an endpoint that was stopped be sent to again.
 --
 -- KEYS[1] endpoints, hash: name -> why nothing is sent to it, or ''
 -- ARGV[4] name
--- Returns 1 where it was stopped.
+-- Returns 1 if it was stopped, otherwise 0.
 
 local why = redis.call('HGET', KEYS[1], ARGV[4])
 if why and why ~= '' then

@@ -1,14 +1,15 @@
--- Move events from the outbox into the queues of those who want them.
+-- Move events from the outbox into the queues of the endpoints that want them.
 --
 -- KEYS[1] outbox  [2] state, both as presence/lua/rules.lua has them  [3] state of channels
 --     [4…] for each endpoint its queue and its dead letters
--- ARGV[4] the letter of one whose queue was full, as JSON
--- then for each event: its id in the outbox, which endpoints want it ('1 3'), and the message as JSON
--- Returns how many were moved, how many the outbox let go of, how many became dead letters, how many of these had to go.
+-- ARGV[4] the dead letter of an event whose queue was full, as JSON without the message
+--     then for each event: its id in the outbox, the numbers of the endpoints that want it ('1 3'), the message as JSON
+-- Returns {how many events were moved, how many the full outbox had dropped, how many became dead letters because a queue
+-- was full, how many dead letters were dropped to make room}.
 
 local moved, buried, dropped = 0, 0, 0
 for i = 5, #ARGV, 3 do
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then -- another sender may have been quicker
+  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then -- otherwise another sender was quicker
     moved = moved + 1
     for endpoint in string.gmatch(ARGV[i + 1], '%d+') do
       redis.call('XADD', KEYS[2 + 2 * endpoint], '*', 'message', ARGV[i + 2])
