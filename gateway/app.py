@@ -277,7 +277,7 @@ class Gateway:
                 entrance, signer, sockets, self._channels.channels, self._channels.authorizer, self._sight
             )
             self._channels.subscriptions.listeners.append(self._pusher.tell_count)
-        report = Reporter(self._tracker, self._connections, self._server, self._webhooks)
+        report = Reporter(self._tracker, self._connections, self._server, settings, self._webhooks)
         departures = Departures(settings.drain_rate, settings.shutdown_timeout / 2)
         self._draining = Draining(self._connections, self._admission, departures, [self._server, self._pusher])
         self._nodes = Nodes(node, self._bus, self._store, self._follower, report, self._draining)

@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     admin_ui_origin: str | None = None
     """Where the Admin UI's page comes from, such as ``https://admin.socket.io``; None for this gateway's own origin and
     those of `cors_allowed_origins`."""
+    admin_ui_mode: Literal["production", "development"] = "production"
+    """What the Admin UI shows: how the servers are, or also each client of Socket.IO and its rooms, which it may then
+    disconnect."""
     gateway_url: str | None = None
     """Which gateway the commands for operators ask, who look at it: it stops no start. None for the one on this machine
     that `host` and `port` name."""

@@ -14,7 +14,7 @@ from gateway.connections.draining import Draining
 from gateway.errors import ConflictError, NotFoundError, StoreUnavailableError, UnavailableError
 from gateway.nodes.bus import LocalBus
 from gateway.operators import nodes as module
-from gateway.operators.nodes import Nodes, Report
+from gateway.operators.nodes import Listed, Nodes, Report
 from gateway.presence.follower import Follower
 from gateway.presence.model import Beat
 from gateway.presence.store_memory import MemoryStore
@@ -87,14 +87,16 @@ class World:
     def node(self, name: str) -> Nodes:
         follower = Follower(self.store, self.views.setdefault(name, View()), [])
         draining = self.draining[name] = Going()
-        return Nodes(name, Bus(self.buses), self.store, follower, lambda: report(name, draining), draining)
+        return Nodes(
+            name, Bus(self.buses), self.store, follower, lambda clients=0: report(name, draining, clients), draining
+        )
 
     async def renew(self) -> None:
         for name in ("one", "two"):
             await self.store.renew(name, NOW)
 
 
-def report(name: str, going: Going) -> Report:
+def report(name: str, going: Going, clients: int = 0) -> Report:
     return Report(
         node=name,
         version="1",
@@ -112,6 +114,21 @@ def report(name: str, going: Going) -> Report:
         away=None,
         clock_offset=0,
         webhooks=None,
+        listed=tuple(
+            Listed(
+                namespace="/",
+                id=str(number),
+                client="",
+                upgraded=True,
+                rooms=(),
+                address=None,
+                user_agent=None,
+                tenant=None,
+                user_id=None,
+                connected_at=None,
+            )
+            for number in range(min(clients, 5))
+        ),
     )
 
 
@@ -152,6 +169,12 @@ async def test_whoever_asks_meanwhile_gets_the_same_answer(world: World) -> None
     assert first is second
     assert world.buses[0].said == ["who-is-there"]
     assert await world.one.look() is not first
+
+
+async def test_clients_are_listed_where_that_is_asked_for(world: World) -> None:
+    plain, listed = await asyncio.gather(world.one.look(), world.one.look(3))
+    assert [each.report and len(each.report.listed) for each in plain] == [0, 0]
+    assert [each.report and len(each.report.listed) for each in listed] == [3, 3]
 
 
 async def test_one_that_no_longer_waits_leaves_the_others_their_answer(world: World) -> None:

@@ -67,6 +67,7 @@ def test_the_defaults_are_the_contract_s(monkeypatch: pytest.MonkeyPatch) -> Non
         "service_api_keys_readonly": (),
         "admin_page": True,
         "admin_ui_user": "admin",
+        "admin_ui_mode": "production",
         "max_channels_per_connection": 1000,
         "pusher_max_data": 10_240,
         "revocation_ttl": 2_592_000,

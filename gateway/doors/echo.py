@@ -201,6 +201,11 @@ class EchoDoor(Namespace):
         """Greet the page, if its user is known; see the port."""
         self._greet(self._clients[sid])
 
+    def live(self, sid: str) -> LiveConnection | None:
+        """Whose client it is; see the port."""
+        client = self._clients.get(sid)
+        return None if client is None else client.live
+
     async def on_disconnect(self, sid: str, reason: str) -> None:
         """Take the page out of its channels, and end its connection; see the port."""
         client = self._clients.pop(sid, None)

@@ -136,6 +136,10 @@ class SocketIODoor(Namespace):
         live = self._live.get(sid)
         return None if live is None else (live.identity.tenant, live.identity.user_id)
 
+    def live(self, sid: str) -> LiveConnection | None:
+        """Whose client it is; see the port."""
+        return self._live.get(sid)
+
     def token(self, sid: str) -> tuple[str | None, int | None]:
         """The id of a client's token, and when it was issued; see the port."""
         live = self._live.get(sid)

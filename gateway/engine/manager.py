@@ -131,6 +131,10 @@ class _Clients(socketio.AsyncManager):  # type: ignore[misc]  # untyped base
                 if not waiting:
                     del pending[namespace]
 
+    def entered(self, sid: str, namespace: str) -> Collection[object]:
+        """The rooms that a client was put into; python-socketio would look through those of all."""
+        return self._entered.get((sid, namespace), ())
+
     def _rooms_changed(self, sid: str, namespace: str) -> None:
         handler = self.server.namespace_handlers.get(namespace)
         if isinstance(handler, Namespace):

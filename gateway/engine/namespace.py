@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from gateway.connections.live import LiveConnection
     from gateway.delivery.queue import Queued
     from gateway.engine.server import Server
     from gateway.engine.stream import Asked, Sink, Told
@@ -87,6 +88,10 @@ class Namespace(socketio.AsyncNamespace):  # type: ignore[misc]  # untyped base
 
     def owner(self, sid: str) -> tuple[str, str] | None:  # noqa: ARG002 - for those that override it
         """Whose a client is that was let in, as tenant and user id; None for one that cannot recover."""
+        return None
+
+    def live(self, sid: str) -> LiveConnection | None:  # noqa: ARG002 - for those that override it
+        """The connection of the user whose client it is; None where it is nobody's."""
         return None
 
     def token(self, sid: str) -> tuple[str | None, int | None]:  # noqa: ARG002 - for those that override it

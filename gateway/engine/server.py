@@ -35,7 +35,7 @@ from gateway.engine.websocket import packet_rate
 from gateway.errors import CloseCode, ConfigurationError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping
 
     from gateway.access.admission import Admission
     from gateway.access.origins import Origins
@@ -364,6 +364,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         """How many clients are in each namespace."""
         rooms = self.manager.rooms
         return {name: len(rooms.get(name, {}).get(None, ())) for name in sorted(self.namespace_handlers)}
+
+    def clients(self) -> Iterator[tuple[Namespace, str, str]]:
+        """Each client, as its namespace, its name there and its Engine.IO connection; the oldest of each come first."""
+        for name, handler in self.namespace_handlers.items():
+            if isinstance(handler, Namespace):
+                for sid, eio_sid in list(self.manager.rooms.get(name, {}).get(None, {}).items()):
+                    if self.is_open(eio_sid):
+                        yield handler, sid, eio_sid
 
     def close_nobodys(self) -> None:
         """Close the sessions that have joined no namespace yet, so that their clients go elsewhere.

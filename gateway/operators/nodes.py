@@ -44,6 +44,26 @@ class Waiting(msgspec.Struct, frozen=True):
     """Why nothing is sent to it; None where it is."""
 
 
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """One client of Socket.IO."""
+
+    namespace: str
+    id: str
+    client: str
+    """What its Engine.IO connection is called, but for its end, by which it could be taken over."""
+    upgraded: bool
+    """Whether it is by WebSocket."""
+    rooms: tuple[str, ...]
+    """Those that it was put into."""
+    address: str | None
+    user_agent: str | None
+    tenant: str | None
+    """Whose it is; None where it is nobody's, and so in the next two."""
+    user_id: str | None
+    connected_at: int | None
+    """Unix milliseconds."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a node says of itself."""
 
@@ -75,6 +95,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     log_lag: int | None = None
     """Milliseconds that its view needed to show what was committed when it was asked, or is behind; None where nobody
     knows."""
+    listed: tuple[Listed, ...] = ()
+    """Its clients of Socket.IO, as many as were asked for."""
 
 
 class KnownNode(msgspec.Struct, frozen=True):
@@ -97,6 +119,8 @@ class _WhoIsThere(msgspec.Struct, frozen=True):
     """The node that is to drain; None for none. It alone answers."""
     undrain: str | None = None
     """The node that is to take clients again; likewise."""
+    list: int = 0
+    """How many of its clients of Socket.IO each is to name."""
 
 
 class _Here(msgspec.Struct, frozen=True):
@@ -123,7 +147,7 @@ class Nodes:
         bus: how others are asked.
         store: what knows of leases.
         follower: what reads the log here.
-        report: what this node says of itself.
+        report: what this node says of itself, called with how many clients to name where any are to be.
         draining: lets every client of this node go to another, and takes clients again.
     """
 
@@ -133,7 +157,7 @@ class Nodes:
         bus: Bus,
         store: Store,
         follower: Follower,
-        report: Callable[[], Report],
+        report: Callable[..., Report],
         draining: Draining,
     ) -> None:
         self.node = node
@@ -143,21 +167,25 @@ class Nodes:
         self._report = report
         self._draining = draining
         self._questions: dict[str, _Question] = {}
-        self._looking: asyncio.Task[list[KnownNode]] | None = None
+        self._looking: dict[int, asyncio.Task[list[KnownNode]]] = {}
+        """Those who ask now, by how many clients each node is to name."""
         self._tasks: set[asyncio.Task[None]] = set()
         bus.subscribe("who-is-there", _WhoIsThere, self._on_question)
         bus.subscribe("here", _Here, self._on_answer)
 
-    async def look(self) -> list[KnownNode]:
-        """Ask every node how it is; those who ask meanwhile get the same answer.
+    async def look(self, clients: int = 0) -> list[KnownNode]:
+        """Ask every node how it is; those who ask the same meanwhile get the same answer.
+
+        Args:
+            clients: how many of its clients of Socket.IO each is to name.
 
         Returns:
             Each that holds a lease or answers, by name. While the store is away, this one alone.
         """
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
-            self._looking.add_done_callback(self._looked)
-        return await asyncio.shield(self._looking)
+        if clients not in self._looking:
+            self._looking[clients] = task = asyncio.create_task(self._look(clients))
+            task.add_done_callback(lambda _task: self._looking.pop(clients))
+        return await asyncio.shield(self._looking[clients])
 
     async def drain(self, node: str, *, force: bool = False) -> Report:
         """Have a node take no more clients, and let those it has go to others; return what it says when it begins.
@@ -199,7 +227,7 @@ class Nodes:
 
     async def close(self) -> None:
         """Ask and answer no more."""
-        await end([*self._tasks, *([] if self._looking is None else [self._looking])])
+        await end([*self._tasks, *self._looking.values()])
 
     # Asking
 
@@ -222,26 +250,24 @@ class Nodes:
             raise UnavailableError(f"{node} has not answered; {otherwise}")
         return answers[node]
 
-    def _looked(self, _task: asyncio.Task[list[KnownNode]]) -> None:
-        self._looking = None
-
-    async def _look(self) -> list[KnownNode]:
+    async def _look(self, clients: int) -> list[KnownNode]:
         try:
             leases, log_end = await self._store.leases(), await self._store.position()
         except StoreUnavailableError:
-            return [KnownNode(self.node, None, self._report())]
+            return [KnownNode(self.node, None, self._report(clients))]
         others = set(leases) - {self.node}
-        own, reports = await asyncio.gather(self._report_at(log_end), self._ask(others, log_end))
+        asking = self._ask(others, log_end, list=clients)
+        own, reports = await asyncio.gather(self._report_at(log_end, clients), asking)
         reports[self.node] = own
         return [KnownNode(name, leases.get(name), reports.get(name)) for name in sorted({*leases, *reports})]
 
-    async def _ask(self, nodes: set[str], log_end: int, **what: str) -> dict[str, Report]:
+    async def _ask(self, nodes: set[str], log_end: int, **what: Any) -> dict[str, Report]:
         """Ask other nodes, and return what they say, by their names, when those have answered that are to, or in time.
 
         Args:
             nodes: those that are to.
             log_end: up to where the log went.
-            what: which is to drain, or to take clients again.
+            what: what else the question says.
         """
         if not nodes:
             return {}
@@ -278,9 +304,9 @@ class Nodes:
             self._bus.publish("here", _Here(asked.id, self._report()))
 
     async def _answer(self, asked: _WhoIsThere) -> None:
-        self._bus.publish("here", _Here(asked.id, await self._report_at(asked.end)))
+        self._bus.publish("here", _Here(asked.id, await self._report_at(asked.end, asked.list)))
 
-    async def _report_at(self, log_end: int) -> Report:
+    async def _report_at(self, log_end: int, clients: int) -> Report:
         """What this node says of itself when it has read the log up to a position, or cannot in time."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -289,8 +315,8 @@ class Nodes:
                 await self._follower.reach(log_end)
         except (TimeoutError, StoreUnavailableError):
             behind = (log_end >> _MILLISECOND) - (self._follower.position >> _MILLISECOND)
-            return msgspec.structs.replace(self._report(), log_lag=max(behind, round(CATCH_UP * 1000)))
-        return msgspec.structs.replace(self._report(), log_lag=round((loop.time() - begun) * 1000))
+            return msgspec.structs.replace(self._report(clients), log_lag=max(behind, round(CATCH_UP * 1000)))
+        return msgspec.structs.replace(self._report(clients), log_lag=round((loop.time() - begun) * 1000))
 
     def _begin_to_drain(self) -> None:
         _log.info("an operator has this node drained", node=self.node)

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from conftest import STEP, Process, make_settings, make_token
+from conftest import Process, make_settings, make_token
 from redis_servers import fresh_prefix
 from test_js_client import TRANSPORTS, node
+from told import Told
 
 PASSWORD = "a password of the tests, which is long"
 UI = "https://admin.socket.io"
 
 Spawn = Callable[..., Awaitable[Process]]
-
-
-class Told:
-    """What the Admin UI hears."""
-
-    def __init__(self, output: asyncio.StreamReader) -> None:
-        self._output = output
-        self.heard: list[list[Any]] = []
-
-    async def hears(self, event: str, is_so: Callable[[list[Any]], bool] = lambda _args: True) -> list[Any]:
-        """Wait for an event, and return what it brought."""
-        async with asyncio.timeout(6 * STEP):
-            while line := await self._output.readline():
-                name: str
-                args: list[Any]
-                name, *args = json.loads(line)
-                self.heard.append([name, *args])
-                if name == event and is_so(args):
-                    return args
-        raise AssertionError(self.heard)
 
 
 @asynccontextmanager
@@ -108,6 +87,34 @@ async def test_a_wrong_password_is_refused(spawn: Spawn, given: dict[str, str]) 
     async with admin(process, **given) as ui:
         assert await ui.hears("connect_error") == ["invalid credentials"]
     assert PASSWORD not in process.log
+
+
+async def test_a_page_that_is_loaded_anew_needs_no_password_on_any_node(spawn: Spawn, redis_url: str) -> None:
+    variables = {"REDIS_URL": redis_url, "REDIS_PREFIX": fresh_prefix(), "ADMIN_UI_PASSWORD": PASSWORD}
+    one, two = await spawn(**variables), await spawn(**variables)
+    async with admin(one, **KNOWN) as ui:
+        [session] = await ui.hears("session")
+    for process in (one, two):
+        async with admin(process, ADMIN_SESSION=session) as ui:
+            await ui.hears("config")
+            assert [event for event, *_ in ui.heard if event == "session"] == []  # it does not last for ever
+    async with admin(one, ADMIN_SESSION=f"1{session}") as ui:
+        assert await ui.hears("connect_error") == ["invalid credentials"]
+
+
+async def test_what_is_disconnected_is_one_client_that_is_listed(spawn: Spawn) -> None:
+    process = await spawn(ADMIN_UI_PASSWORD=PASSWORD, ADMIN_UI_MODE="development")
+    async with (
+        node("seen.mjs", url=process.url, transports="websocket", TOKEN=make_token("alice")) as client,
+        admin(process, **KNOWN) as ui,
+    ):
+        assert await ui.hears("config") == [{"supportedFeatures": ["AGGREGATED_EVENTS", "ALL_EVENTS", "DISCONNECT"]}]
+        [sockets] = await ui.hears("all_sockets")
+        assert {socket["nsp"] for socket in sockets} <= {"/ws/messages", "/admin"}
+        assert client.stdout is not None
+        seen = Told(client.stdout)
+        await seen.hears("connected")
+        assert await seen.hears("status") == ["online"]  # a `_disconnect` of all has been there
 
 
 async def test_the_page_comes_from_where_it_may_only(spawn: Spawn) -> None:
