@@ -326,6 +326,7 @@ class Gateway:
             self._authenticator,
             revoker=self._revoker,
         )
+        http.warnings = self._nodes.warnings
         http.around = None if self._tracing is None else self._tracing.around
         http.add(webhook_operations(self._webhooks))
         http.add(admin_operations(self._nodes, self._view, self._clock))
@@ -573,7 +574,7 @@ class Gateway:
 
     def _parts(self) -> Sequence[_Part]:
         """What runs while the gateway does, besides the follower."""
-        own = (self._tracker, self._bus, self._manager, self._channels)
+        own = (self._tracker, self._bus, self._manager, self._channels, self._nodes)
         parts = (*own, self._hooks, self._once, self._inbox, self._revoker, self._loop_lag)
         others = (self._recovery, self._tallies, self._export, self._webhooks)
         return (*parts, *(each for each in others if each is not None))

@@ -146,6 +146,12 @@
     return ['good', 'serving'];
   }
 
+  function other(names) {
+    const said = word('warn', 'other settings');
+    said.title = `${names.join(', ')}: set them as the node has them that answers`;
+    return said;
+  }
+
   function nodeRow(node, now, last) {
     const report = node.report;
     const left = node.leaseUntil === null ? null : secondsTo(node.leaseUntil, now);
@@ -153,7 +159,7 @@
     const name = el('td', { className: 'name' }, bdi(node.id));
     if (node.here) name.append(' ', el('span', { className: 'here' }, 'answers'));
     const row = el('tr', { data: { node: node.id, testid: 'node' } }, name,
-      cell(word(...nodeState(node))),
+      cell(word(...nodeState(node)), ...(node.differs.length ? [' ', other(node.differs)] : [])),
       cell(report ? count(report.connections) : ''),
       cell(report ? count(report.users) : ''),
       cell(left === null ? word('bad', 'none') : left > 0 ? duration(left) : word('bad', 'ran out')),

@@ -65,6 +65,8 @@ class Going(Draining):
 
     def __init__(self) -> None:
         self.begun = self.stops = False
+        self.secret = 1
+        """Of its settings."""
 
     async def begin(self) -> None:
         self.begun = True
@@ -111,6 +113,7 @@ def report(name: str, going: Going, clients: int = 0) -> Report:
         opened=3,
         polling=0,
         draining=going.begun,
+        settings={"node_lease": len(name), "jwt_secret": going.secret},
         away=None,
         clock_offset=0,
         webhooks=None,
@@ -175,6 +178,20 @@ async def test_clients_are_listed_where_that_is_asked_for(world: World) -> None:
     plain, listed = await asyncio.gather(world.one.look(), world.one.look(3))
     assert [each.report and len(each.report.listed) for each in plain] == [0, 0]
     assert [each.report and len(each.report.listed) for each in listed] == [3, 3]
+
+
+async def test_a_node_with_other_settings_is_named_with_them(world: World) -> None:
+    assert [each.differs for each in await world.one.look()] == [(), ()]
+    world.draining["two"].secret = 2
+    known = await world.one.look()
+    assert [each.differs for each in known] == [(), ("JWT_SECRET",)]
+    assert [each.differs for each in await world.two.look()] == [("JWT_SECRET",), ()]
+    assert world.one.warnings() == []
+    world.one.compare(known)
+    assert world.one.warnings() == ["two has other settings than this node: JWT_SECRET; set them alike"]
+    world.draining["two"].secret = 1
+    world.one.compare(await world.one.look())
+    assert world.one.warnings() == []
 
 
 async def test_one_that_no_longer_waits_leaves_the_others_their_answer(world: World) -> None:

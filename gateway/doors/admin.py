@@ -59,6 +59,8 @@ class Node(wire.Body):
     """Null where it holds none, or the store is away."""
     report: NodeReport | None
     """Null where it did not answer in time."""
+    differs: list[str]
+    """Names of the settings that it has otherwise than the node that answers, and is to have alike."""
 
 
 class NodeList(wire.Body):
@@ -175,6 +177,7 @@ def _node(known: KnownNode, *, here: bool) -> Node:
         here=here,
         lease_until=wire.optional_timestamp(known.lease_until),
         report=None if known.report is None else _report(known.report),
+        differs=list(known.differs),
     )
 
 

@@ -179,6 +179,8 @@ class HTTPDoor:
         self._choices: KeyedBuckets[tuple[str, str]] = KeyedBuckets(settings.rate_limit_heartbeat)
         self.around: Callable[[Handler, str], Handler] | None = None
         """Given a handler and the operation's name, returns a handler that traces it. None without tracing."""
+        self.warnings: Callable[[], list[str]] = list
+        """Called for what else an operator is to know of a node that is ready."""
         self.refused = dict.fromkeys(CODES, 0)
         """Calls that were answered with an error, by code."""
         self.operations = self._table()
@@ -437,11 +439,11 @@ class HTTPDoor:
             raise UnavailableError(f"the store is away: {self._tracker.away}")
         if not self._tracker.ready:
             raise UnavailableError("this node is starting")
-        offset = self._tracker.clock_offset
-        if abs(offset) <= CLOCK_TOLERANCE:
-            return wire.Health(status="ok")
-        off = f"this machine's clock is {abs(offset) / 1000:.1f} s {'behind' if offset > 0 else 'ahead of'} Redis's"
-        return wire.Health(status="ok", warnings=[f"{off}; presence goes by Redis's, tokens expire by this one"])
+        offset, warnings = self._tracker.clock_offset, self.warnings()
+        if abs(offset) > CLOCK_TOLERANCE:
+            off = f"this machine's clock is {abs(offset) / 1000:.1f} s {'behind' if offset > 0 else 'ahead of'} Redis's"
+            warnings = [f"{off}; presence goes by Redis's, tokens expire by this one", *warnings]
+        return wire.Health(status="ok", warnings=warnings) if warnings else wire.Health(status="ok")
 
     # Around each operation
 

@@ -170,7 +170,13 @@ async def _drain(api: API, node: str, wait: float | None, *, force: bool) -> Any
 
 def _nodes(said: Any, _of: str) -> str:
     heads = ("NODE", "STATE", "CONNECTIONS", "USERS", "LEASE", "LOG LAG", "CLOCK", "WEBHOOKS", "UP", "VERSION")
-    return table(heads, [_node(node, said["timestamp"]) for node in said["nodes"]])
+    here = next((inert(node["id"]) for node in said["nodes"] if node["here"]), "the one that was asked")
+    differ = [
+        f"{inert(node['id'])} has other settings than {here}: {', '.join(map(inert, node['differs']))}; set them alike"
+        for node in said["nodes"]
+        if node.get("differs")
+    ]
+    return "\n".join([table(heads, [_node(node, said["timestamp"]) for node in said["nodes"]]), *differ])
 
 
 def _node(node: Any, now: str) -> tuple[str, ...]:

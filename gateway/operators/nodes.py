@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from gateway.errors import ConflictError, NotFoundError, StoreUnavailableError, UnavailableError
+from gateway.operators.agreement import differing
 from gateway.runtime.tasks import end
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ ANSWER = 1.0
 
 CATCH_UP = 0.5
 """Seconds of these in which a node may come to where the log ended when it was asked."""
+
+FIRST, AGAIN = 5.0, 300.0
+"""Seconds from the start until the nodes are compared, and from each time to the next."""
 
 _MILLISECOND = 20
 """How far a position is to be shifted to the right, to be a time in Unix milliseconds."""
@@ -97,6 +101,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     knows."""
     listed: tuple[Listed, ...] = ()
     """Its clients of Socket.IO, as many as were asked for."""
+    settings: dict[str, int] = {}
+    """What tells whether it has them as others do; see `agreement.digests`."""
 
 
 class KnownNode(msgspec.Struct, frozen=True):
@@ -107,6 +113,8 @@ class KnownNode(msgspec.Struct, frozen=True):
     """Unix milliseconds; None where it holds no lease, or the store is away."""
     report: Report | None
     """What it says of itself; None where it has not answered in time: it is dead, cut off, or very busy."""
+    differs: tuple[str, ...] = ()
+    """The variables that it has otherwise than the node that was asked."""
 
 
 class _WhoIsThere(msgspec.Struct, frozen=True):
@@ -170,6 +178,8 @@ class Nodes:
         self._looking: dict[int, asyncio.Task[list[KnownNode]]] = {}
         """Those who ask now, by how many clients each node is to name."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self.differing: dict[str, tuple[str, ...]] = {}
+        """The variables that other nodes had otherwise when this one looked last, by the node."""
         bus.subscribe("who-is-there", _WhoIsThere, self._on_question)
         bus.subscribe("here", _Here, self._on_answer)
 
@@ -225,6 +235,32 @@ class Nodes:
             raise ConflictError(f"{node} stops, and takes no clients any more: start it again")
         return said
 
+    async def run(self) -> None:
+        """Look from time to time whether all nodes have the settings that they are to have alike, until cancelled."""
+        await asyncio.sleep(FIRST)
+        while True:
+            try:
+                self.compare(await self.look())
+            except Exception:
+                _log.exception("the nodes cannot be compared; trying again")
+            await asyncio.sleep(AGAIN)
+
+    def compare(self, known: list[KnownNode]) -> None:
+        """Keep, and log, which settings other nodes have otherwise."""
+        before, self.differing = self.differing, {each.node: each.differs for each in known if each.differs}
+        for node, names in self.differing.items():
+            if before.get(node) != names:
+                _log.warning("another node has other settings; set them alike", node=node, differs=list(names))
+        for node in before.keys() - self.differing.keys():
+            _log.info("no more settings differ", node=node)
+
+    def warnings(self) -> list[str]:
+        """What an operator is to know of the other nodes."""
+        return [
+            f"{node} has other settings than this node: {', '.join(names)}; set them alike"
+            for node, names in sorted(self.differing.items())
+        ]
+
     async def close(self) -> None:
         """Ask and answer no more."""
         await end([*self._tasks, *self._looking.values()])
@@ -259,7 +295,11 @@ class Nodes:
         asking = self._ask(others, log_end, list=clients)
         own, reports = await asyncio.gather(self._report_at(log_end, clients), asking)
         reports[self.node] = own
-        return [KnownNode(name, leases.get(name), reports.get(name)) for name in sorted({*leases, *reports})]
+        return [
+            KnownNode(name, leases.get(name), said, () if said is None else differing(own.settings, said.settings))
+            for name in sorted({*leases, *reports})
+            for said in [reports.get(name)]
+        ]
 
     async def _ask(self, nodes: set[str], log_end: int, **what: Any) -> dict[str, Report]:
         """Ask other nodes, and return what they say, by their names, when those have answered that are to, or in time.

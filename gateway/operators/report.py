@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gateway.access.addresses import Addresses
 from gateway.engine.environ import REQUEST
+from gateway.operators.agreement import digests
 from gateway.operators.nodes import Listed, Report, Waiting
 from gateway.presence.model import PART
 from gateway.version import COMPILED, __version__
@@ -31,7 +32,7 @@ class Reporter:
         tracker: its hand on the store.
         connections: its live connections.
         server: its clients of Socket.IO.
-        settings: which proxies say from where these come.
+        settings: which proxies say from where these come, and what other nodes are to have as this one.
         webhooks: what it sends; None where there are none.
     """
 
@@ -47,6 +48,7 @@ class Reporter:
         self._connections = connections
         self._server = server
         self._addresses = Addresses(settings.trusted_proxies)
+        self._settings = digests(settings)
         self._webhooks = webhooks
         self._started_at = tracker.now()
 
@@ -71,6 +73,7 @@ class Reporter:
             away=tracker.away,
             clock_offset=tracker.clock_offset,
             webhooks=self._waiting(),
+            settings=self._settings,
             listed=tuple(self._listed(*each) for each in islice(self._server.clients(), clients)),
         )
 

@@ -394,6 +394,30 @@ async def test_while_redis_is_away_the_node_that_is_asked_shows_itself(tmp_path:
         await until(look, lambda nodes: any(each["leaseUntil"] is not None for each in nodes))
 
 
+async def test_nodes_with_other_settings_say_so_and_tell_no_key(
+    redis_url: str, tmp_path: Path, closing: AsyncExitStack
+) -> None:
+    variables = {"REDIS_URL": redis_url, "REDIS_PREFIX": fresh_prefix(), "PRESENCE_OFFLINE_GRACE": "5"}
+    one = await closing.enter_async_context(gateway_process(**variables))
+    other = variables | {"JWT_SECRET": "another-secret-of-the-tests-that-is-long", "PRESENCE_OFFLINE_GRACE": "6"}
+    two = await closing.enter_async_context(gateway_process(**other))
+    site = Site([one, two], tmp_path)
+    await site.all_there()
+    names = [await site.name_of(index) for index in range(2)]
+    status, output, errors = await site.ask("nodes")
+    assert (status, errors) == (0, "")
+    differ = "JWT_SECRET, PRESENCE_OFFLINE_GRACE"
+    assert output.splitlines()[-1] == f"{names[1]} has other settings than {names[0]}: {differ}; set them alike"
+    await two.logged("another node has other settings", within=WITHIN)
+    assert "another-secret" not in two.log
+
+    async def warnings() -> list[str]:
+        return list((await site.call("GET", "/health/ready", node=1))[1].get("warnings") or [])
+
+    [warning] = await until(warnings, bool)
+    assert warning == f"{names[0]} has other settings than this node: {differ}; set them alike"
+
+
 # What no gateway answers
 
 
