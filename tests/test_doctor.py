@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from conftest import ROOT, gateway_process, make_settings
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 from redis_servers import free_port, redis_cluster, redis_server
 
 from gateway.__main__ import main
@@ -23,6 +26,7 @@ from gateway.operators.doctor import (
     weakness,
     words,
 )
+from gateway.operators.doctor_reach import examine_reach
 from gateway.operators.doctor_redis import examine_redis, tries
 from gateway.operators.findings import Finding, Level, error, ok, warning
 from gateway.operators.tables import duration, inert, table
@@ -171,6 +175,98 @@ async def test_a_redis_that_is_not_there_or_wants_a_password_is_said_to_be_so() 
             assert found.level is Level.ERROR
             assert "redis://user:password@" in str(found.advice)
             assert "wrong" not in found.said.lower().replace("wrongpass", "")
+
+
+async def test_a_redis_that_speaks_tls_or_does_not_is_said_with_what_to_write() -> None:
+    async with redis_server(tls=True) as server:
+        (plain,) = await look(f"redis://127.0.0.1:{server.port}/0")
+        (unknown,) = await look(f"rediss://127.0.0.1:{server.port}/0")
+        assert is_sound(await look(server.url))
+    assert "rediss:// and not redis://" in str(plain.advice)
+    assert "ssl_ca_certs" in str(unknown.advice)
+    async with redis_server() as server:
+        (found,) = await look(f"rediss://127.0.0.1:{server.port}/0")
+    assert "redis:// and not rediss://" in str(found.advice)
+
+
+async def test_a_redis_whose_disk_fails_or_whose_memory_is_full_is_said_to_be_so() -> None:
+    async with redis_server(extra=["--save", "3600 1000", "--dbfilename", "taken"]) as server:
+        _, folder = await server.cli("CONFIG", "GET", "dir")
+        (Path(folder) / "taken" / "by another").mkdir(parents=True)
+        await server.cli("SET", "key", "value")
+        await server.cli("BGSAVE")
+        for _ in range(100):
+            if "rdb_last_bgsave_status:err" in str(await server.cli("INFO", "persistence")):
+                break
+            await asyncio.sleep(0.05)
+        problem = said(await look(server.url), Level.ERROR)
+        assert "its last snapshot failed" in problem
+        assert "a full disk" in problem
+        assert "it refuses" in problem
+        assert "it takes no writes" in problem
+    async with redis_server(extra=["--maxmemory", "600kb", "--maxmemory-policy", "noeviction"]) as server:
+        found = await look(server.url)
+    assert "raise maxmemory" in said(found, Level.WARNING)
+    assert "it takes no writes" in said(found, Level.ERROR)
+
+
+# What else it asks
+
+
+async def test_keys_that_are_published_are_fetched_and_what_fails_is_said(tmp_path: Path) -> None:
+    key: dict[str, str] = json.loads(RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048).public_key()))
+
+    async def answer(request: web.Request) -> web.Response:
+        match request.path:
+            case "/keys":
+                return web.json_response({"keys": [key | {"kid": "one", "use": "sig"}]})
+            case "/none":
+                return web.json_response({"keys": []})
+            case "/page":
+                return web.Response(text="<html>", content_type="text/html")
+        raise web.HTTPNotFound
+
+    app = web.Application()
+    app.router.add_get("/{path}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    try:
+        found = {path: await reach(jwt_jwks_url=f"http://127.0.0.1:{port}/{path}") for path in ("keys", "none", "page")}
+        found["lost"] = await reach(jwt_jwks_url=f"http://127.0.0.1:{port}/lost?secret=1")
+    finally:
+        await runner.cleanup()
+    found["away"] = await reach(jwt_jwks_url=f"http://127.0.0.1:{port}/keys")
+    assert [each.said for each in found.pop("keys")] == ["JWT_JWKS_URL gives 1 keys"]
+    for [each] in found.values():
+        assert each.level is Level.ERROR
+        assert "nobody would be let in" in each.said
+        assert "secret" not in each.said
+    assert "404" in found["lost"][0].said
+
+
+async def reach(**values: Any) -> list[Finding]:
+    secret = None if "jwt_jwks_url" in values else GOOD
+    return await examine_reach(make_settings(jwt_secret=secret, **values))
+
+
+async def test_what_it_tells_and_asks_is_looked_for_and_no_password_is_said(tmp_path: Path) -> None:
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    there, away = server.sockets[0].getsockname()[1], free_port()
+    values = {
+        "presence_webhook_url": f"http://user:pass-word@127.0.0.1:{there}/hook",
+        "presence_webhook_secret": "whsec_" + "QUJD" * 8,
+        "channel_auth_url": f"http://127.0.0.1:{away}/auth",
+        "export_database_url": f"postgresql+psycopg://user:pass-word@127.0.0.1:{away}/presence",
+    }
+    async with server:
+        found = await reach(**values)
+    assert said(found, Level.OK) == f"the webhook endpoint default: 127.0.0.1:{there} takes connections -> None"
+    for name in ("CHANNEL_AUTH_URL", "EXPORT_DATABASE_URL"):
+        assert f"{name}: 127.0.0.1:{away} takes no connection" in said(found, Level.WARNING)
+    assert "pass-word" not in str(found)
+    assert await reach(export_database_url=f"sqlite:///{tmp_path}/presence.db") == []
 
 
 async def test_commands_that_are_not_allowed_are_named_scripts_among_them() -> None:

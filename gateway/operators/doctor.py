@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from gateway.errors import ConfigurationError
+from gateway.operators.doctor_reach import examine_reach
 from gateway.operators.doctor_redis import examine_redis
 from gateway.operators.findings import Finding, Level, error, ok, warning
 from gateway.operators.tables import inert
@@ -90,7 +91,8 @@ def examine(connections: int = CONNECTIONS, **given: Any) -> list[Finding]:
 
 
 async def _examine_around(settings: Settings) -> list[Finding]:
-    return [*await examine_redis(settings), *await examine_port(settings.host, settings.port)]
+    around = (examine_redis(settings), examine_port(settings.host, settings.port), examine_reach(settings))
+    return [finding for found in await asyncio.gather(*around) for finding in found]
 
 
 # Keys

@@ -122,7 +122,7 @@ async def examine_redis(settings: Settings) -> list[Finding]:
 
 async def _examine(client: Client, where: str, prefix: str) -> list[Finding]:
     (pong,) = await pipeline(client, [["PING"]])
-    if isinstance(pong, Exception):
+    if isinstance(pong, Exception) and "MISCONF" not in str(pong):  # as one answers that cannot write: more of it below
         return [_unreachable(where, pong)]
     info, trips = await _ask_info(client), await _measure(client)
     if str(info.get("role", "master")) != "master":
@@ -140,6 +140,10 @@ def _unreachable(where: str, problem: Exception) -> Finding:
         advice = "set REDIS_URL to redis://user:password@…, with the user and the password that it has"
     elif "NOPERM" in said:
         advice = "give its user PING, and what else the gateway asks: ACL SETUSER … +@all -@dangerous"
+    elif where.startswith("rediss") and "Timeout" in said:
+        advice += "; where it speaks no TLS, it is redis:// and not rediss://"
+    elif "reset" in said or "closed" in said:
+        advice += "; where it speaks TLS, it is rediss:// and not redis://"
     elif "certificate" in said.lower() or "ssl" in said.lower():
         advice = "it asks for TLS, or its certificate is not trusted: rediss://…?ssl_ca_certs=/path/to/ca.crt"
     return error("redis", f"{where} does not serve: {said}", advice)

@@ -21,7 +21,7 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing that was looked at."""
 
     about: str
-    """What: ``settings``, ``keys``, ``redis``, ``port``, ``files`` or ``install``."""
+    """What: ``settings``, ``keys``, ``redis``, ``port``, ``reach``, ``files`` or ``install``."""
     level: Level
     said: str
     """How it is. Nothing in it is secret."""
