@@ -278,6 +278,6 @@ async def _commands(client: Client, base: str) -> list[Finding]:
         return [ok("redis", f"all {len(calls)} commands that the gateway gives are allowed, scripts among them")]
     advice = f"ACL SETUSER … {' '.join(f'+{name.lower()}' for name in sorted(refused))}, and the keys ~{{PREFIX}}:*"
     first = next(iter(refused.values()))
-    if "MISCONF" in first or "READONLY" in first or "OOM" in first:
+    if any(word in first for word in ("MISCONF", "READONLY", "OOM", "maxmemory")):
         advice = "look at its log and its memory: it takes no writes"
     return [error("redis", f"it refuses {', '.join(sorted(refused))}: {first}", advice)]
