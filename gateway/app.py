@@ -519,9 +519,8 @@ class Gateway:
 
         It takes as long as ``DRAIN_RATE`` says, and half of ``SHUTDOWN_TIMEOUT`` at the most.
 
-        An application that stops does so by itself. Called before, while it still listens, ``/health/ready`` says
-        503 and new clients are refused with ``SERVER_DRAINING``: those of Socket.IO by an HTTP 503, after which they
-        connect again by themselves.
+        An application that stops does so by itself. Called before, while it still listens, ``/health/ready`` says 503
+        and new clients are refused with ``SERVER_DRAINING``: of Socket.IO by HTTP 503, and these connect again.
         """
         await self._draining.begin()
 
