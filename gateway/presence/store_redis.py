@@ -68,8 +68,8 @@ SCAN = 1000
 """Users read in one step of a snapshot."""
 
 SNAPSHOTS = 3
-"""How often it is tried to take in what the log says meanwhile: it may be lost then. Of a newer version's log, which
-cannot be read, a snapshot is as it was found."""
+"""Attempts to take a snapshot and what the log says meanwhile, which may be lost then. After the last one, a snapshot
+is returned as it was read: entries of a newer version cannot be taken in at all."""
 
 BEATS = 500
 """Beats in one script at the most."""
@@ -326,7 +326,7 @@ class RedisStore(Store):
     # One step each
 
     async def _scan(self) -> dict[str, UserStatus]:
-        """Read every user's status, by user, each as of another moment."""
+        """Read every user's status, by user; each is as of another moment."""
         statuses: dict[str, UserStatus] = {}
         cursor: bytes | int = b"0"
         while True:
