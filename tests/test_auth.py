@@ -295,6 +295,45 @@ async def test_a_token_of_another_secret_or_changed_on_the_way_is_refused() -> N
     assert type(await refusal(by_secret(), f"{head}.{forged}.{signature}")) is TokenInvalidError
 
 
+@pytest.mark.parametrize("key", ["other" * 8, RSA], ids=["another secret", "another algorithm"])
+async def test_a_header_that_is_known_vouches_for_nothing_behind_it(key: Any) -> None:
+    """Most tokens of a secret begin alike: what was read of one that was good is not read again of the next."""
+    authenticator = by_secret()
+    good = signed(SECRET, "HS256", sub="alice")
+    assert (await authenticator.identify(good)).user_id == "alice"
+    assert (await authenticator.identify(signed(SECRET, "HS256", sub="bob"))).user_id == "bob"
+
+    start, claims, signature = good.split(".")
+    forged = signed(key, "RS256" if key is RSA else "HS256", sub="mallory").split(".")
+    for token in (
+        f"{start}.{forged[1]}.{signature}",
+        f"{start}.{forged[1]}.{forged[2]}",
+        f"{start}.{claims}.{signature[:-4]}AAAA",
+        f"{start}.{claims}.",
+        f"{start}.{claims}",
+        f"{start}..{signature}",
+        f"{start}.{claims}.{signature}.{signature}",
+        start,
+    ):
+        assert isinstance(await refusal(authenticator, token), TokenInvalidError)
+    expired = signed(SECRET, "HS256", exp=int(time.time()) - 60)
+    assert isinstance(await refusal(authenticator, expired), TokenExpiredError)
+
+
+async def test_of_headers_that_are_known_there_are_a_few_and_none_that_says_how_to_read_on() -> None:
+    authenticator = by_secret()
+    known = authenticator._decoder._jws._known  # type: ignore[attr-defined]  # ours
+    for number in range(20):
+        await authenticator.identify(signed(SECRET, "HS256", headers={"kid": str(number)}))
+    assert 0 < len(known) <= 8
+    last = max(known)
+    await authenticator.identify(signed(SECRET, "HS256", headers={"x": 1}))
+    await refusal(authenticator, signed(SECRET, "HS256", headers={"crit": ["x"], "x": 1}))
+    await refusal(authenticator, signed("other" * 8, "HS256", headers={"kid": "forged"}))
+    assert max(known) == last
+    assert all({"alg", "typ", "kid"}.issuperset(header) for header, _ in known.values())
+
+
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "", None])
 @pytest.mark.parametrize("authenticator", [by_secret(), by_key(pem(RSA))], ids=["secret", "key"])
 async def test_a_token_without_a_signature_is_never_taken(authenticator: Authenticator, algorithm: str | None) -> None:
