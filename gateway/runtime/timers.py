@@ -40,15 +40,27 @@ class Scheduler(Protocol):
 
 
 class RunningLoop:
-    """The event loop, looked up when it is needed: a gateway is made before its loop runs."""
+    """The event loop, looked up when it is first needed: a gateway is made before its loop runs, and has only one.
+
+    To look it up is a system call, until Python 3.12.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def time(self) -> float:
         """Seconds on the loop's clock."""
-        return asyncio.get_running_loop().time()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        return loop.time()
 
     def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
         """Call back at `when`."""
-        return asyncio.get_running_loop().call_at(when, callback)
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        return loop.call_at(when, callback)
 
 
 class Timer:
