@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import Loop
 
-from gateway.engine.front import MAX_FIELDS, MAX_HEAD, Arrival, Front, read
+from gateway.engine.front import MAX_FIELDS, MAX_HEAD, Arrival, Front, Kept, read
 
 HEAD = (
     b"GET /socket.io/?EIO=4&transport=websocket HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\n"
@@ -91,6 +91,22 @@ async def test_no_head_takes_long_however_it_is_made(filling: bytes) -> None:
         for end in (b"", b"\x00", b" \r\n\r\n", b"\r\n\r\n"):
             read(arrival(), start + filling * (16_000 // len(filling)) + end)
     assert time.process_time() - began < 1  # quadratic, each would take half of that
+
+
+@pytest.mark.parametrize("peername", [("10.0.0.1", 5), ("2001:db8::1", 5, 0, 0), "", None])
+async def test_what_is_kept_of_a_request_is_the_same_when_it_is_read_again(peername: Any) -> None:
+    came = arrival(peername)
+    found = read(came, HEAD.replace(b"websocket HTTP", b"websocket&token=a.b.c HTTP") + b"Cookie: a=b\r\n\r\nbehind")
+    assert found is not None
+    kept = Kept(found)
+    came.transport = Mock()  # which is somebody else's by then
+    again = kept.request()
+    assert again is not found
+    for each in (found, again):
+        assert (each.remote, each.query["token"], each.cookies) == (found.remote, "a.b.c", {"a": "b"})
+    assert list(again.headers.items()) == list(found.headers.items())
+    assert (again.rel_url, again.scheme, again.host) == (found.rel_url, found.scheme, found.host)
+    assert (again.transport, again.came_along) == (None, b"")
 
 
 async def test_a_request_knows_where_it_comes_from() -> None:

@@ -123,6 +123,7 @@ class Connections:
         self._watching = watching
         self._hears_everyone = settings.presence_audience == "everyone"
         self._timers = timers
+        self._when_expired = self._expired  # one for all connections
         self._rules = rules
         self._by_user: dict[tuple[str, str], dict[str, LiveConnection]] = {}
         self._per_tenant: dict[str, int] = {}
@@ -530,7 +531,7 @@ class Connections:
             live.expiry = None
         if live.identity.expires_at is not None and live.ending is None:
             left = live.identity.expires_at / 1000 - time.time()  # the clock that let the token in
-            live.expiry = self._timers.call_later(max(left, 0), self._expired, live)
+            live.expiry = self._timers.call_later(max(left, 0), self._when_expired, live)
 
     def _expired(self, live: LiveConnection) -> None:
         live.emit("token-expired", wire.ServerEvent(timestamp=wire.timestamp(self._tracker.now())))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
 from engineio.async_drivers.aiohttp import translate_request
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from gateway.engine.front import Kept
 
 REQUEST = "aiohttp.request"
 """Where in an environ the request is."""
@@ -21,14 +22,23 @@ class Environ(MutableMapping[str, Any]):
     for nothing but the request.
     """
 
-    __slots__ = ("_all", "_request")
+    __slots__ = ("_all", "came")
 
     def __init__(self, request: web.Request) -> None:
-        self._request = request
+        self.came: web.Request | Kept = request
+        """The request, or what has been kept of it."""
         self._all: dict[str, Any] | None = None
 
+    def keep(self, kept: Kept) -> None:
+        """Keep this of the handshake instead of its request, unless somebody has asked for more."""
+        if self._all is None:
+            self.came = kept
+
+    def _request(self) -> web.Request:
+        return self.came if isinstance(self.came, web.Request) else self.came.request()
+
     def __getitem__(self, name: str) -> Any:
-        return self._request if name == REQUEST else self._filled()[name]
+        return self._request() if name == REQUEST else self._filled()[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._filled()[name] = value
@@ -44,5 +54,5 @@ class Environ(MutableMapping[str, Any]):
 
     def _filled(self) -> dict[str, Any]:
         if self._all is None:
-            self._all = translate_request(self._request)
+            self._all = translate_request(self._request())
         return self._all

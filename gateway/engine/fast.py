@@ -8,12 +8,12 @@ what comes behind it waits for it, so that each connection's packets stay in ord
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import web
 from engineio import packet
-from engineio.async_socket import AsyncSocket
 from engineio.exceptions import SocketIsClosedError, UnknownPacketError
 
 from gateway.engine.fastwebsocket import INVALID_TEXT, OK, FastWebSocket, Listener
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _TEXT, _PING = WSMsgType.TEXT, WSMsgType.PING
+_CLOSE = packet.Packet(packet.CLOSE)
 _PONG_PACKET, _MESSAGE, _PROBE, _UPGRADE = b"3", b"4", b"2probe", b"5"
 
 
@@ -71,7 +72,7 @@ class ProbeListener(Listener):
         if self.socket.upgraded:
             super().on_ws_disconnected(transport)
         else:
-            self.socket.outbox.wires.discard(transport)
+            self.socket.outbox.wires.pop(transport, None)
             self.socket.upgrading = False
 
     def pause_writing(self) -> None:
@@ -136,11 +137,15 @@ class FastSocket(FastWebSocket, Socket):
     def __init__(self, server: Any, sid: str) -> None:
         # Not python-engineio's: its queue is for polling.
         self.server, self.sid = server, sid
-        self.session: dict[str, Any] = {}
         self.receivers = []
         self.last_ping = None
         self.upgrading = self.closing = self.closed = False
         self.connected = self.upgraded = True
+
+    @cached_property
+    def session(self) -> dict[str, Any]:
+        """What an application keeps with a connection: most keep nothing."""
+        return {}
 
     # The connection
 
@@ -229,7 +234,16 @@ class FastSocket(FastWebSocket, Socket):
 
     async def close(self, wait: bool = True, abort: bool = False, reason: str | None = None) -> None:  # noqa: ARG002, FBT001, FBT002 - python-engineio's signature
         """Close after what was sent before, without waiting for the client to have read it."""
-        await AsyncSocket.close(self, wait=False, abort=abort, reason=reason)
+        if not self.closed and not self.closing:
+            self.closing = True
+            # Not by python-engineio, which looks each time what kind of handler it is.
+            try:
+                await self.server.handlers["disconnect"](self.sid, reason or self.server.reason.SERVER_DISCONNECT)
+            except Exception:
+                _log.exception("the end of a connection failed")
+            if not abort:
+                self.push(_CLOSE)
+            self.closed = True
         self.cancel_timers()
         self.hang_up(self.close_code)
         self.server.sockets.pop(self.sid, None)

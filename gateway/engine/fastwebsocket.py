@@ -50,7 +50,7 @@ class Listener(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         """The client has been told that it is a WebSocket now, before its first frame is taken."""
         self.wire = transport
-        self.socket.outbox.wires.add(transport)
+        self.socket.outbox.wires[transport] = None
 
     def on_message(self, data: bytes, *, text: bool) -> None:
         """Take one message."""
@@ -58,7 +58,7 @@ class Listener(WSListener):
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         """The connection is gone."""
-        self.socket.outbox.wires.discard(transport)
+        self.socket.outbox.wires.pop(transport, None)
         self.socket.on_gone()
 
     def pause_writing(self) -> None:

@@ -41,14 +41,13 @@ if TYPE_CHECKING:
     from gateway.access.origins import Origins
     from gateway.connections.counts import Counts
     from gateway.engine.manager import BusManager, Manager
-    from gateway.engine.takeover import Handshake
     from gateway.runtime.timers import TimerWheel
     from gateway.settings import Settings
 
 try:
     from gateway.engine.fast import FastSocket, begin_upgrade
-    from gateway.engine.front import Runner
-    from gateway.engine.takeover import TakenOver, is_upgrade
+    from gateway.engine.front import Kept, Runner
+    from gateway.engine.takeover import Handshake, TakenOver, is_upgrade
 except ImportError:  # picows has no wheel for this platform: connections stay with aiohttp
     FAST = False
 else:
@@ -406,7 +405,6 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
         socket.handshake_timeout = self._settings.handshake_timeout
         socket.too_slow = self._when_too_slow
         socket.max_send_buffer = self._settings.max_send_buffer
-        socket.connects = TokenBucket(CONNECTS, now)
         socket.packets = TokenBucket(self._packets, now)
         self._expect_namespace(eio_sid)
 
@@ -417,7 +415,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
 
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
         socket = self.eio.sockets[eio_sid]
-        if socket.connects.take(asyncio.get_running_loop().time()):
+        if _is_over_connects(socket, asyncio.get_running_loop().time()):
             _log.info("too many attempts to connect on one connection; closing")
             self.close_socket(eio_sid, CloseCode.RATE_LIMITED)
         elif (namespace or "/") in self.namespace_handlers:
@@ -536,7 +534,18 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
             if self.is_open(eio_sid):
                 told = {"sid": sid} if pid is None else {"sid": sid, "pid": pid}
                 self.eio.sockets[eio_sid].say(handler.codec.connect + wire.encode(told))
+                self._let_go_of_handshake(eio_sid)
             await self.manager.connect(sid, namespace)
+
+    def _let_go_of_handshake(self, eio_sid: str) -> None:
+        """Keep no more than must be of how a connection began, which has come to what it began for."""
+        socket = self.eio.sockets[eio_sid]
+        if socket.late is not None:
+            socket.late.cancel()
+            socket.late = None
+        environ = self.environ[eio_sid]
+        if FAST and isinstance(environ, Environ) and isinstance(environ.came, Handshake):
+            environ.keep(Kept(environ.came))
 
     def _outbound_queue(self, eio_sid: str, opening: asyncio.Queue[Any]) -> OutboundQueue:
         queue = OutboundQueue(_packet_size, self._settings.max_send_buffer, lambda: self.too_slow(eio_sid))
@@ -561,6 +570,17 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]  # untyped base
     def _is_nobodys(self, eio_sid: str) -> bool:
         somebodys = any(self.manager.sid_from_eio_sid(eio_sid, name) for name in self.namespace_handlers)
         return not somebodys and self.is_open(eio_sid)
+
+
+def _is_over_connects(socket: Socket, now: float) -> bool:
+    """Count an attempt to join a namespace. Most connections make one, and have no bucket for it."""
+    socket.attempts += 1
+    if socket.attempts == 1:
+        return False
+    if socket.connects is None:
+        socket.connects = TokenBucket(CONNECTS, now)
+        socket.connects.take(now)
+    return bool(socket.connects.take(now))
 
 
 def _packet_size(item: eio_packet.Packet | None) -> int:

@@ -113,7 +113,9 @@ class Socket(AsyncSocket):  # type: ignore[misc]  # untyped base
     queue: OutboundQueue
     lost = False
     """True once a polling request failed, which python-engineio ends as if the server had meant to."""
-    connects: TokenBucket
+    connects: TokenBucket | None = None
+    """What counts its attempts to join a namespace; None until the second."""
+    attempts = 0
     packets: TokenBucket
     joins = 0
     """How often it has tried to join a namespace that is there."""

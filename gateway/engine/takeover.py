@@ -86,17 +86,22 @@ class _Socket:
         return 0
 
 
+_ADDRESSES = ("peername", "sockname")
+
+
 class _Transport:
-    """The loop's transport as picows has it: with a socket that stays as it is.
+    """The loop's transport as picows has it: with a socket that stays as it is, and without addresses.
 
     Of the two options that picows sets, the loop has set one, and the other has each request acknowledged twice. Four
-    it reads for a line of its log that nobody writes; for each of the six, uvloop would make a socket and undo it.
+    options and two addresses it reads for a line of its log that nobody writes; for each of these uvloop would ask the
+    system, and make a socket to do so.
     """
 
-    __slots__ = ("_transport",)
+    __slots__ = ("_socket", "_transport")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._socket = _Socket(transport.get_extra_info("socket").fileno())
 
     # Methods that picows calls, as it finds them; one that asks for another is to fail in the contract test.
     abort = property(lambda self: self._transport.abort)
@@ -106,8 +111,9 @@ class _Transport:
     writelines = property(lambda self: self._transport.writelines)
 
     def get_extra_info(self, name: str, default: object = None) -> Any:
-        known = self._transport.get_extra_info(name, default)
-        return known if name != "socket" or known is None else _Socket(known.fileno())
+        if name == "socket":
+            return self._socket
+        return default if name in _ADDRESSES else self._transport.get_extra_info(name, default)
 
 
 class _Accepted(WSUpgradeResponse):
@@ -125,11 +131,23 @@ class _Accepted(WSUpgradeResponse):
 
 _ANSWER = _Accepted()
 
+_METHOD, _VERSION = b"GET", b"HTTP/1.1"
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 """What picows keeps of each connection's head, which it has read by then."""
 
-_RELEASING = asyncio.Protocol()
-"""A transport's protocol in between: uvloop keeps the last that takes no buffers, and with aiohttp's a tenth more."""
+
+class _Releasing(asyncio.Protocol):
+    """A transport's protocol in between: uvloop keeps the last that takes no buffers, and with aiohttp's a tenth more.
+
+    It keeps what takes its data, too: a function is the same for all, and a method would be made for each.
+    """
+
+    @staticmethod
+    def data_received(data: bytes) -> None:
+        """Nothing comes: it is a transport's protocol for no time."""
+
+
+_RELEASING = _Releasing()
 
 
 class Handshake(web.Request):
@@ -140,12 +158,15 @@ class Handshake(web.Request):
         target: what it asks for, as it came.
         url: the same.
         headers: its own.
+        head: all of that, as it came.
         came_along: what has come behind its head.
     """
 
-    ATTRS = web.Request.ATTRS | {"came_along"}
+    ATTRS = web.Request.ATTRS | {"came_along", "head", "wire"}
 
-    def __init__(self, arrival: Any, target: str, url: URL, headers: CIMultiDict[str], came_along: bytes) -> None:
+    def __init__(
+        self, arrival: Any, target: str, url: URL, headers: CIMultiDict[str], head: bytes, came_along: bytes
+    ) -> None:
         super().__init__(
             RawRequestMessage(
                 *("GET", target, HttpVersion11, CIMultiDictProxy(headers), ()),
@@ -157,7 +178,16 @@ class Handshake(web.Request):
             None,  # type: ignore[arg-type]  # nor is it any task's
             asyncio.get_running_loop(),
         )
+        self.head = head
         self.came_along = came_along
+        self.wire = arrival.transport
+        """Its transport, which stays known after the connection was handed over, and `transport` is None."""
+
+    @property
+    def remote(self) -> str | None:
+        """Where it comes from, as aiohttp has it. Looked up when it is asked for, which it seldom is."""
+        peername = self.wire.get_extra_info("peername")
+        return str(peername[0]) if isinstance(peername, list | tuple) else peername and str(peername)
 
 
 class TakenOver(web.StreamResponse):
@@ -241,7 +271,9 @@ def take_over(request: web.Request, listener: Any, *, max_message: int, max_buff
         room[:size] = data[:size]
         protocol.buffer_updated(size)
         data = data[size:]
-    protocol.transport.request.headers = _NO_HEADERS
+    # The same for all, instead of what it has read of each head, and needs no more.
+    head = protocol.transport.request
+    head.method, head.version, head.headers = _METHOD, _VERSION, _NO_HEADERS
 
 
 def _let_go(request: web.Request, transport: asyncio.Transport) -> bytes:

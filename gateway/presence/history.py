@@ -40,13 +40,17 @@ either. A flush waits for 200 at the most."""
 class Change:
     """One transition, and the event that tells of it, encoded when it is first asked for."""
 
-    __slots__ = ("_event", "at", "size", "transition")
+    __slots__ = ("_event", "at", "transition")
 
     def __init__(self, transition: Transition, at: int) -> None:
         self.transition = transition
         self.at = at
-        self.size = SIZE + len(transition.now.meta_json or b"")
         self._event: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        return SIZE + len(self.transition.now.meta_json or b"")
 
     @property
     def position(self) -> int:

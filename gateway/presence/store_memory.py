@@ -101,9 +101,9 @@ class MemoryStore(Store):
         """The last one."""
         self._by_node: dict[str, dict[str, Connection]] = {}
         """The connections of each node, by id."""
-        self._due: list[tuple[int, tuple[str, str]]] = []
-        """A heap of (when, user), with at least one entry for each user whose status will change by itself. An entry
-        that is not the record's own `due` any more is stale, and is dropped when its time comes."""
+        self._due: list[tuple[int, str, str]] = []
+        """A heap of (when, tenant, user), with at least one entry for each user whose status will change by itself. An
+        entry that is not the record's own `due` any more is stale, and is dropped when its time comes."""
         self._log: deque[Entry] = deque(maxlen=log_length)
         self._position = begin
         self._committed: list[Transition] = []
@@ -243,8 +243,8 @@ class MemoryStore(Store):
                 self._forget(record, connection, Ending.NODE_DIED, self._outage.delay(ran_out))
                 self._settle(record, now, Ending.NODE_DIED)
         while self._due and self._due[0][0] <= now:
-            when, key = heapq.heappop(self._due)
-            known = self._records.get(key)
+            when, tenant, user_id = heapq.heappop(self._due)
+            known = self._records.get((tenant, user_id))
             if known is not None and known.due == when:
                 known.due = None
                 self._settle_by_time(known, now)
@@ -543,7 +543,7 @@ class MemoryStore(Store):
             due = earliest(due, (record.sessions[-1].ended_at or 0) + self._retention.sessions_ttl)
         if due is not None and (record.due is None or due < record.due):
             record.due = due
-            heapq.heappush(self._due, (due, (record.status.tenant, record.status.user_id)))
+            heapq.heappush(self._due, (due, record.status.tenant, record.status.user_id))
 
     def _append(self, entry: Entry) -> None:
         self._position = entry.position

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -18,6 +20,9 @@ from conftest import ROOT, STEP, Process, Running, eventually, make_token
 
 from gateway.connections.counts import DOORS
 from gateway.engine.fast import FastSocket
+from gateway.engine.server import CONNECTS
+from gateway.engine.takeover import _METHOD, _NO_HEADERS, _RELEASING, _VERSION
+from gateway.presence.model import NOBODY
 
 Serve = Callable[..., Awaitable[Running]]
 ENGINES = ["fast", "stock"]
@@ -77,6 +82,38 @@ async def test_an_idle_connection_has_no_task_and_no_timer_of_its_own(serve: Ser
     assert len(running.gateway._connections) == 2 * CROWD
 
 
+def objects() -> Counter[str]:
+    """How many objects there are that the collector looks at, by type."""
+    gc.collect()
+    return Counter(type(each).__name__ for each in gc.get_objects())
+
+
+async def test_an_idle_connection_keeps_nothing_that_only_few_need(serve: Serve, closing: AsyncExitStack) -> None:
+    running = await serve(gateway_engine="fast")
+    await crowd(running, closing)
+    await eventually(lambda: settled(asyncio.all_tasks))
+    before = objects()
+    await crowd(running, closing, CROWD)
+    await eventually(lambda: settled(asyncio.all_tasks))
+    more = objects() - before
+    assert more["FastSocket"] == more["LiveConnection"] == CROWD
+    # No request, but what it can be read from again. What is counted are its frames and its requests; not its attempts
+    # to join, of which there was one.
+    assert more["Kept"] == CROWD
+    assert not {"Handshake", "RawRequestMessage", "CIMultiDict", "CIMultiDictProxy"} & more.keys()
+    assert more["TokenBucket"] == 2 * CROWD
+    for socket in running.gateway._server.eio.sockets.values():
+        assert not {"session", "connects"} & vars(socket).keys()
+        head = socket._listener.wire.request
+        assert head.headers is _NO_HEADERS
+        assert head.method is _METHOD
+        assert head.version is _VERSION
+    lives = [live for user in range(2 * CROWD) for live in running.gateway._connections.of_user("default", f"u{user}")]
+    assert {id(live.identity.profile) for live in lives} == {id(NOBODY)}
+    assert len({id(live.expiry._callback) for live in lives if live.expiry is not None}) == 1
+    assert _RELEASING.data_received is _RELEASING.data_received  # which uvloop keeps of each
+
+
 def settled(tasks: Callable[[], Any]) -> int:
     """How many tasks there are, once none is a connection's any more."""
     names = [task.get_coro().__qualname__ for task in tasks()]
@@ -97,12 +134,12 @@ async def test_the_timers_of_all_connections_are_on_the_wheel(
     await crowd(running, closing)
     sockets = list(running.gateway._server.eio.sockets.values())
     assert len(sockets) == CROWD
-    # Of each: its ping, its token's expiry, and the time that it had to join a namespace; the stock engine gives any
-    # WebSocket the time of an upgrade, too.
-    assert waiting() == before + {"fast": 3, "stock": 4}[engine] * CROWD
+    # Of each: its ping, and its token's expiry; the time that it had to join a namespace is over. The stock engine
+    # gives any WebSocket the time of an upgrade, too.
+    assert waiting() == before + {"fast": 2, "stock": 3}[engine] * CROWD
     for socket in sockets:
         assert socket.ping._callback == socket._send_ping
-        assert socket.late is not None
+        assert socket.late is None
     own = [handle for handle in asyncio.get_running_loop()._scheduled if "TimerWheel" in repr(handle)]  # type: ignore[attr-defined]
     assert sum(not handle.cancelled() for handle in own) == 1
 
@@ -245,6 +282,17 @@ async def test_one_connection_that_joins_again_and_again_pays_for_it(serve: Serv
     ]  # two of them its handshake has paid for: there are two namespaces
     assert 0 < answers[3]["data"]["retryAfter"] < 120
     assert answers[3]["message"] == answers[3]["data"]["message"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_connection_may_try_to_join_so_often(serve: Serve, closing: AsyncExitStack, engine: str) -> None:
+    running = await serve(gateway_engine=engine)
+    client = await Packets.start(closing, running.ws_url)
+    for _ in range(CONNECTS.count):
+        await client.ws.send_str("40/nowhere,")
+        assert "Invalid namespace" in await client.packet("44")
+    await client.ws.send_str("40/nowhere,")
+    assert await client.closed() == 4029
 
 
 async def test_who_has_no_room_in_the_queue_is_refused_by_http_with_a_time(serve: Serve) -> None:

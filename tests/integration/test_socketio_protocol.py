@@ -862,6 +862,28 @@ async def test_a_room_is_those_who_entered_it(serve: Serve, closing: AsyncExitSt
     assert await heard(clients) == [[1, 2], [2, 3], [5]]
 
 
+async def test_a_client_has_a_room_of_its_own(serve: Serve, closing: AsyncExitStack) -> None:
+    hosted = await Hosted.start(serve)
+    clients = await three(closing, hosted)
+    (_, a), (_, b), (_, c) = clients
+    assert [set(hosted.chat.rooms(sid)) for sid in (a, b)] == [{a}, {b}]
+    await hosted.chat.emit("said", 1, room=[a, c])
+    with pytest.raises(ValueError, match="sid room"):
+        await hosted.chat.enter_room(b, a)
+    with pytest.raises(ValueError, match="sid room"):
+        await hosted.chat.close_room(a)
+    await hosted.chat.enter_room(a, a)  # where it is
+    await hosted.chat.leave_room(b, a)  # where it is not
+    await hosted.chat.emit("said", 2, room=a)
+    await hosted.chat.leave_room(a, a)
+    assert set(hosted.chat.rooms(a)) == set()
+    await hosted.chat.emit("said", 3, room=a)
+    await hosted.chat.enter_room(a, a)
+    await hosted.chat.emit("said", 4, room=a)
+    await hosted.chat.emit("said", 5, skip_sid=b)
+    assert await heard(clients) == [[1, 2, 4, 5], [], [1, 5]]
+
+
 async def test_a_room_that_is_closed_is_nobodys(serve: Serve, closing: AsyncExitStack) -> None:
     hosted = await Hosted.start(serve)
     clients = await three(closing, hosted)
