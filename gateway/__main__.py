@@ -49,7 +49,7 @@ each that finds no place tries again only after a second, and then after two."""
 MAX_TTL = 3_153_600_000
 """Seconds: a hundred years."""
 
-ACCEPTORS = 8
+ACCEPTORS = 3
 """How many connections are accepted in one turn of the loop. Of each socket that listens libuv accepts one; when all
 come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs."""
 

@@ -54,11 +54,12 @@ class RecordingStore(MemoryStore):
 
     def save(self) -> dict[str, Any]:
         """All that it knows, to `fall_back` to."""
-        return {name: deepcopy(value) for name, value in vars(self).items() if name in STATE}
+        return {name: deepcopy(getattr(self, name)) for name in STATE}
 
     def fall_back(self, saved: dict[str, Any]) -> None:
         """Lose what came later, as in a failover."""
-        vars(self).update(saved)
+        for name, value in saved.items():
+            setattr(self, name, value)
 
     async def _ask(self, *words: str) -> None:
         asked = " ".join(words)

@@ -54,6 +54,7 @@ from gateway.presence.model import (
 from gateway.presence.readers import Readers
 from gateway.presence.record import Record, end_session, revision_of, show_or_hide
 from gateway.presence.store import OUTAGE, RETURNING, Commit, Explanation, Lease, Snapshot, Store
+from gateway.runtime.compiled import mypyc_attr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ TRANSITIONS_EXPLAINED = 10
 """How many of a user's transitions `explain` shows."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class MemoryStore(Store):
     """A store that lives and dies with its process.
 
