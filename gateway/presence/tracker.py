@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import structlog
 
 from gateway.errors import LeaseLostError, StoreUnavailableError
@@ -49,7 +48,7 @@ RETRIES = 3
 """How often a command is repeated if the node's lease was lost in between."""
 
 
-class _Late(msgspec.Struct, frozen=True):
+class _Late(NamedTuple):
     """What one user did while the store could not be reached, for the store to be told when it is back."""
 
     released: bool = False
