@@ -15,7 +15,6 @@ from gateway.presence.figures import Commits
 from gateway.presence.model import Beat, Ending
 from gateway.presence.store import OUTAGE, Commit
 from gateway.presence.touches import Touches
-from gateway.runtime.compiled import mypyc_attr
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -57,7 +56,6 @@ class _Late(NamedTuple):
     """Their activity after that; None for none."""
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Tracker:
     """Gives this node's commands to the store.
 

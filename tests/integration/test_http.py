@@ -599,11 +599,11 @@ async def test_openapi_is_valid_and_every_call_answers_as_it_says(serve: Serve, 
             continue
         schemes = {name for choice in described["security"] for name in choice}
         caller = http.backend if "serviceKey" in schemes else http.alice if "token" in schemes else http.nobody
-        query = {"ids": "1,bob"} if path == "/online-status" else {}
+        query = {"/online-status": {"ids": "1,bob"}, drain: {"force": "true"}}.get(path, {})  # it is the last node
         sent = {"userId": "bob", "status": "busy", "event": "order-shipped", "all": True, "endpoint": "default"}
         sent |= {"recipientId": "bob", "content": "hello", "action": "joined", "userName": "Bob", "senderId": "carol"}
         body = sent if "requestBody" in described else None
-        place = path.replace("{id}", node if path == drain else "bob").replace("{channel}", "presence-a")
+        place = path.replace("{id}", node if "/nodes/" in path else "bob").replace("{channel}", "presence-a")
         called = await caller.call(method, place, params=query, json=body)
         assert called.status == 200, (method, path, called.body)
         [(content_type, content)] = described["responses"]["200"]["content"].items()
