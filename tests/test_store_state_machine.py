@@ -313,7 +313,10 @@ class StoreMachine(RuleBasedStateMachine):
             user.grace = user.lost = 0
             user.meant = False
             user.profile = connection.profile
+            was_online = user.online
             user.appear(now, late=True)
+            if not was_online:
+                user.pass_time(user.since or now)  # what was set may have run out by when they come
             begun, ended, opened = user.sessions[-1]
             user.sessions[-1] = begun, ended, opened + 1
 
@@ -466,6 +469,8 @@ class StoreMachine(RuleBasedStateMachine):
         dead = {node: until for node, until in ends.items() if now >= until}
         for user in self.users.values():
             ended = [dead[node] for node, _ in user.tabs if node in dead]
+            if ended and len(user.tabs) > 1 and user.until is not None and now >= user.until:
+                user.choose("online", None, None, now)  # each ends by itself: while there is another, they are there
             user.tabs = {(node, tab) for node, tab in user.tabs if node not in dead}
             if ended and not user.tabs:
                 hold = max(self.timing.grace, self.standstill.missing - max(ended))

@@ -14,6 +14,7 @@ from gateway.presence import tracker as tracker_module
 from gateway.presence.clock import SteadyClock
 from gateway.presence.follower import Follower
 from gateway.presence.model import Beat, Connection, Ending, UserStatus
+from gateway.presence.record import Record
 from gateway.presence.store import OUTAGE, Commit, Lease
 from gateway.presence.store_memory import MemoryStore
 from gateway.presence.tracker import Tracker
@@ -25,6 +26,14 @@ LEASE = TIMING.lease
 
 STATE = {"_records", "_leases", "_by_node", "_due", "_log", "_position"}
 """What of a memory store says what it knows."""
+
+
+def _copy(record: Record) -> Record:
+    """A copy of its own: what is compiled, `deepcopy` cannot make anew."""
+    made = Record(record.status)
+    for name in ("shown", "held", "due", "recent", "sessions", "opened"):
+        setattr(made, name, deepcopy(getattr(record, name)))
+    return made
 
 
 class RecordingStore(MemoryStore):
@@ -54,7 +63,8 @@ class RecordingStore(MemoryStore):
 
     def save(self) -> dict[str, Any]:
         """All that it knows, to `fall_back` to."""
-        return {name: deepcopy(getattr(self, name)) for name in STATE}
+        saved = {name: deepcopy(getattr(self, name)) for name in STATE - {"_records"}}
+        return {**saved, "_records": {key: _copy(record) for key, record in self._records.items()}}
 
     def fall_back(self, saved: dict[str, Any]) -> None:
         """Lose what came later, as in a failover."""

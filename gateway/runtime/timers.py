@@ -140,10 +140,5 @@ class TimerWheel:
             due.append(self._slots.pop(heappop(self._numbers)))
         for timer in chain.from_iterable(due):  # what they set for at once is for the loop's next turn
             timer.fire()
-        self._arm_next()
-
-    def _arm_next(self) -> None:
-        # Not within `_turn`, which has let go of its handle: compiled, it would take that for so still, whatever the
-        # timers that it fired have set.
         if self._numbers and self._handle is None:
             self._arm()
