@@ -51,7 +51,9 @@ MAX_TTL = 3_153_600_000
 
 ACCEPTORS = 3
 """How many connections are accepted in one turn of the loop. Of each socket that listens libuv accepts one; when all
-come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs."""
+come at once a turn is long, and the rest would wait with the system, unseen, for longer than their time-outs. Each is
+woken by every connection, most of them for nothing, which is the kernel's work: with three, 10,000 who come at once are
+let in as soon as with eight."""
 
 
 _VARIABLES = (
