@@ -13,6 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from receivers import HOOK_SECRET
+from redis_servers import RedisServer, fresh_prefix
 
 
 class Span:
@@ -103,3 +105,17 @@ def named(kept: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
 def traces_of(kept: InMemorySpanExporter, name: str) -> list[str]:
     """The ids of the traces that spans of a name are of."""
     return [format(span.context.trace_id, "032x") for span in named(kept, name) if span.context is not None]
+
+
+def traced(told: Collector, redis: RedisServer) -> dict[str, str]:
+    """The variables of nodes that tell a collector of their spans, and send it their webhooks."""
+    return {
+        "TRACING": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": told.url,
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "REDIS_URL": redis.url,
+        "REDIS_PREFIX": fresh_prefix(),
+        "PRESENCE_WEBHOOK_URL": f"{told.url}/hook",
+        "PRESENCE_WEBHOOK_SECRET": HOOK_SECRET,
+        "PRESENCE_OFFLINE_GRACE": "0.2",
+    }

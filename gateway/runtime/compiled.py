@@ -1,7 +1,6 @@
 """Marks for mypyc, by which some modules are compiled; to ordinary Python they mean nothing.
 
-`mypyc_attr(allow_interpreted_subclasses=True)` on a compiled class lets ordinary Python derive from it, as tracing and
-tests do.
+`mypyc_attr(allow_interpreted_subclasses=True)` on a compiled class lets ordinary Python derive from it, as tests do.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from clients import Client
-from collectors import Collector, Span, collector, kept_spans, named, traces_of
+from collectors import Collector, Span, collector, kept_spans, named, traced, traces_of
 from conftest import SERVICE_KEY, STEP, Process, Running, eventually
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from receivers import HOOK_SECRET
@@ -56,16 +56,7 @@ class Nodes:
 
 @pytest.fixture
 def variables(told: Collector, shared_redis: RedisServer) -> dict[str, str]:
-    return {
-        "TRACING": "true",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": told.url,
-        "OTEL_BSP_SCHEDULE_DELAY": "50",
-        "REDIS_URL": shared_redis.url,
-        "REDIS_PREFIX": fresh_prefix(),
-        "PRESENCE_WEBHOOK_URL": f"{told.url}/hook",
-        "PRESENCE_WEBHOOK_SECRET": HOOK_SECRET,
-        "PRESENCE_OFFLINE_GRACE": "0.2",
-    }
+    return traced(told, shared_redis)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from clients import Client, Plain
-from collectors import Collector, Span, collector, kept_spans, named
+from collectors import Collector, Span, collector, kept_spans, named, traced
 from conftest import ROOT, SECRET, SERVICE_KEY, STEP, Process, Running, eventually, make_settings
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from receivers import HOOK_SECRET
@@ -45,16 +45,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 async def test_a_command_is_one_trace_on_all_nodes_and_to_the_webhook(
     spawn: Spawn, told: Collector, closing: AsyncExitStack, shared_redis: RedisServer
 ) -> None:
-    variables = {
-        "TRACING": "true",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": told.url,
-        "OTEL_BSP_SCHEDULE_DELAY": "50",
-        "REDIS_URL": shared_redis.url,
-        "REDIS_PREFIX": fresh_prefix(),
-        "PRESENCE_WEBHOOK_URL": f"{told.url}/hook",
-        "PRESENCE_WEBHOOK_SECRET": HOOK_SECRET,
-        "PRESENCE_OFFLINE_GRACE": "0.2",
-    }
+    variables = traced(told, shared_redis)
     a, b = await spawn(**variables), await spawn(**variables)
     bob = await Client.connect(closing, b.url, "bob")
     alice = await Plain.connect(closing, a.url.replace("http", "ws", 1), "alice")
